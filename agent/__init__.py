@@ -1,0 +1,12 @@
+"""The agent: on each host, it executes what this site's gateways ask for, and moves the bytes of this host's VMs.
+
+    service -> source | destination -> hypervisor       what is asked, one end of a migration, who does it
+    relay                                               libvirt's and QEMU's sockets <-> channels to a gateway
+    journal                                             what a killed agent left on this host
+    main                                                wiring only
+
+At the source:       prepare (sockets) -> start (the hypervisor moves) -> released | failed
+At the destination:  prepare (images) -> arrived (whole, paused) -> active | failed (nothing is left)
+"""
+
+import certs as certs  # holds the TLS floor, which must come before grpc is loaded

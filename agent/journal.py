@@ -1,0 +1,66 @@
+"""What an agent must remember of a migration when it is killed: one small JSON file each, written before the act.
+
+A file is there from before the first thing is made on this host, so that whatever a killed agent left can be found.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, Field, ValidationError
+
+from landbridge import durable
+from landbridge.errors import InternalError
+from landbridge.v1.agent_pb2 import Role, Stage
+
+
+class Record(BaseModel):
+    """One migration at this host."""
+
+    migration: str
+    # Numbers of landbridge.v1.Role and landbridge.v1.Stage.
+    role: int
+    stage: int = int(Stage.STAGE_PREPARED)
+    vm: str
+    vm_uuid: str
+    error: str = ""
+    # At the source: whether the VM started with the host before the move; None until autostart was touched.
+    autostart: bool | None = None
+    # At the source: whether what is left of the VM is marked as moved. Once only: the VM may come back, and leave again.
+    marked: bool = False
+    # At the destination: images that the move makes, whether or not they are there yet.
+    # At the source: images of the VM that left, while they are being removed.
+    images: list[str] = Field(default_factory=list)
+    # At the destination: the definition with this host's names.
+    domain_xml: str = ""
+    # At the destination: when the guest's CPUs started, seconds since the epoch.
+    resumed_at: float | None = None
+
+    @property
+    def is_source(self) -> bool:
+        """Whether the VM leaves this host."""
+        return self.role == Role.ROLE_SOURCE
+
+
+class Journal:
+    """The records of this host, a file each in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def save(self, record: Record) -> None:
+        """Make a record durable."""
+        durable.write(self._directory / f"{record.migration}.json", record.model_dump_json().encode())
+
+    def load(self) -> list[Record]:
+        """Every record. Raises InternalError naming a file that is not one."""
+        records = []
+        for path in sorted(self._directory.glob("*.json")):
+            try:
+                records.append(Record.model_validate_json(path.read_bytes()))
+            except ValidationError as error:
+                raise InternalError(
+                    f"the journal entry {path} is damaged; move it away, and see by hand what its migration left on this host"
+                ) from error
+        return records

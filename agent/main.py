@@ -1,0 +1,125 @@
+"""landbridge-agent: wiring only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pwd
+import signal
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import structlog
+from grpc import aio
+
+from agent.config import AgentSettings
+from agent.hypervisor.base import Hypervisor
+from agent.hypervisor.libvirt_driver import LibvirtHypervisor
+from agent.journal import Journal
+from agent.move import HostContext
+from agent.relay import Links
+from agent.service import AgentService, Moves
+from certs import tls
+from certs.guard import SERVER_OPTIONS, Access, Guard
+from certs.identity import Role
+from certs.links import Target, listen
+from certs.store import StoredIdentity, load_identity
+from landbridge import config, log
+from landbridge.errors import ConfigError, LandbridgeError
+from landbridge.v1.agent_pb2_grpc import add_AgentServicer_to_server
+
+logger = structlog.get_logger()
+
+
+@click.command()
+@click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/landbridge/agent.toml"),
+    show_default=True,
+)
+@click.option("--verbose", is_flag=True, help="Log more.")
+@click.version_option(package_name="landbridge", message="%(prog)s %(version)s")
+def main(path: Path, verbose: bool) -> None:
+    """The Landbridge agent of one host: drives its libvirt for this site's gateways."""
+    log.configure("agent", verbose=verbose)
+    try:
+        settings = config.load(path, AgentSettings)
+        identity = load_identity(settings.identity.directory, datetime.now(UTC))
+        if (identity.identity.role, identity.identity.site, identity.identity.name) != (
+            Role.HOST,
+            settings.site,
+            settings.name,
+        ):
+            raise ConfigError(
+                f"{identity.directory} holds {identity.identity}, and {path} is for host {settings.name} of site {settings.site}"
+            )
+        asyncio.run(serve(settings, identity, LibvirtHypervisor(settings.libvirt.uri)))
+    except LandbridgeError as error:
+        click.echo(f"landbridge-agent: {error.message}", err=True)
+        sys.exit(error.exit_code)
+
+
+async def serve(settings: AgentSettings, identity: StoredIdentity, hypervisor: Hypervisor) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with running(settings, identity, hypervisor):
+        logger.info("agent.ready", site=settings.site, host=settings.name, control=str(settings.listen.control))
+        await stop.wait()
+    logger.info("agent.stopped")
+
+
+@contextlib.asynccontextmanager
+async def running(settings: AgentSettings, identity: StoredIdentity, hypervisor: Hypervisor) -> AsyncIterator[None]:
+    """The agent, serving for as long as the context is open."""
+    domain = identity.identity.trust_domain
+    moves: Moves
+
+    context, name = (
+        tls.client_context(identity, settings.site),
+        tls.server_name(Role.GATEWAY, settings.site, domain),
+    )
+    gateways = [Target("this site's gateway", address, context, name) for address in settings.gateway.stream]
+    links = Links(gateways, lambda opening: moves.incoming(opening, str(settings.libvirt.socket)))
+    host = HostContext(
+        hypervisor,
+        Journal(settings.paths.state / "migrations"),
+        links,
+        settings.paths.runtime,
+        qemu_owner(settings.libvirt.qemu_user),
+        f"host {settings.name}",
+    )
+    moves = Moves(host)
+    moves.recover()
+    access = Access(Role.GATEWAY, settings.site)
+    server = aio.server(interceptors=[Guard(identity.trust, {"landbridge.v1.Agent": access})], options=SERVER_OPTIONS)
+    add_AgentServicer_to_server(AgentService(host, moves, settings.site, settings.name), server)
+    if server.add_secure_port(str(settings.listen.control), tls.grpc_server_credentials(identity)) == 0:
+        raise ConfigError(f"nothing can listen on {settings.listen.control}; see listen.control")
+    await server.start()
+    stream = await listen(settings.listen.stream, identity, access, lambda link, _peer: links.accept(link))
+    try:
+        yield
+    finally:
+        stream.close()
+        await moves.close()
+        await links.close()
+        await server.stop(grace=1.0)
+        await asyncio.to_thread(hypervisor.close)
+
+
+def qemu_owner(user: str) -> tuple[int, int]:
+    """User and group ids of QEMU. Raises ConfigError if the user does not exist."""
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise ConfigError(
+            f"there is no user {user} on this host; see user in /etc/libvirt/qemu.conf and libvirt.qemu_user"
+        ) from None
+    return entry.pw_uid, entry.pw_gid

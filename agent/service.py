@@ -1,0 +1,199 @@
+"""landbridge.v1.Agent: thin; the work is in `source`, `destination` and the hypervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from typing import Any
+
+import structlog
+
+from agent.destination import DestinationMove
+from agent.journal import Record
+from agent.move import HostContext, Move, call
+from agent.relay import NAMES, Traffic
+from agent.source import SourceMove
+from landbridge.errors import Conflict, LandbridgeError, NotFound, UsageError
+from landbridge.v1 import agent_pb2 as pb
+from landbridge.v1 import agent_pb2_grpc
+from landbridge.v1.channel_pb2 import ChannelOpen
+from landbridge.v1.types_pb2 import Host, Vm
+
+log = structlog.get_logger()
+
+MIGRATION_ID = re.compile(r"[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}")
+RECOVERY_INTERVAL = 2.0
+
+
+class Moves:
+    """The migrations of this host, under way and ended."""
+
+    def __init__(self, host: HostContext) -> None:
+        self._host = host
+        self._moves: dict[str, Move] = {}
+        self._recovered: dict[str, asyncio.Task[None]] = {}
+        self._preparing: dict[str, asyncio.Task[Move]] = {}
+
+    def recover(self) -> None:
+        """Take up what a former run left. Each goes on in the background until the hypervisor answers."""
+        for record in self._host.journal.load():
+            move: Move
+            if record.is_source:
+                move = SourceMove(self._host, record, "", Vm(name=record.vm, uuid=record.vm_uuid))
+            else:
+                move = DestinationMove(self._host, record)
+            self._moves[record.migration] = move
+            self._recovered[record.migration] = asyncio.create_task(self._recover(move, record))
+
+    async def _recover(self, move: Move, record: Record) -> None:
+        while True:
+            try:
+                await move.recover()
+            except LandbridgeError as error:
+                log.warning("move.recovery_waits", migration=record.migration, why=error.message)
+                await asyncio.sleep(RECOVERY_INTERVAL)
+            else:
+                return
+
+    async def get(self, migration: str) -> Move | None:
+        """A migration, once it is recovered or prepared."""
+        if task := self._recovered.get(migration):
+            await asyncio.shield(task)
+        if preparing := self._preparing.get(migration):
+            await asyncio.wait([preparing])
+        return self._moves.get(migration)
+
+    async def prepare(self, request: pb.PrepareRequest) -> str:
+        """Prepare one end; returns the destination's definition. Raises Conflict if it has ended here already."""
+        if not MIGRATION_ID.fullmatch(request.migration):
+            raise UsageError(f"{request.migration!r} is no id of a migration; ids are UUIDs")
+        move = await self.get(request.migration)
+        if move is None:
+            # Goes on if the caller gives up, so that what it makes is known to whoever asks next, be it to remove it.
+            task = self._preparing[request.migration] = asyncio.create_task(self._prepare(request))
+            task.add_done_callback(lambda _: self._preparing.pop(request.migration))
+            move = await asyncio.shield(task)
+        if move.stage == pb.Stage.STAGE_FAILED:
+            raise Conflict(f"migration {request.migration} has ended on {self._host.name}: {move.record.error}")
+        return move.record.domain_xml
+
+    async def _prepare(self, request: pb.PrepareRequest) -> Move:
+        move: Move
+        if request.role == pb.Role.ROLE_SOURCE:
+            move = SourceMove.prepare(self._host, request)
+        else:
+            await self.departed(request.vm.uuid)
+            move = await DestinationMove.prepare(self._host, request)
+        self._moves[request.migration] = move
+        return move
+
+    async def departed(self, uuid: str) -> None:
+        """Wait until a VM that was just released has left this host for good, so that it can come back."""
+        for move in self._moves.values():
+            if isinstance(move, SourceMove) and move.record.vm_uuid == uuid:
+                await move.gone()
+
+    async def source(self, migration: str) -> SourceMove:
+        """A migration that leaves this host."""
+        move = await self.get(migration)
+        if not isinstance(move, SourceMove):
+            raise NotFound(f"{self._host.name} is not the source of a migration {migration}")
+        return move
+
+    async def destination(self, migration: str) -> DestinationMove:
+        """A migration that comes to this host."""
+        move = await self.get(migration)
+        if not isinstance(move, DestinationMove):
+            raise NotFound(f"{self._host.name} is not the destination of a migration {migration}")
+        return move
+
+    def incoming(self, opening: ChannelOpen, rpc_socket: str) -> tuple[str, Traffic]:
+        """Where to connect a channel that a gateway brings. Raises NotFound or Conflict."""
+        move = self._moves.get(opening.migration)
+        if not isinstance(move, DestinationMove):
+            raise NotFound(f"{self._host.name} expects no migration {opening.migration}")
+        path = move.socket_path(NAMES[opening.kind])
+        return (rpc_socket if NAMES[opening.kind] == "rpc" else path), move.traffic
+
+    async def close(self) -> None:
+        """The agent stops."""
+        tasks: list[asyncio.Task[Any]] = [*self._recovered.values(), *self._preparing.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(move.close() for move in self._moves.values()))
+
+
+class AgentService(agent_pb2_grpc.AgentServicer):
+    """The calls of this site's gateways."""
+
+    def __init__(self, host: HostContext, moves: Moves, site: str, name: str) -> None:
+        self._host = host
+        self._moves = moves
+        self._site = site
+        self._name = name
+
+    def _complete(self, host: Host) -> Host:
+        host.site, host.name, host.agent_version = self._site, self._name, version("landbridge")
+        host.clock.GetCurrentTime()
+        return host
+
+    async def GetHost(self, request: pb.GetHostRequest, context: Any) -> pb.GetHostResponse:
+        """Facts of this host."""
+        return pb.GetHostResponse(host=self._complete(await call(self._host.hypervisor.host)))
+
+    async def ListVms(self, request: pb.ListVmsRequest, context: Any) -> pb.ListVmsResponse:
+        """Every VM here."""
+        vms = await call(self._host.hypervisor.vms)
+        for vm in vms:
+            vm.site, vm.host = self._site, self._name
+        return pb.ListVmsResponse(vms=vms)
+
+    async def InspectVm(self, request: pb.InspectVmRequest, context: Any) -> pb.InspectVmResponse:
+        """One VM and its definition."""
+        vm = await call(self._host.hypervisor.vm, request.vm)
+        vm.site, vm.host = self._site, self._name
+        xml = await call(self._host.hypervisor.migratable_xml, vm.uuid)
+        return pb.InspectVmResponse(vm=vm, domain_xml=xml)
+
+    async def CheckIncoming(self, request: pb.CheckIncomingRequest, context: Any) -> pb.CheckIncomingResponse:
+        """Preflight facts."""
+        await self._moves.departed(request.vm.uuid)
+        check = await call(self._host.hypervisor.check_incoming, request.vm, request.domain_xml, request.mapping)
+        self._complete(check.host)
+        return check
+
+    async def Prepare(self, request: pb.PrepareRequest, context: Any) -> pb.PrepareResponse:
+        """One end of a migration."""
+        return pb.PrepareResponse(domain_xml=await self._moves.prepare(request))
+
+    async def Start(self, request: pb.StartRequest, context: Any) -> pb.StartResponse:
+        """Begin."""
+        await (await self._moves.source(request.migration)).start(request.domain_xml)
+        return pb.StartResponse()
+
+    async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.WatchResponse]:
+        """Snapshots until the end."""
+        move = await self._moves.get(request.migration)
+        if move is None:
+            yield pb.WatchResponse(migration=request.migration, stage=pb.Stage.STAGE_UNKNOWN)
+            return
+        async for snapshot in move.watch():
+            yield snapshot
+
+    async def Activate(self, request: pb.ActivateRequest, context: Any) -> pb.ActivateResponse:
+        """Let an arrived VM run."""
+        return await (await self._moves.destination(request.migration)).activate(autostart=request.autostart)
+
+    async def Cancel(self, request: pb.CancelRequest, context: Any) -> pb.CancelResponse:
+        """Stop and remove."""
+        move = await self._moves.get(request.migration)
+        if move is None:
+            return pb.CancelResponse(possession=pb.Possession.POSSESSION_UNSPECIFIED)
+        return await move.cancel(discard_arrived=request.discard_arrived)
+
+    async def Settle(self, request: pb.SettleRequest, context: Any) -> pb.SettleResponse:
+        """Remove what a completed migration left."""
+        return await (await self._moves.source(request.migration)).settle()

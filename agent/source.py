@@ -1,0 +1,296 @@
+"""The source end of a migration: from three listening sockets to a VM that was released, or that goes on here.
+
+prepare   sockets exist, nothing else has changed
+start     autostart is off from here on, so that a reboot of this host can never start a second copy
+run       the hypervisor moves the VM; this task watches
+released  the VM has left and this host will not run it again: only now may the destination let it run
+failed    the VM goes on here, and starts with the host as before
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import structlog
+
+from agent.hypervisor.base import MoveRequest, Presence, VmChange, VmEvent
+from agent.journal import Record
+from agent.move import ENDED, HostContext, Move, call, end
+from agent.relay import LocalSockets, make_directory, remove_directory
+from agent.stream.libvirt_rpc import FinishWatch
+from landbridge.errors import Conflict, HypervisorError, LandbridgeError, NotFound
+from landbridge.v1.agent_pb2 import CancelResponse, Possession, PrepareRequest, Role, SettleResponse, Stage
+from landbridge.v1.types_pb2 import Progress, Vm, VmState
+
+log = structlog.get_logger()
+
+# Seconds between two looks at the hypervisor's job statistics, which it has no event for.
+PROGRESS_INTERVAL = 0.5
+# Seconds after which a job that does not obey an abort has its sockets closed under it.
+ABORT_PATIENCE = 5.0
+# Seconds between two attempts to mark a VM that has left, while libvirtd is away.
+MARK_RETRY = 2.0
+
+
+class SourceMove(Move):
+    """One migration, at the host the VM leaves."""
+
+    def __init__(self, host: HostContext, record: Record, destination_site: str, vm: Vm) -> None:
+        sockets = LocalSockets(host.links, record.migration, destination_site, host.runtime / record.migration)
+        super().__init__(host, record, sockets.traffic)
+        self._sockets = sockets
+        self._vm = vm
+        self._run: asyncio.Task[None] | None = None
+        self._began_at = 0.0
+        self._finishes: dict[int, FinishWatch] = {}
+        self.traffic.on_call = self._on_call
+        self.traffic.on_reply = self._on_reply
+        self.traffic.on_lost = self._on_lost
+        self._aborting: asyncio.Task[None] | None = None
+
+    @classmethod
+    def prepare(cls, host: HostContext, request: PrepareRequest) -> SourceMove:
+        """Make the sockets."""
+        vm = request.vm
+        record = Record(migration=request.migration, role=Role.ROLE_SOURCE, vm=vm.name, vm_uuid=vm.uuid)
+        move = cls(host, record, request.destination_site, vm)
+        move.advance(Stage.STAGE_PREPARED)
+        make_directory(move.directory, host.qemu_owner)
+        move._sockets.listen(host.qemu_owner)
+        return move
+
+    async def start(self, domain_xml: str) -> None:
+        """Begin to move the VM; returns once that has begun. A second call changes nothing."""
+        if self.stage in ENDED:
+            raise Conflict(f"migration {self.record.migration} has ended on {self.host.name}; begin a new one")
+        if self._run is None:
+            self._run = asyncio.create_task(self._move(domain_xml), name=f"move of {self.record.vm}")
+
+    async def _move(self, domain_xml: str) -> None:
+        hypervisor, uuid = self.host.hypervisor, self.record.vm_uuid
+        loop = asyncio.get_running_loop()
+        self._began_at = loop.time()
+        unsubscribe = hypervisor.subscribe(lambda event: loop.call_soon_threadsafe(self._on_event, event))
+        watching = asyncio.create_task(self._watch_progress())
+        request = MoveRequest(
+            uuid=uuid,
+            domain_xml=domain_xml,
+            rpc_socket=self._sockets.path("rpc"),
+            ram_socket=self._sockets.path("ram"),
+            disk_socket=self._sockets.path("disk"),
+            disks=tuple(disk.target for disk in self._vm.disks if not disk.read_only),
+        )
+        try:
+            # The record comes first: if this agent is killed in between, the next run sets autostart as it was.
+            self.record.autostart = self._vm.autostart
+            self.host.journal.save(self.record)
+            await call(hypervisor.set_autostart, uuid, False)
+            await call(hypervisor.move, request)
+        except LandbridgeError as error:
+            # After the release, an error only says that libvirt was interrupted while it removed what is left of the VM.
+            if self.stage != Stage.STAGE_RELEASED:
+                await self._fail(self._cause(error.message))
+        else:
+            if self.stage != Stage.STAGE_RELEASED:
+                self.advance(Stage.STAGE_RELEASED)
+        finally:
+            unsubscribe()
+            await end(watching)
+            await self._sockets.close()
+        if self.stage == Stage.STAGE_RELEASED:
+            await self._mark_moved()
+
+    def _on_lost(self) -> None:
+        if self._aborting is None and self.stage not in ENDED:
+            self._aborting = asyncio.create_task(self._abort(), name=f"end of {self.record.migration}")
+
+    def _on_call(self, channel: int, data: bytes) -> None:
+        self._finishes.setdefault(channel, FinishWatch()).called(data)
+
+    def _on_reply(self, channel: int, data: bytes) -> None:
+        # libvirtd has these bytes already, and only now is the release recorded: were it the other way round, and this agent
+        # killed in between, libvirtd would let the guest run here again, and the record would let it run there as well.
+        if self._finishes.setdefault(channel, FinishWatch()).replied(data) and self.stage not in ENDED:
+            self.advance(Stage.STAGE_RELEASED)
+
+    def _cause(self, said: str) -> str:
+        # libvirt only ever sees that its connection is gone; why it went is known to the channels.
+        return self.traffic.failure or said
+
+    async def _fail(self, error: str) -> None:
+        log.warning("move.failed", migration=self.record.migration, vm=self.record.vm, error=error)
+        with contextlib.suppress(LandbridgeError):  # else: restored when somebody asks whether the VM is here
+            await self._restore_autostart()
+        self.advance(Stage.STAGE_FAILED, error)
+
+    async def _restore_autostart(self) -> None:
+        """Have the VM start with the host again, if it did; only while it is known that it has not left."""
+        if self.record.autostart:
+            await call(self.host.hypervisor.set_autostart, self.record.vm_uuid, True)
+            self.record.autostart = None
+            self.host.journal.save(self.record)
+
+    async def _mark_moved(self) -> None:
+        while True:
+            try:
+                with contextlib.suppress(NotFound):  # somebody has removed what was left
+                    await call(self.host.hypervisor.mark_moved, self.record.vm_uuid, self.record.migration)
+            except LandbridgeError as error:
+                log.warning("hypervisor.unreachable", error=error.message)
+                await asyncio.sleep(MARK_RETRY)
+            else:
+                self.record.marked = True
+                self.host.journal.save(self.record)
+                return
+
+    def _on_event(self, event: VmEvent) -> None:
+        if event.uuid != self.record.vm_uuid or self.stage in ENDED:
+            return
+        if event.change is VmChange.SUSPENDED and self.stage in {
+            Stage.STAGE_COPYING_MEMORY,
+            Stage.STAGE_COPYING_DISKS,
+        }:
+            self.suspended_at = event.at
+            self.advance(Stage.STAGE_SWITCHING)
+        elif event.change is VmChange.RESUMED and self.stage == Stage.STAGE_SWITCHING:
+            self.suspended_at = None
+            self.advance(Stage.STAGE_COPYING_MEMORY)
+
+    async def _watch_progress(self) -> None:
+        has_disks = any(not disk.read_only for disk in self._vm.disks)
+        self.advance(Stage.STAGE_COPYING_DISKS if has_disks else Stage.STAGE_COPYING_MEMORY)
+        loop = asyncio.get_running_loop()
+        while self.stage not in ENDED:
+            if self.stage != Stage.STAGE_SWITCHING:
+                with contextlib.suppress(LandbridgeError):
+                    await self._look(loop.time())
+            await asyncio.sleep(PROGRESS_INTERVAL)
+
+    async def _look(self, now: float) -> None:
+        progress = await call(self.host.hypervisor.progress, self.record.vm_uuid)
+        if progress is None:
+            return
+        progress.elapsed_ms = int((now - self._began_at) * 1000)
+        add_eta(progress)
+        self.progress = progress
+        if progress.memory_total and self.stage == Stage.STAGE_COPYING_DISKS:
+            self.advance(Stage.STAGE_COPYING_MEMORY)
+        self.changed()
+
+    async def cancel(self, *, discard_arrived: bool = False) -> CancelResponse:
+        """Stop the move if it still can be stopped, and say whether the VM is here."""
+        del discard_arrived
+        async with self.busy:
+            await self._stop()
+            if self.stage not in ENDED:
+                await self._fail("the migration was stopped before it began")
+                await self._sockets.close()
+            return await self._possession()
+
+    async def _stop(self) -> None:
+        """Abort, and take the sockets away if that does not help: an abort waits for disk writes that may never be answered."""
+        if self._run is None or self.stage in ENDED:
+            if self._run is not None and self.stage == Stage.STAGE_FAILED:
+                await asyncio.wait([self._run])  # what it made here is being removed
+            return
+        aborting = asyncio.create_task(self._abort())
+        await asyncio.wait([self._run], timeout=ABORT_PATIENCE)
+        if self.stage not in ENDED:
+            await self._sockets.close()
+        await asyncio.wait([self._run, aborting])
+
+    async def _abort(self) -> None:
+        with contextlib.suppress(HypervisorError):
+            await call(self.host.hypervisor.abort, self.record.vm_uuid)
+
+    async def _possession(self) -> CancelResponse:
+        if self.stage == Stage.STAGE_RELEASED:
+            return CancelResponse(possession=Possession.POSSESSION_ABSENT)
+        presence = await call(self.host.hypervisor.presence, self.record.vm_uuid)
+        if presence is Presence.PAUSED and self.suspended_at is not None:
+            # A libvirtd that was restarted during the switch-over leaves it to others what becomes of the VM. It was never
+            # released, so it runs nowhere else.
+            await call(self.host.hypervisor.resume, self.record.vm_uuid)
+        here = presence in {Presence.RUNNING, Presence.PAUSED}
+        if here:
+            await self._restore_autostart()
+        return CancelResponse(
+            possession=Possession.POSSESSION_HERE if here else Possession.POSSESSION_ABSENT,
+            cause=self.record.error,
+        )
+
+    async def recover(self) -> None:
+        """End what a former run of this agent had under way; its sockets are gone, so the move cannot go on."""
+        hypervisor, uuid = self.host.hypervisor, self.record.vm_uuid
+        remove_directory(self.directory)
+        if self.stage == Stage.STAGE_RELEASED and not self.record.marked:
+            await self._mark_moved()
+        if self.stage in ENDED:
+            return
+        while await call(hypervisor.progress, uuid) is not None:
+            with contextlib.suppress(HypervisorError):
+                await call(hypervisor.abort, uuid)
+            await asyncio.sleep(PROGRESS_INTERVAL)
+        presence = await call(hypervisor.presence, uuid)
+        if presence is Presence.PAUSED and self.stage == Stage.STAGE_SWITCHING:
+            # It was never released, so the destination never let it run.
+            await call(hypervisor.resume, uuid)
+        elif presence is Presence.SHUT_OFF:
+            # Killed between libvirtd's release and the record of it, perhaps: then it must not start here with the host.
+            self.record.autostart = None
+        await self._fail(f"the agent on {self.host.name} was restarted during the migration")
+
+    async def gone(self) -> None:
+        """Wait until the hypervisor has put away what is left of a VM that was released."""
+        if self._run is not None and self.stage == Stage.STAGE_RELEASED:
+            await asyncio.wait([self._run])
+
+    async def settle(self) -> SettleResponse:
+        """Remove the definition and disks of the VM that left."""
+        await self.gone()
+        async with self.busy:
+            hypervisor, removed = self.host.hypervisor, []
+            vm = next((vm for vm in await call(hypervisor.vms) if vm.uuid == self.record.vm_uuid), None)
+            if vm is not None and (vm.state != VmState.VM_STATE_MOVED or vm.moved_by != self.record.migration):
+                raise Conflict(
+                    f"{self.record.vm} on {self.host.name} is not what migration {self.record.migration} left there; "
+                    "nothing was removed"
+                )
+            if vm is not None:
+                # Recorded first: a disk is removed only when no definition names it, and a crash in between is taken up here.
+                self.record.images = [disk.path for disk in vm.disks if not disk.read_only]
+                self.host.journal.save(self.record)
+                await call(hypervisor.undefine, vm.uuid)
+                removed.append(f"definition of {vm.name}")
+            removed += [image for image in self.record.images if await call(hypervisor.remove_disk, image)]
+            self.record.images = []
+            self.host.journal.save(self.record)
+            return SettleResponse(removed=removed)
+
+    async def close(self) -> None:
+        """Close the sockets; the move fails, and the next run of the agent takes it up."""
+        await self._sockets.close()
+        if self._run is not None:
+            await asyncio.wait([self._run], timeout=ABORT_PATIENCE)
+
+
+async def remove_moved(host: HostContext, vm: Vm) -> None:
+    """Remove the definition and the writable disks of a VM that has moved away."""
+    await call(host.hypervisor.undefine, vm.uuid)
+    for disk in vm.disks:
+        if not disk.read_only:
+            await call(host.hypervisor.remove_disk, disk.path)
+
+
+def add_eta(progress: Progress) -> None:
+    """Estimate the time to the switch-over from the present rates: what is left over what is gained per second."""
+    if progress.rate == 0:
+        return
+    seconds = progress.disk_remaining / progress.rate
+    if progress.memory_remaining:
+        gained = progress.rate - progress.dirty_rate
+        if gained <= 0:
+            return
+        seconds += progress.memory_remaining / gained
+    progress.eta_ms = int(seconds * 1000)

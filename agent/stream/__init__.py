@@ -1,0 +1,4 @@
+"""What the bytes of a channel mean: pure readers of streams that libvirt and QEMU speak.
+
+libvirt_rpc   calls and replies between two libvirt daemons
+"""

@@ -1,0 +1,120 @@
+"""The first interceptor of every gRPC server: who calls, may they, and which status an error becomes.
+
+1. The caller's certificate is held against the roots of its site (`tls.grpc_peer_identity`): an unknown caller, or one
+   whose CA speaks for another site, reaches no method.
+2. `Access` says which identities may call which service. Anything else is refused and logged.
+3. An error of our tree becomes its status with its code; any other exception is a defect: it is logged with its trace,
+   and the caller learns only that.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+import structlog
+from grpc import aio
+
+from certs.identity import Identity, Role, TrustBundles
+from certs.tls import grpc_peer_identity
+from landbridge.errors import InternalError, LandbridgeError, PermissionDenied, Status, to_status
+
+log = structlog.get_logger()
+
+# Clients ping silent connections every 10 s (gateway.remote) or 20 s (landbridge.client); gRPC takes that for an attack
+# unless it is told otherwise, and ends the connection.
+SERVER_OPTIONS = (("grpc.http2.min_ping_interval_without_data_ms", 5_000), ("grpc.http2.max_ping_strikes", 0))
+
+# The caller of the method that runs in this context.
+caller: contextvars.ContextVar[Identity] = contextvars.ContextVar("caller")
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may call a service: one role, of one site or (with `local` false) of any trusted site but this one."""
+
+    role: Role
+    site: str
+    local: bool = True
+
+    def check(self, identity: Identity, method: str) -> None:
+        """Raises PermissionDenied."""
+        if identity.role is not self.role or (identity.site == self.site) is not self.local:
+            whose = f"of site {self.site}" if self.local else "of another site"
+            raise PermissionDenied(f"{identity} may not call {method}: it takes a certificate of a {self.role} {whose}")
+
+
+class Guard(aio.ServerInterceptor):
+    """Steps 1 to 3 for every method of the services in `access`, by full name such as "landbridge.v1.Agent"."""
+
+    def __init__(self, trust: TrustBundles, access: Mapping[str, Access]) -> None:
+        self._trust = trust
+        self._access = access
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the method's handler."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method = handler_call_details.method
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(method, handler.unary_stream),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(method, handler.unary_unary),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _unary(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+        async def guarded(request: Any, context: Any) -> Any:
+            try:
+                self._admit(method, context)
+                return await behaviour(request, context)
+            except Exception as error:  # noqa: BLE001 - the last line of defence, see _status_of
+                return await _abort(context, _status_of(error, method))
+
+        return guarded
+
+    def _stream(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+        async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                self._admit(method, context)
+                async for response in behaviour(request, context):
+                    yield response
+            except Exception as error:  # noqa: BLE001 - the last line of defence, see _status_of
+                await _abort(context, _status_of(error, method))
+
+        return guarded
+
+    def _admit(self, method: str, context: Any) -> None:
+        identity = grpc_peer_identity(context, self._trust, datetime.now(UTC))
+        access = self._access.get(method.split("/")[1])
+        if access is None:
+            raise PermissionDenied(f"{method} is not served here")
+        access.check(identity, method)
+        caller.set(identity)
+
+
+async def _abort(context: Any, status: Status) -> None:
+    await context.abort(grpc.StatusCode[status.name], status.message, tuple(status.trailing.items()))
+
+
+def _status_of(error: Exception, method: str) -> Status:
+    if isinstance(error, LandbridgeError):
+        log.info("call.refused", method=method, code=error.code, message=error.message)
+        return to_status(error)
+    # A defect must not reach the caller as it is.
+    log.error("call.defect", method=method, exc_info=error)
+    return to_status(InternalError("an internal error occurred; see the log of the other side"))

@@ -1,0 +1,15 @@
+"""The gateway: at a site's edge, it coordinates migrations and carries the channels between the sites' agents.
+
+    main          wiring only
+    cli           the landbridge command: one file per verb, speaking to a gateway like any other client
+    service       landbridge.v1.Gateway for operators, landbridge.v1.Peer for other gateways; thin
+    migration     states (the one table), preflight (pure), coordinator (calls agents and peers)
+    tunnel        accept and dial links, pump frames between them
+    remote        calls to agents and peers, with deadlines and errors of our tree
+    store         what must not be forgotten
+
+Control:  operator -> service -> coordinator -> agents here, and the peer gateway -> agents there
+Bytes:    agent here -> accept -> pump -> dial -> tunnel -> accept there -> pump -> dial -> agent there
+"""
+
+import certs as certs  # holds the TLS floor, which must come before grpc is loaded

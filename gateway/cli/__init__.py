@@ -1,0 +1,125 @@
+"""The command line, `landbridge`: one file for each verb, and below them what they share.
+
+    sites hosts vms migrations show settle                ask once and print
+    migrate watch cancel                                  and then follow a migration to its end
+    certs                                                 works on files, asks no gateway
+
+    arguments -> connection -> verb -> output | json_lines | follow -> views | live -> summary
+    checked      a Client              tables   for programs           while it goes    at its end
+
+Standard output has the result, standard error one sentence about what went wrong. Exit codes are those of
+`landbridge.errors`, and 130 when Ctrl-C ended the command.
+"""
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import click
+
+from gateway.cli import arguments, output, quiet, words  # noqa: F401 - quiet acts by being imported
+from gateway.cli.cancel import cancel
+from gateway.cli.certs import certs
+from gateway.cli.connection import Access
+from gateway.cli.hosts import hosts
+from gateway.cli.migrate import migrate
+from gateway.cli.migrations import migrations
+from gateway.cli.settle import settle
+from gateway.cli.show import show
+from gateway.cli.sites import sites
+from gateway.cli.vms import vms
+from gateway.cli.watch import watch
+from landbridge.errors import InternalError, LandbridgeError, UsageError
+
+_NAME = "landbridge"
+_GLOBAL_OPTIONS = frozenset({"--gateway", "--identity"})
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--gateway",
+    type=arguments.ADDRESS,
+    envvar="LANDBRIDGE_GATEWAY",
+    show_envvar=True,
+    help="Address of a gateway of your site.",
+)
+@click.option(
+    "--identity",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    envvar="LANDBRIDGE_IDENTITY",
+    show_envvar=True,
+    help="Who you are: a directory with cert.pem, key.pem and trust/.",
+)
+@click.version_option(metadata.version(_NAME), prog_name=_NAME, message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, gateway: str | None, identity: Path | None) -> None:
+    """Move running VMs between datacenters."""
+    ctx.obj = Access(gateway, identity)
+
+
+for _verb in (sites, hosts, vms, migrate, migrations, show, watch, cancel, settle, certs):
+    cli.add_command(_verb)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; what went wrong is one sentence on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows "?" instead of failing
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except LandbridgeError as error:
+        _complain(words.sentence(error.message))
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader has enough. Nothing may be written any more, not even by the interpreter when it ends.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        _complain("Interrupted.")
+        return 128 + signal.SIGINT
+    except Exception:  # noqa: BLE001 - a defect of ours: the report needs the traceback
+        traceback.print_exc()
+        _complain("This is a defect of Landbridge: please report it with the lines above.")
+        return InternalError.exit_code
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        with cli.make_context(_NAME, list(sys.argv[1:] if arguments is None else arguments)) as ctx:
+            cli.invoke(ctx)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return UsageError.exit_code
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        _complain(_usage_sentence(error))
+        return UsageError.exit_code
+    return 0
+
+
+def _usage_sentence(error: click.ClickException) -> str:
+    if isinstance(error, click.NoSuchOption) and error.option_name in _GLOBAL_OPTIONS:
+        return f"{error.option_name} stands before the command: landbridge {error.option_name} ... COMMAND."
+    said = words.sentence(error.format_message())
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    # The reasons that `arguments` gives say what is right: there, a pointer to the help would be noise.
+    if ctx is None or isinstance(error, click.BadParameter):
+        return said
+    return f"{said.removesuffix('.')} (see `{ctx.command_path} --help`)."
+
+
+def _complain(sentence: str) -> None:
+    with contextlib.suppress(OSError):  # nobody may be listening on standard error either
+        click.echo("\n".join(output.folded(f"{_NAME}: {sentence}", sys.stderr)), err=True)

@@ -1,0 +1,97 @@
+"""What the verbs take: each argument is checked here, and a wrong one is answered with one sentence."""
+
+import re
+from dataclasses import dataclass
+
+import click
+
+from certs.identity import Identity, Role
+from landbridge.errors import IdentityError
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object per line (docs/cli-json.md).")
+
+_ID = re.compile("[0-9A-Za-z-]{4,64}")
+_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[0-9A-Za-z._-]+):(?P<port>[0-9]{1,5})")
+_VM_CHARACTERS = 255  # libvirt's names are file names
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where to: a site, and a host of it or "" for the gateway's choice."""
+
+    site: str
+    host: str
+
+    def __str__(self) -> str:
+        return f"{self.site}/{self.host}" if self.host else self.site
+
+
+class _DestinationType(click.ParamType[Destination]):
+    name = "SITE[/HOST]"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Destination:
+        if isinstance(value, Destination):
+            return value
+        text = str(value)
+        site, slash, host = text.partition("/")
+        try:
+            Identity("any", site, Role.HOST, host if slash else "any")
+        except IdentityError as error:
+            self.fail(f"{error.message} Give SITE or SITE/HOST, such as ams or ams/host-b.", param, ctx)
+        return Destination(site, host)
+
+
+class _VmType(click.ParamType[str]):
+    name = "VM"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        parts = text.split("/")
+        if not text.isprintable() or not all(parts) or len(parts) > 2 or len(text) > _VM_CHARACTERS:
+            self.fail(
+                f"{_shown(text)} names no VM: give its name, its UUID, or HOST/NAME, such as web-01 or host-a/web-01.",
+                param,
+                ctx,
+            )
+        return text
+
+
+class _IdType(click.ParamType[str]):
+    name = "ID"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if not _ID.fullmatch(text):
+            self.fail(
+                f"{_shown(text)} is no migration's id: give its first four characters or more, as "
+                "`landbridge migrations` shows them.",
+                param,
+                ctx,
+            )
+        return text
+
+
+class _AddressType(click.ParamType[str]):
+    name = "HOST:PORT"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        match = _ADDRESS.fullmatch(text)
+        if not match or not 0 < int(match["port"]) < 65536:
+            self.fail(
+                f"{_shown(text)} is no address: give HOST:PORT, such as gateway.example.org:7443 or "
+                "[2001:db8::1]:7443.",
+                param,
+                ctx,
+            )
+        return text
+
+
+def _shown(text: str) -> str:
+    return ascii(text if len(text) <= 80 else f"{text[:80]}...")
+
+
+DESTINATION = _DestinationType()
+ADDRESS = _AddressType()
+vm = click.argument("vm", type=_VmType())
+migration_id = click.argument("migration_id", metavar="ID", type=_IdType())

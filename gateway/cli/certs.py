@@ -1,0 +1,145 @@
+"""`landbridge certs`: a site's CA, the identities that it issues, and the other sites that they trust.
+
+With --json, each command writes one object on one line:
+
+    init    {"ca": dir, "site": s, "trust_domain": d, "spiffe_id": id, "not_after": t, "fingerprint": f}
+    issue   {"directory": dir, "identity": id, "role": r, "name": n, "site": s, "not_after": t,
+             "fingerprint": f}
+    trust   {"directory": dir, "site": s, "spiffe_id": id}
+    show    {"directory": dir, "kind": "identity"|"ca", "identity": id, "issuer": id, "not_before": t,
+             "not_after": t, "expired": bool, "fingerprint": f, "trusts": [id, ...]}
+
+Times are RFC 3339 in UTC; a fingerprint is the lower-case hex SHA-256 of the certificate's DER.
+"""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from certs import authority, store
+from certs.identity import Identity, Role, Site
+from landbridge.errors import IdentityError, UsageError
+
+_DIRECTORY = click.Path(path_type=Path, file_okay=False)
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
+
+
+@click.group()
+def certs() -> None:
+    """Create a site's CA, issue identities, and trust other sites."""
+
+
+@certs.command()
+@click.option("--site", required=True, help="The site's name: one DNS label.")
+@click.option("--trust-domain", required=True, help="The organisation's trust domain, as example.org.")
+@click.option("--out", required=True, type=_DIRECTORY, help="Where to write ca.pem and ca.key.")
+@_JSON
+def init(site: str, trust_domain: str, out: Path, *, as_json: bool) -> None:
+    """Create the CA of one site. An existing CA is never overwritten."""
+    try:
+        home = Site(trust_domain, site)
+    except IdentityError as error:
+        raise UsageError(error.message) from error
+    created = authority.create(home, datetime.now(UTC))
+    store.save_authority(out, created)
+    facts = {
+        "ca": str(out),
+        "site": home.site,
+        "trust_domain": home.trust_domain,
+        "spiffe_id": str(home),
+        "not_after": _time(created.certificate.not_valid_after_utc),
+        "fingerprint": _fingerprint(created.certificate),
+    }
+    _say(facts, f"Created the CA of {home} in {out}. Keep {out / store.CA_KEY} offline.", as_json=as_json)
+
+
+@certs.command()
+@click.option("--ca", required=True, type=_DIRECTORY, help="The CA's directory.")
+@click.argument("role", type=click.Choice([role.value for role in Role]))
+@click.argument("name")
+@click.option("--out", required=True, type=_DIRECTORY, help="Where to write cert.pem, key.pem and trust/.")
+@click.option("--days", type=int, help="Days of validity. [default: 90; operators: 30]")
+@click.option("--force", is_flag=True, help="Replace the identity in --out.")
+@_JSON
+def issue(ca: Path, role: str, name: str, out: Path, days: int | None, *, force: bool, as_json: bool) -> None:
+    """Issue an identity with a new key."""
+    issuer = store.load_authority(ca)
+    try:
+        identity = Identity(issuer.site.trust_domain, issuer.site.site, Role(role), name)
+    except IdentityError as error:
+        raise UsageError(error.message) from error
+    leaf = authority.issue(issuer, identity, datetime.now(UTC), days=days)
+    store.save_identity(out, leaf, force=force)
+    until = _time(leaf.certificate.not_valid_after_utc)
+    facts = {
+        "directory": str(out),
+        "identity": str(identity),
+        "role": role,
+        "name": name,
+        "site": identity.site,
+        "not_after": until,
+        "fingerprint": _fingerprint(leaf.certificate),
+    }
+    _say(facts, f"Issued {identity} in {out}, valid until {until}.", as_json=as_json)
+
+
+@certs.command()
+@click.argument("identity_dir", type=_DIRECTORY)
+@click.argument("ca_pem", type=click.Path(path_type=Path))
+@_JSON
+def trust(identity_dir: Path, ca_pem: Path, *, as_json: bool) -> None:
+    """Let an identity trust another site, by that site's ca.pem."""
+    site = store.add_trust(identity_dir, ca_pem)
+    facts = {"directory": str(identity_dir), "site": site.site, "spiffe_id": str(site)}
+    _say(facts, f"{identity_dir} trusts {site}.", as_json=as_json)
+
+
+@certs.command()
+@click.argument("directory", type=_DIRECTORY)
+@_JSON
+def show(directory: Path, *, as_json: bool) -> None:
+    """Show the identity or the CA in a directory."""
+    if (directory / store.CA_CERTIFICATE).exists():
+        ca = store.load_authority(directory)
+        kind, who, issuer, certificate = "ca", str(ca.site), str(ca.site), ca.certificate
+        trusts: list[str] = []
+    else:
+        local = store.load_identity(directory, None)
+        kind, who, issuer = "identity", str(local.identity), str(local.identity.home)
+        certificate, trusts = local.certificate, [str(site) for site in sorted(local.trust.roots)]
+    expired = datetime.now(UTC) > certificate.not_valid_after_utc
+    facts = {
+        "directory": str(directory),
+        "kind": kind,
+        "identity": who,
+        "issuer": issuer,
+        "not_before": _time(certificate.not_valid_before_utc),
+        "not_after": _time(certificate.not_valid_after_utc),
+        "expired": expired,
+        "fingerprint": _fingerprint(certificate),
+        "trusts": trusts,
+    }
+    lines = [
+        f"identity     {who}",
+        f"issuer       {issuer}",
+        f"valid        {facts['not_before']} to {facts['not_after']}{' (EXPIRED)' if expired else ''}",
+        f"fingerprint  {facts['fingerprint']}",
+        *(f"trusts       {site}" for site in trusts),
+    ]
+    _say(facts, "\n".join(lines), as_json=as_json)
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _fingerprint(certificate: x509.Certificate) -> str:
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def _say(facts: dict[str, object] | dict[str, str], sentence: str, *, as_json: bool) -> None:
+    click.echo(json.dumps(facts) if as_json else sentence)

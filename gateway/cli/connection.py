@@ -1,0 +1,41 @@
+"""From the global options to a Client of a gateway."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from certs.identity import Role
+from certs.store import load_identity
+from certs.tls import grpc_channel_credentials, grpc_channel_options
+from landbridge.client import Client
+from landbridge.client import connect as connect_client
+from landbridge.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Access:
+    """The global options: which gateway, and who asks."""
+
+    gateway: str | None
+    identity: Path | None
+
+
+def connect(ctx: click.Context) -> Client:
+    """The Client that a verb uses: the gateway must be one of the site that the identity belongs to.
+
+    Verbs call it as `connection.connect`, which tests replace.
+    """
+    access = ctx.find_object(Access)
+    if access is None or access.gateway is None:
+        raise UsageError("No gateway is given: use --gateway HOST:PORT or set LANDBRIDGE_GATEWAY.")
+    if access.identity is None:
+        raise UsageError("No identity is given: use --identity DIR or set LANDBRIDGE_IDENTITY.")
+    local = load_identity(access.identity, datetime.now(UTC))
+    site = local.identity.site
+    return connect_client(
+        access.gateway,
+        grpc_channel_credentials(local, site),
+        grpc_channel_options(Role.GATEWAY, site, local.identity.trust_domain),
+    )

@@ -1,0 +1,69 @@
+"""`landbridge show`"""
+
+from collections.abc import Iterator
+
+import click
+
+from gateway.cli import arguments, connection, findings, json_lines, output, summary, words
+from landbridge.v1.types_pb2 import Migration, Progress
+
+
+@click.command()
+@arguments.migration_id
+@arguments.as_json
+@click.pass_context
+def show(ctx: click.Context, migration_id: str, *, as_json: bool) -> None:
+    """Show everything that is known of one migration."""
+    with connection.connect(ctx) as gateway:
+        migration = gateway.migration(migration_id)
+    if as_json:
+        json_lines.write("migration", migration)
+        return
+    pairs = [
+        *_plan(migration),
+        *_times(migration),
+        *(_progress(migration.progress) if migration.HasField("progress") else ()),
+        *(summary.pairs(migration.summary) if migration.HasField("summary") else ()),
+        *_channels(migration),
+    ]
+    output.facts([(name, value) for name, value in pairs if value])
+    if migration.findings:
+        click.echo("\nPreflight found:")
+        findings.show(migration.findings)
+
+
+def _plan(migration: Migration) -> Iterator[tuple[str, str]]:
+    yield "migration", words.safe(migration.id)
+    yield "VM", f"{words.safe(migration.vm)} ({words.safe(migration.vm_uuid)})"
+    yield "source", words.place(migration.source_site, migration.source_host)
+    yield "destination", words.place(migration.destination_site, migration.destination_host)
+    yield "state", words.state(migration.state)
+    yield "reason", words.safe(migration.reason)
+
+
+def _times(migration: Migration) -> Iterator[tuple[str, str]]:
+    yield "requested", words.moment(migration.requested_at) or ""
+    yield "by", words.safe(migration.requested_by)
+    yield "updated", words.moment(migration.updated_at) or ""
+    yield "ended", words.moment(migration.ended_at) or ""
+
+
+def _progress(progress: Progress) -> Iterator[tuple[str, str]]:
+    for name, total, remaining in (
+        ("disks", progress.disk_total, progress.disk_remaining),
+        ("memory", progress.memory_total, progress.memory_remaining),
+    ):
+        if total:
+            done = max(0, total - remaining)
+            yield name, f"{words.size(done)} of {words.size(total)} ({words.percent(done, total)} %)"
+    if progress.iteration:
+        yield "pass", str(progress.iteration)
+    if progress.rate:
+        yield "rate", f"{words.rate(progress.rate)}, the guest dirties {words.rate(progress.dirty_rate)}"
+    yield "elapsed", words.duration(progress.elapsed_ms)
+
+
+def _channels(migration: Migration) -> Iterator[tuple[str, str]]:
+    for channel in migration.summary.channels:
+        there, back = words.size(channel.to_destination), words.size(channel.to_source)
+        yield f"channel {words.safe(channel.kind)}", f"{there} to the destination, {back} to the source"

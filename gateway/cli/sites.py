@@ -1,0 +1,41 @@
+"""`landbridge sites`"""
+
+import click
+
+from gateway.cli import arguments, connection, json_lines, output, words
+from landbridge.v1.gateway_pb2 import Site
+
+_COLUMNS = (
+    output.Column("SITE", cut=True),
+    output.Column("TUNNEL"),
+    output.Column("RTT", right=True),
+    output.Column("HOSTS", right=True),
+    output.Column("VERSION", cut=True),
+)
+
+
+@click.command()
+@arguments.as_json
+@click.pass_context
+def sites(ctx: click.Context, *, as_json: bool) -> None:
+    """List this site and the sites that it is joined with.
+
+    HOSTS is how many of a site's hosts answer, of how many it has.
+    """
+    with connection.connect(ctx) as gateway:
+        found = gateway.sites()
+    if as_json:
+        for site in found:
+            json_lines.write("site", site)
+    else:
+        output.table(_COLUMNS, [_row(site) for site in found], "The gateway knows no site.")
+
+
+def _row(site: Site) -> output.Row:
+    if site.unreachable:
+        cells = (words.safe(site.name), words.safe(site.tunnel), "", "", "")
+        return output.Row(cells, f"unreachable: {words.safe(site.unreachable)}", "red")
+    rtt = "" if site.local else words.duration(site.rtt_ms)
+    answering = f"{site.hosts_reachable}/{site.hosts}"
+    cells = (words.safe(site.name), words.safe(site.tunnel), rtt, answering, words.safe(site.gateway_version))
+    return output.Row(cells)

@@ -1,0 +1,57 @@
+"""The end of a migration: its figures on standard output, and the error that decides the exit code."""
+
+from collections.abc import Iterator
+
+from gateway.cli import output, words
+from landbridge.errors import LandbridgeError, MigrationCancelled, MigrationFailed
+from landbridge.v1.types_pb2 import (
+    MIGRATION_STATE_CANCELLED,
+    MIGRATION_STATE_COMPLETED,
+    MIGRATION_STATE_FAILED,
+    MIGRATION_STATE_SETTLED,
+    Migration,
+    Summary,
+)
+
+SUCCEEDED = frozenset({MIGRATION_STATE_COMPLETED, MIGRATION_STATE_SETTLED})
+ENDED = SUCCEEDED | {MIGRATION_STATE_FAILED, MIGRATION_STATE_CANCELLED}
+
+
+def show(migration: Migration) -> None:
+    """Print what the ended migration took, and what to do next."""
+    succeeded = migration.state in SUCCEEDED
+    if succeeded:
+        source = words.place(migration.source_site, migration.source_host)
+        destination = words.place(migration.destination_site, migration.destination_host)
+        output.say(f"{words.safe(migration.vm)} has moved from {source} to {destination}.")
+    figures = list(pairs(migration.summary, succeeded=succeeded)) if migration.HasField("summary") else []
+    rows = [("migration", words.safe(migration.id)), *figures]
+    if migration.state == MIGRATION_STATE_COMPLETED:
+        rows.append(("next", f"landbridge settle {words.safe(migration.id)}"))
+    output.facts(rows)
+
+
+def pairs(summary: Summary, *, succeeded: bool = True) -> Iterator[tuple[str, str]]:
+    """The figures by their names; there is no downtime where the guest never left."""
+    yield "total time", words.duration(summary.total_ms)
+    if succeeded or summary.downtime_ms:
+        yield "downtime", words.duration(summary.downtime_ms)
+    yield "hypervisor", f"{words.size(summary.bytes_hypervisor)} read at the source"
+    share = ""
+    if summary.bytes_hypervisor:
+        share = f", {summary.bytes_wan * 100 / summary.bytes_hypervisor:.0f} % of that"
+    yield "WAN", f"{words.size(summary.bytes_wan)} on the tunnel{share}"
+
+
+def failure(migration: Migration) -> LandbridgeError | None:
+    """What an ended migration is to be answered with; None if it succeeded."""
+    destination = words.place(migration.destination_site, migration.destination_host)
+    what = f"of {words.safe(migration.vm)} to {destination}"
+    details = {"migration": migration.id}
+    if migration.state == MIGRATION_STATE_CANCELLED:
+        reason = words.sentence(migration.reason or "The VM goes on at the source")
+        return MigrationCancelled(f"The migration {what} was cancelled: {reason}", details=details)
+    if migration.state == MIGRATION_STATE_FAILED:
+        reason = words.sentence(migration.reason or "no reason is recorded")
+        return MigrationFailed(f"The migration {what} failed: {reason}", details=details)
+    return None

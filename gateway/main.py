@@ -1,0 +1,178 @@
+"""landbridge-gateway: wiring only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import structlog
+from grpc import aio
+
+from certs import tls
+from certs.guard import SERVER_OPTIONS, Access, Guard
+from certs.identity import Role
+from certs.links import Target, listen
+from certs.store import StoredIdentity, load_identity
+from gateway.config import GatewayConfig
+from gateway.migration.coordinator import Coordinator
+from gateway.migration.incoming import Incoming
+from gateway.migration.inventory import Inventory, RemoteSite
+from gateway.migration.ledger import Ledger
+from gateway.migration.routes import FromHost, FromSite
+from gateway.remote import AgentRemote, PeerRemote
+from gateway.service.operators import GatewayService
+from gateway.service.peers import PeerService
+from gateway.store import Store
+from gateway.tunnel.dial import Dialler
+from gateway.tunnel.pump import Pump
+from landbridge import config, log
+from landbridge.config import Address
+from landbridge.errors import ConfigError, LandbridgeError
+from landbridge.v1.gateway_pb2_grpc import add_GatewayServicer_to_server
+from landbridge.v1.peer_pb2_grpc import add_PeerServicer_to_server
+
+logger = structlog.get_logger()
+
+
+@click.command()
+@click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/landbridge/gateway.toml"),
+    show_default=True,
+)
+@click.option("--verbose", is_flag=True, help="Log more.")
+@click.version_option(package_name="landbridge", message="%(prog)s %(version)s")
+def main(path: Path, verbose: bool) -> None:
+    """The Landbridge gateway of one site: coordinates migrations and carries their bytes."""
+    log.configure("gateway", verbose=verbose)
+    try:
+        settings = config.load(path, GatewayConfig)
+        identity = load_identity(settings.identity.directory, datetime.now(UTC))
+        own = identity.identity
+        if (own.role, own.site, own.name) != (Role.GATEWAY, settings.site, settings.name):
+            raise ConfigError(
+                f"{identity.directory} holds {own}, and {path} is for gateway {settings.name} of site {settings.site}"
+            )
+        asyncio.run(serve(settings, identity))
+    except LandbridgeError as error:
+        click.echo(f"landbridge-gateway: {error.message}", err=True)
+        sys.exit(error.exit_code)
+
+
+async def serve(settings: GatewayConfig, identity: StoredIdentity) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with running(settings, identity):
+        logger.info("gateway.ready", site=settings.site, operators=str(settings.listen.operators))
+        await stop.wait()
+    logger.info("gateway.stopped")
+
+
+@contextlib.asynccontextmanager
+async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIterator[None]:
+    """The gateway, serving for as long as the context is open."""
+    async with contextlib.AsyncExitStack() as stack:
+        store = Store(settings.store.url)
+        stack.callback(store.close)
+        ledger = Ledger(store)
+        await ledger.load()
+        pump = Pump()
+        stack.push_async_callback(pump.close)
+        hosts, tunnels = diallers(settings, identity, pump)
+        for dialler in (*hosts.values(), *tunnels.values()):
+            stack.push_async_callback(dialler.close)
+        inventory = remotes(settings, identity, stack)
+        coordinator = Coordinator(ledger, inventory, pump, settings.patience)
+
+        await listen_for_links(settings, identity, pump, ledger, hosts, tunnels, stack)
+        operators = Guard(identity.trust, {"landbridge.v1.Gateway": Access(Role.OPERATOR, settings.site)})
+        peers = Guard(identity.trust, {"landbridge.v1.Peer": Access(Role.GATEWAY, settings.site, local=False)})
+        for guard, address, section in (
+            (operators, settings.listen.operators, "operators"),
+            (peers, settings.listen.peers, "peers"),
+        ):
+            server = aio.server(interceptors=[guard], options=SERVER_OPTIONS)
+            if guard is operators:
+                add_GatewayServicer_to_server(GatewayService(coordinator, ledger, inventory, tunnels), server)
+            else:
+                add_PeerServicer_to_server(PeerService(Incoming(ledger, inventory, pump), inventory), server)
+            bind(server, address, identity, section)
+            await server.start()
+            stack.push_async_callback(server.stop, 1.0)
+        for tunnel in tunnels.values():
+            tunnel.keep_up()
+        coordinator.resume()
+        stack.push_async_callback(coordinator.close)
+        yield
+
+
+def diallers(
+    settings: GatewayConfig, identity: StoredIdentity, pump: Pump
+) -> tuple[dict[str, Dialler], dict[str, Dialler]]:
+    """The links that this gateway dials: to its hosts, and to other sites."""
+    domain = identity.identity.trust_domain
+    hosts, tunnels = {}, {}
+    for host in settings.hosts:
+        name = tls.server_name(Role.HOST, settings.site, domain, host.name)
+        target = Target(f"host {host.name}", host.stream, tls.client_context(identity, settings.site), name)
+        hosts[host.name] = Dialler(pump, target, tunnel=False)
+    for site in settings.sites:
+        name = tls.server_name(Role.GATEWAY, site.name, domain)
+        target = Target(f"the gateway of site {site.name}", site.tunnel, tls.client_context(identity, site.name), name)
+        tunnels[site.name] = Dialler(pump, target, tunnel=True)
+    return hosts, tunnels
+
+
+def remotes(settings: GatewayConfig, identity: StoredIdentity, stack: contextlib.AsyncExitStack) -> Inventory:
+    """Whom this gateway calls: the agents of its hosts, and the gateways of other sites."""
+    agents = {host.name: AgentRemote(host.name, host.control, identity) for host in settings.hosts}
+    sites = {site.name: RemoteSite(PeerRemote(site.name, site.peers, identity), site) for site in settings.sites}
+    for remote in (*agents.values(), *(site.remote for site in sites.values())):
+        stack.push_async_callback(remote.close)
+    return Inventory(settings.site, agents, sites)
+
+
+async def listen_for_links(
+    settings: GatewayConfig,
+    identity: StoredIdentity,
+    pump: Pump,
+    ledger: Ledger,
+    hosts: dict[str, Dialler],
+    tunnels: dict[str, Dialler],
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    """Accept links from this site's agents and from other sites' gateways."""
+    agents = await listen(
+        settings.listen.agents,
+        identity,
+        Access(Role.HOST, settings.site),
+        lambda link, peer: pump.attach(link, router=FromHost(peer.name, ledger, tunnels)),
+    )
+    stack.callback(agents.close)
+    tunnel = await listen(
+        settings.listen.tunnel,
+        identity,
+        Access(Role.GATEWAY, settings.site, local=False),
+        lambda link, peer: pump.attach(link, router=FromSite(peer.site, ledger, hosts), tunnel=True),
+    )
+    stack.callback(tunnel.close)
+
+
+def bind(server: aio.Server, address: Address, identity: StoredIdentity, section: str) -> None:
+    """Have a gRPC server listen. Raises ConfigError."""
+    try:
+        port = server.add_secure_port(str(address), tls.grpc_server_credentials(identity))
+    except RuntimeError as error:  # what grpc raises when it cannot bind
+        raise ConfigError(f"nothing can listen on {address}: see listen.{section} in the configuration") from error
+    if port == 0:
+        raise ConfigError(f"nothing can listen on {address}: see listen.{section} in the configuration")

@@ -1,0 +1,426 @@
+"""At the source's site: begins migrations, and runs each through the table of `states` until it has ended.
+
+Each state has one step, a coroutine that does what the state asks for and returns what came of it. Steps may be repeated: all
+that they ask of agents and peers is idempotent. So a gateway that was restarted goes on by running the step of the state
+that the store has, and recovery has no code of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+
+import structlog
+
+from gateway.config import PatienceSettings
+from gateway.migration.inventory import Inventory
+from gateway.migration.ledger import Ledger, has_ended, state_of
+from gateway.migration.reports import Reports
+from gateway.migration.states import CANCELLABLE, TRANSITIONS, Input, State
+from gateway.migration.survey import Survey
+from gateway.remote import FACTS, WORK
+from gateway.store import Row
+from gateway.tunnel.pump import Pump
+from landbridge.errors import Conflict, LandbridgeError, NotFound, PreflightFailed
+from landbridge.v1 import agent_pb2
+from landbridge.v1.agent_pb2 import Possession, Role, Stage
+from landbridge.v1.peer_pb2 import (
+    PeerActivateRequest,
+    PeerCancelRequest,
+    PeerPrepareRequest,
+)
+from landbridge.v1.types_pb2 import Migration, Severity
+
+log = structlog.get_logger()
+
+# Seconds between two attempts to reach somebody who must answer.
+RETRY = 1.0
+SETTLE = 300.0
+# What the destination's agent says of a VM that has arrived and is there no more: its host looked.
+GONE = frozenset({"absent", "shut_off"})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a step."""
+
+    event: Input
+    # The sentence to show from now on; None keeps the present one.
+    reason: str | None = None
+
+
+@dataclass
+class _Run:
+    row: Row
+    task: asyncio.Task[None] | None = None
+    step: asyncio.Task[Outcome] | None = None
+
+
+@dataclass
+class Coordinator:
+    """All migrations from this site."""
+
+    ledger: Ledger
+    inventory: Inventory
+    pump: Pump
+    patience: PatienceSettings
+    _runs: dict[str, _Run] = field(default_factory=dict)
+
+    # Verbs
+
+    def resume(self) -> None:
+        """Go on with every migration that the ledger knows to be under way."""
+        for row in self.ledger.rows():
+            if row.coordinating and not has_ended(row):
+                log.info("migration.resumed", migration=row.migration.id, state=state_of(row).name)
+                self._start(row)
+        self._reports.start()
+
+    async def migrate(self, wanted: str, site: str, host: str, requested_by: str) -> Migration:
+        """Preflight, record and begin. Raises PreflightFailed, with nothing recorded, if anything is in the way."""
+        found = await self._survey.preflight(wanted, site, host)
+        errors = [finding for finding in found.findings if finding.severity == Severity.SEVERITY_ERROR]
+        if any(finding.code == "already-migrating" for finding in errors):
+            raise Conflict(next(f"{f.message}: {f.remedy}" for f in errors if f.code == "already-migrating"))
+        if errors:
+            more = (
+                f" (and {len(errors) - 1} more findings; see `landbridge migrate --dry-run`)" if len(errors) > 1 else ""
+            )
+            raise PreflightFailed(f"{errors[0].message}: {errors[0].remedy}{more}")
+        vm = found.vm
+        migration = Migration(
+            id=str(uuid.uuid4()),
+            vm=vm.name,
+            vm_uuid=vm.uuid,
+            source_site=self.inventory.site,
+            source_host=vm.host,
+            destination_site=site,
+            destination_host=found.destination_host,
+            state=State.REQUESTED.value,
+            requested_by=requested_by,
+            findings=found.findings,
+        )
+        migration.requested_at.GetCurrentTime()
+        row = Row(migration=migration, autostart=vm.autostart, clock_offset_ms=found.clock_offset_ms)
+        # Two requests for one VM may both have passed preflight: the first to come here wins, with nothing awaited between.
+        for other in self.ledger.rows():
+            if other.migration.vm_uuid == vm.uuid and not has_ended(other):
+                raise Conflict(f"migration {other.migration.id} of {vm.name} is under way: wait for it, or cancel it")
+        self.ledger.reserve(row)
+        try:
+            await self.ledger.save(row)
+        except LandbridgeError:
+            self.ledger.forget(row)
+            raise
+        self._start(row)
+        return migration
+
+    async def cancel(self, prefix: str, who: str) -> Row:
+        """Record the wish to stop a migration, and act on it. Raises Conflict where it is too late."""
+        row = self.ledger.find(prefix)
+        migration = row.migration
+        if not row.coordinating:
+            raise Conflict(
+                f"migration {migration.id} is coordinated at its source: ask the gateway of site {migration.source_site} to cancel it"
+            )
+        state = state_of(row)
+        if has_ended(row):
+            raise Conflict(f"migration {migration.id} has ended already ({state.name.lower()})")
+        if state not in CANCELLABLE:
+            raise Conflict(
+                f"migration {migration.id} is {state.name.lower()} and can no longer be cancelled; watch how it ends"
+            )
+        row.cancel_requested = True
+        row.cause = f"cancelled by {who}"
+        await self.ledger.save(row)
+        run = self._runs.get(migration.id)
+        if run is not None and run.step is not None:
+            run.step.cancel()
+        return row
+
+    async def settle(self, prefix: str) -> tuple[Row, list[str]]:
+        """Remove what a completed migration left at the source. Raises Conflict if it did not complete."""
+        row = self.ledger.find(prefix)
+        migration = row.migration
+        if not row.coordinating:
+            raise Conflict(
+                f"migration {migration.id} left nothing here: ask the gateway of site {migration.source_site} to settle it"
+            )
+        if state_of(row) is State.SETTLED:
+            return row, []
+        if state_of(row) is not State.COMPLETED:
+            raise Conflict(
+                f"migration {migration.id} is {state_of(row).name.lower()}: only a completed one can be settled"
+            )
+        agent = self.inventory.agent(migration.source_host)
+        request = agent_pb2.SettleRequest(migration=migration.id, vm_uuid=migration.vm_uuid)
+        removed = list((await agent.ask(agent.stub.Settle, request, SETTLE)).removed)
+        row.peer_pending = True
+        await self.ledger.advance(row, Input.SETTLE)
+        self._reports.send(row)
+        return row, removed
+
+    async def close(self) -> None:
+        """Stop running; the store has what the next run needs."""
+        tasks = [run.task for run in self._runs.values() if run.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._reports.close()
+
+    # The run of one migration
+
+    def __post_init__(self) -> None:
+        """Set up what is derived: the survey, the reports, and the table of steps."""
+        self._survey = Survey(self.ledger, self.inventory)
+        self._reports = Reports(self.ledger, self.inventory)
+        self._steps: dict[State, Callable[[Row], Coroutine[None, None, Outcome]]] = {
+            State.REQUESTED: self._requested,
+            State.PREPARING: self._preparing,
+            State.COPYING_DISKS: self._moving,
+            State.COPYING_MEMORY: self._moving,
+            State.SWITCHING: self._moving,
+            State.RESOLVING: self._resolving,
+            State.CLEANING: self._cleaning,
+            State.ACTIVATING: self._activating,
+        }
+
+    def _start(self, row: Row) -> None:
+        run = self._runs[row.migration.id] = _Run(row)
+        run.task = asyncio.create_task(self._run(run), name=f"migration {row.migration.id}")
+
+    async def _run(self, run: _Run) -> None:
+        row = run.row
+        try:
+            while not has_ended(row):
+                state = state_of(row)
+                if row.cancel_requested and state in CANCELLABLE:
+                    outcome = Outcome(Input.CANCEL, row.cause)
+                elif (result := await self._step(run)) is None:
+                    continue
+                else:
+                    outcome = result
+                if outcome.event is Input.TROUBLE:
+                    if Input.TROUBLE not in TRANSITIONS[state_of(row)]:
+                        # Who must answer has left the configuration; a migration is not forgotten for that.
+                        self._note(row, outcome.reason or "")
+                        await asyncio.sleep(RETRY)
+                        continue
+                    row.cause = row.cause or outcome.reason or ""
+                await self.ledger.advance(row, outcome.event, outcome.reason)
+                self._reports.send(row)
+        finally:
+            self._runs.pop(row.migration.id, None)
+            self.pump.wan_bytes.pop(row.migration.id, None)
+
+    async def _step(self, run: _Run) -> Outcome | None:
+        """Run the step of the present state; None if the operator's wish to cancel has interrupted it."""
+        step = run.step = asyncio.create_task(self._steps[state_of(run.row)](run.row))
+        try:
+            await asyncio.wait({step})
+        finally:
+            step.cancel()
+            run.step = None
+        try:
+            return step.result()
+        except asyncio.CancelledError:
+            return None
+        except LandbridgeError as error:
+            return Outcome(Input.TROUBLE, error.message)
+        except Exception:  # a defect must end in the same recovery as any other trouble
+            log.exception("migration.defect", migration=run.row.migration.id)
+            return Outcome(Input.TROUBLE, "an internal error of this gateway interrupted it; see the gateway's log")
+
+    def _note(self, row: Row, note: str) -> None:
+        """Show why a migration does not go on at present, behind what went wrong before."""
+        row.migration.reason = "; ".join(part for part in (row.cause, note) if part)
+        self.ledger.changed(row)
+
+    async def _requested(self, row: Row) -> Outcome:
+        del row
+        return Outcome(Input.BEGIN)
+
+    async def _preparing(self, row: Row) -> Outcome:
+        migration = row.migration
+        agent, remote = (
+            self.inventory.agent(migration.source_host),
+            self.inventory.site_named(migration.destination_site),
+        )
+        inspected = await agent.ask(agent.stub.InspectVm, agent_pb2.InspectVmRequest(vm=migration.vm_uuid), WORK)
+        inspected.vm.autostart = row.autostart
+        request = agent_pb2.PrepareRequest(
+            migration=migration.id,
+            role=Role.ROLE_DESTINATION,
+            vm=inspected.vm,
+            domain_xml=inspected.domain_xml,
+            mapping=remote.mapping(),
+            destination_site=migration.destination_site,
+            destination_host=migration.destination_host,
+        )
+        prepared = await remote.remote.ask(
+            remote.remote.stub.Prepare,
+            PeerPrepareRequest(migration=migration, prepare=request),
+            WORK,
+        )
+        request.role = Role.ROLE_SOURCE
+        await agent.ask(agent.stub.Prepare, request, WORK)
+        start = agent_pb2.StartRequest(migration=migration.id, domain_xml=prepared.prepare.domain_xml)
+        await agent.ask(agent.stub.Start, start, WORK)
+        return Outcome(Input.PREPARED)
+
+    async def _moving(self, row: Row) -> Outcome:
+        async for snapshot in self._follow_source(row):
+            self._take_progress(row, snapshot)
+            match snapshot.stage:
+                case Stage.STAGE_RELEASED:
+                    return Outcome(Input.RELEASED, "")
+                case Stage.STAGE_FAILED:
+                    return Outcome(Input.TROUBLE, snapshot.error)
+                case Stage.STAGE_UNKNOWN:
+                    return Outcome(
+                        Input.TROUBLE, f"the agent of host {row.migration.source_host} knows nothing of the migration"
+                    )
+                case stage:
+                    event = STAGE_EVENTS.get((state_of(row), stage))
+            if event is not None:
+                await self.ledger.advance(row, event, "")
+                self._reports.send(row)
+                if row.cancel_requested and state_of(row) in CANCELLABLE:
+                    # Asked for just as the guest stood still, and it goes on at the source.
+                    return Outcome(Input.CANCEL, row.cause)
+            else:
+                row.migration.reason = ""
+                self.ledger.changed(row)
+        return Outcome(Input.TROUBLE, f"the agent of host {row.migration.source_host} stopped telling of the migration")
+
+    async def _follow_source(self, row: Row) -> AsyncIterator[agent_pb2.WatchResponse]:
+        """What the source's agent tells; through silences no longer than the patience for agents."""
+        agent = self.inventory.agent(row.migration.source_host)
+        request = agent_pb2.WatchRequest(migration=row.migration.id)
+        loop = asyncio.get_running_loop()
+        heard_at = loop.time()
+        while True:
+            try:
+                async for snapshot in agent.follow(agent.stub.Watch, request):
+                    heard_at = loop.time()
+                    yield snapshot
+                return
+            except LandbridgeError as error:
+                if loop.time() - heard_at > self.patience.agent:
+                    raise
+                self._note(row, f"{error.message}; waiting for it")
+            await asyncio.sleep(RETRY)
+
+    def _take_progress(self, row: Row, snapshot: agent_pb2.WatchResponse) -> None:
+        migration = row.migration
+        if snapshot.HasField("progress"):
+            migration.progress.CopyFrom(snapshot.progress)
+        if snapshot.HasField("suspended_at"):
+            row.suspended_at = snapshot.suspended_at.ToNanoseconds()
+        summary = migration.summary
+        del summary.channels[:]
+        summary.channels.extend(snapshot.channels)
+        summary.bytes_hypervisor = sum(channel.to_destination for channel in snapshot.channels)
+        summary.bytes_wan = max(summary.bytes_wan, self.pump.wan_bytes.get(migration.id, 0))
+
+    async def _resolving(self, row: Row) -> Outcome:
+        """Who has the VM? Asked until it is known."""
+        migration = row.migration
+        agent = self.inventory.agent(migration.source_host)
+        request = agent_pb2.CancelRequest(migration=migration.id)
+        while True:
+            try:
+                source = await agent.ask(agent.stub.Cancel, request, WORK)
+                break
+            except LandbridgeError as error:
+                self._note(row, f"{error.message}; until it answers, it is not known whether the VM runs there")
+            await asyncio.sleep(RETRY)
+        if source.possession != Possession.POSSESSION_ABSENT:
+            return Outcome(Input.SOURCE_HAS_IT, row.cause)
+        remote = self.inventory.site_named(migration.destination_site).remote
+        while True:
+            try:
+                there = (await remote.ask(remote.stub.Cancel, PeerCancelRequest(cancel=request), WORK)).cancel
+                break
+            except LandbridgeError as error:
+                self._note(
+                    row, f"{error.message}; the VM is off at the source, and waits paused if it has arrived there"
+                )
+            await asyncio.sleep(RETRY)
+        if there.possession in {Possession.POSSESSION_ARRIVED, Possession.POSSESSION_HERE}:
+            return Outcome(Input.DESTINATION_HAS_IT, row.cause)
+        return Outcome(Input.NOBODY_HAS_IT, f"{row.cause}; the VM is off at the source: start it there if it is wanted")
+
+    async def _cleaning(self, row: Row) -> Outcome:
+        """Have the destination remove what it made; its agent does so by itself if nobody can tell it to."""
+        migration = row.migration
+        remote = self.inventory.site_named(migration.destination_site).remote
+        self.pump.close_channels(migration.id, row.cause)
+        request = PeerCancelRequest(cancel=agent_pb2.CancelRequest(migration=migration.id, discard_arrived=True))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.patience.cleanup
+        reason = row.migration.reason or row.cause
+        row.peer_pending = True
+        while True:
+            try:
+                there = (await remote.ask(remote.stub.Cancel, request, WORK)).cancel
+            except LandbridgeError as error:
+                if loop.time() > deadline:
+                    reason = f"{reason}; {error.message}: site {migration.destination_site} removes what is left there by itself"
+                    break
+                self._note(row, f"{error.message}; waiting to clean up there")
+            else:
+                if there.cause and there.cause not in reason and not row.cancel_requested:
+                    reason = f"{there.cause} ({reason.rstrip('.')})"
+                break
+            await asyncio.sleep(RETRY)
+        return Outcome(Input.CLEANED_AFTER_CANCEL if row.cancel_requested else Input.CLEANED, reason)
+
+    async def _activating(self, row: Row) -> Outcome:
+        """The VM waits, paused, at the destination; nobody else may have it. Ask until it runs."""
+        migration = row.migration
+        remote = self.inventory.site_named(migration.destination_site).remote
+        request = PeerActivateRequest(
+            activate=agent_pb2.ActivateRequest(migration=migration.id, autostart=row.autostart),
+        )
+        while True:
+            try:
+                answer = (await remote.ask(remote.stub.Activate, request, FACTS)).activate
+            except NotFound as error:
+                if error.details.get("presence") not in GONE:
+                    # Somebody on the way has forgotten the migration; that says nothing of the VM.
+                    self._note(row, f"{error.message}; it is not known there whether the VM waits, paused")
+                    await asyncio.sleep(RETRY)
+                    continue
+                lost = f"{error.message}; its memory is lost, its definition and disks are still on host {migration.source_host}"
+                return Outcome(Input.LOST, "; ".join(filter(None, (row.cause, lost))))
+            except LandbridgeError as error:
+                self._note(row, f"{error.message}; the VM waits there, paused, and runs nowhere else")
+            else:
+                break
+            await asyncio.sleep(RETRY)
+        self._summarize(row, answer.resumed_at.ToNanoseconds())
+        row.peer_pending = True
+        return Outcome(Input.ACTIVATED, f"{row.cause}, but too late" if row.cancel_requested else row.cause)
+
+    def _summarize(self, row: Row, resumed_at: int) -> None:
+        migration = row.migration
+        summary = migration.summary
+        began = migration.requested_at.ToNanoseconds()
+        ended = resumed_at - row.clock_offset_ms * 1_000_000
+        migration.ended_at.GetCurrentTime()
+        summary.total_ms = (migration.ended_at.ToNanoseconds() - began) // 1_000_000
+        if row.suspended_at and resumed_at:  # else: an agent was killed before it could note the time
+            summary.downtime_ms = max(ended - row.suspended_at, 0) // 1_000_000
+        summary.bytes_wan = max(summary.bytes_wan, self.pump.wan_bytes.pop(migration.id, 0))
+
+
+# What a stage that the source's agent tells of means in a state; anything else is no news.
+STAGE_EVENTS = {
+    (State.COPYING_DISKS, Stage.STAGE_COPYING_MEMORY): Input.MEMORY_BEGAN,
+    (State.COPYING_DISKS, Stage.STAGE_SWITCHING): Input.SUSPENDED,
+    (State.COPYING_MEMORY, Stage.STAGE_SWITCHING): Input.SUSPENDED,
+    (State.SWITCHING, Stage.STAGE_COPYING_MEMORY): Input.RESUMED,
+}

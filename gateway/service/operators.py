@@ -1,0 +1,123 @@
+"""landbridge.v1.Gateway, for the operators of this site."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from certs.guard import caller
+from gateway.migration.coordinator import Coordinator
+from gateway.migration.inventory import Inventory
+from gateway.migration.ledger import Ledger
+from gateway.migration.preflight import refuses
+from gateway.migration.survey import Survey
+from gateway.tunnel.dial import Dialler
+from landbridge.errors import LandbridgeError
+from landbridge.v1 import gateway_pb2 as pb
+from landbridge.v1 import gateway_pb2_grpc
+from landbridge.v1.types_pb2 import Host
+
+
+class GatewayService(gateway_pb2_grpc.GatewayServicer):
+    """What operators ask."""
+
+    def __init__(
+        self, coordinator: Coordinator, ledger: Ledger, inventory: Inventory, tunnels: Mapping[str, Dialler]
+    ) -> None:
+        self._coordinator = coordinator
+        self._survey = Survey(ledger, inventory)
+        self._ledger = ledger
+        self._inventory = inventory
+        self._tunnels = tunnels
+
+    async def ListSites(self, request: pb.ListSitesRequest, context: Any) -> pb.ListSitesResponse:
+        """This site, and those it is joined with."""
+        names = self._inventory.site_names()
+        own, *others = await asyncio.gather(self._own_site(), *(self._remote_site(name) for name in names))
+        return pb.ListSitesResponse(sites=[own, *others])
+
+    async def _own_site(self) -> pb.Site:
+        hosts = await self._inventory.hosts()
+        return pb.Site(
+            name=self._inventory.site,
+            local=True,
+            hosts=len(hosts),
+            hosts_reachable=sum(not host.unreachable for host in hosts),
+            gateway_version=version("landbridge"),
+            tunnel="local",
+        )
+
+    async def _remote_site(self, name: str) -> pb.Site:
+        site = pb.Site(name=name, tunnel="up" if self._tunnels[name].up else "down")
+        try:
+            facts = await self._inventory.remote_site(name)
+        except LandbridgeError as error:
+            site.unreachable = error.message
+            return site
+        site.hosts = len(facts.site.hosts)
+        site.hosts_reachable = sum(not host.unreachable for host in facts.site.hosts)
+        site.gateway_version = facts.site.gateway_version
+        site.rtt_ms = facts.round_trip_ms
+        return site
+
+    async def ListHosts(self, request: pb.ListHostsRequest, context: Any) -> pb.ListHostsResponse:
+        """Hosts of all sites."""
+        names = self._inventory.site_names()
+        own, *others = await asyncio.gather(self._inventory.hosts(), *(self._remote_hosts(name) for name in names))
+        return pb.ListHostsResponse(hosts=[*own, *(host for hosts in others for host in hosts)])
+
+    async def _remote_hosts(self, name: str) -> list[Host]:
+        try:
+            return list((await self._inventory.remote_site(name)).site.hosts)
+        except LandbridgeError as error:
+            return [Host(site=name, unreachable=error.message)]
+
+    async def ListVms(self, request: pb.ListVirtualMachinesRequest, context: Any) -> pb.ListVirtualMachinesResponse:
+        """VMs of this site."""
+        vms, unreachable = await self._inventory.vms()
+        return pb.ListVirtualMachinesResponse(vms=vms, unreachable=unreachable)
+
+    async def Preflight(self, request: pb.PreflightRequest, context: Any) -> pb.PreflightResponse:
+        """Findings only."""
+        found = await self._survey.preflight(request.vm, request.destination_site, request.destination_host)
+        return pb.PreflightResponse(
+            vm_uuid=found.vm.uuid,
+            source_host=found.vm.host,
+            destination_host=found.destination_host,
+            findings=found.findings,
+            passed=not refuses(found.findings),
+        )
+
+    async def Migrate(self, request: pb.MigrateRequest, context: Any) -> pb.MigrateResponse:
+        """Begin."""
+        migration = await self._coordinator.migrate(
+            request.vm, request.destination_site, request.destination_host, str(caller.get())
+        )
+        return pb.MigrateResponse(migration=migration)
+
+    async def ListMigrations(self, request: pb.ListMigrationsRequest, context: Any) -> pb.ListMigrationsResponse:
+        """All, newest first."""
+        return pb.ListMigrationsResponse(migrations=[row.migration for row in self._ledger.rows()])
+
+    async def GetMigration(self, request: pb.GetMigrationRequest, context: Any) -> pb.GetMigrationResponse:
+        """One."""
+        return pb.GetMigrationResponse(migration=self._ledger.find(request.id).migration)
+
+    async def WatchMigration(
+        self, request: pb.WatchMigrationRequest, context: Any
+    ) -> AsyncIterator[pb.WatchMigrationResponse]:
+        """One, until it has ended."""
+        async for migration in self._ledger.watch(self._ledger.find(request.id)):
+            yield pb.WatchMigrationResponse(migration=migration)
+
+    async def CancelMigration(self, request: pb.CancelMigrationRequest, context: Any) -> pb.CancelMigrationResponse:
+        """The wish to stop."""
+        row = await self._coordinator.cancel(request.id, str(caller.get()))
+        return pb.CancelMigrationResponse(migration=row.migration)
+
+    async def SettleMigration(self, request: pb.SettleMigrationRequest, context: Any) -> pb.SettleMigrationResponse:
+        """Remove what is left at the source."""
+        row, removed = await self._coordinator.settle(request.id)
+        return pb.SettleMigrationResponse(migration=row.migration, removed=removed)

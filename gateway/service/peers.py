@@ -1,0 +1,45 @@
+"""landbridge.v1.Peer, for the gateways of other sites."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from certs.guard import caller
+from gateway.migration.incoming import Incoming
+from gateway.migration.inventory import Inventory
+from landbridge.v1 import peer_pb2 as pb
+from landbridge.v1 import peer_pb2_grpc
+
+
+class PeerService(peer_pb2_grpc.PeerServicer):
+    """What the coordinators of other sites ask."""
+
+    def __init__(self, incoming: Incoming, inventory: Inventory) -> None:
+        self._incoming = incoming
+        self._inventory = inventory
+
+    async def GetSite(self, request: pb.GetSiteRequest, context: Any) -> pb.GetSiteResponse:
+        """This site."""
+        return await self._inventory.own_site(hosts=request.hosts)
+
+    async def CheckIncoming(self, request: pb.PeerCheckIncomingRequest, context: Any) -> pb.PeerCheckIncomingResponse:
+        """Preflight facts of a host here."""
+        return pb.PeerCheckIncomingResponse(check=await self._incoming.check(request.host, request.check))
+
+    async def Prepare(self, request: pb.PeerPrepareRequest, context: Any) -> pb.PeerPrepareResponse:
+        """Take a migration in."""
+        prepared = await self._incoming.prepare(request.migration, request.prepare, caller.get().site)
+        return pb.PeerPrepareResponse(prepare=prepared)
+
+    async def Activate(self, request: pb.PeerActivateRequest, context: Any) -> pb.PeerActivateResponse:
+        """Let the VM run here."""
+        return pb.PeerActivateResponse(activate=await self._incoming.activate(request.activate, caller.get().site))
+
+    async def Cancel(self, request: pb.PeerCancelRequest, context: Any) -> pb.PeerCancelResponse:
+        """Stop here."""
+        return pb.PeerCancelResponse(cancel=await self._incoming.cancel(request.cancel, caller.get().site))
+
+    async def Report(self, request: pb.PeerReportRequest, context: Any) -> pb.PeerReportResponse:
+        """How it stands at the source."""
+        await self._incoming.report(request.migration, caller.get().site)
+        return pb.PeerReportResponse()

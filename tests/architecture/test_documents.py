@@ -1,0 +1,49 @@
+"""What the documents say of files, commands and configuration is so."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from agent.config import AgentSettings
+from gateway.cli import cli
+from gateway.config import GatewayConfig
+from landbridge.config import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize(("name", "model"), [("agent", AgentSettings), ("gateway", GatewayConfig)])
+def test_the_configuration_in_the_readme_is_accepted(name: str, model: type[Settings]) -> None:
+    blocks = re.findall(rf"^```toml {name}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 1
+    model.model_validate(tomllib.loads(blocks[0]))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_what_a_document_points_to_is_there(document: Path) -> None:
+    text = document.read_text()
+    links = [document.parent / link for link in re.findall(r"\]\((?!https?:)([^)#]+)", text)]
+    paths = [ROOT / path for path in re.findall(r"`((?:\.ci|agent|certs|docs|gateway|proto|tests)/[\w./-]+)`", text)]
+    assert [str(path) for path in (*links, *paths) if not path.exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_commands_that_a_document_names_exist(document: Path) -> None:
+    text = document.read_text()
+    made = set(re.findall(r"[`$] ?make ([a-z]+)", text))
+    asked = set(re.findall(r"[`$] ?landbridge ([a-z]+)", text))
+    assert made <= TARGETS
+    assert asked <= set(cli.commands)
+
+
+def test_every_decision_says_what_it_costs() -> None:
+    for path in sorted((ROOT / "docs/adr").glob("*.md")):
+        assert "## Consequences" in path.read_text(), path.name
+        assert "**" in path.read_text().partition("## Consequences")[2], f"{path.name} names no cost in bold"

@@ -1,0 +1,28 @@
+"""The order of the tests: what answers in milliseconds comes first, what needs real hosts and guests comes last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+# Rooms that are not named here come between these two.
+FIRST = ("unit", "property", "architecture")
+LAST = ("contract", "system", "integration")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort by cost; within a room, the order of collection stays."""
+    items.sort(key=_cost)
+
+
+def _cost(item: pytest.Item) -> tuple[bool, int]:
+    room = item.path.relative_to(HERE).parts[0]
+    if room in FIRST:
+        place = FIRST.index(room)
+    elif room in LAST:
+        place = len(FIRST) + 1 + LAST.index(room)
+    else:
+        place = len(FIRST)
+    return item.get_closest_marker("lab") is not None, place

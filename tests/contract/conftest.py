@@ -1,0 +1,37 @@
+"""The worlds of the hypervisor contract."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.hypervisor_worlds import FakeWorld, LibvirtWorld, World
+from tests.lab.hosts import HostNode
+from tests.lab.lab import Lab
+
+
+@pytest.fixture(scope="session")
+def libvirt_hosts() -> Iterator[tuple[HostNode, HostNode]]:
+    """Two hosts of a bare lab, for the whole session: QEMU's first start on a host takes seconds."""
+    if os.geteuid() != 0:
+        pytest.skip("the lab needs root")  # what else it misses is an error
+    lab = Lab("contract")
+    lab.up(product=False)
+    try:
+        yield lab.hosts["east-1"], lab.hosts["west-1"]
+    finally:
+        lab.down()
+
+
+@pytest.fixture(params=["fake", pytest.param("libvirt", marks=pytest.mark.lab)])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    """Two hosts, and nothing on them."""
+    is_fake = request.param == "fake"
+    made = FakeWorld(tmp_path) if is_fake else LibvirtWorld(*request.getfixturevalue("libvirt_hosts"))
+    try:
+        yield made
+    finally:
+        made.close()

@@ -1,0 +1,401 @@
+"""What an agent may rely on, of every hypervisor."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from agent.hypervisor.base import MoveRequest, Presence, VmChange
+from landbridge.errors import AlreadyExists, Conflict, HypervisorError, NotFound
+from landbridge.v1.agent_pb2 import Mapping
+from landbridge.v1.types_pb2 import Disk, Vm, VmState
+from tests.contract.hypervisor_worlds import MIB, News, World
+
+NOBODY = "00000000-0000-4000-8000-000000000000"
+
+
+def prepared(world: World, uuid: str) -> MoveRequest:
+    """A move with its images made at the destination."""
+    vm = world.source.vm(uuid)
+    world.destination.create_disks(vm, Mapping())
+    return world.request(uuid, world.destination.localize(world.source.migratable_xml(uuid), Mapping(), vm))
+
+
+def started(world: World, request: MoveRequest) -> Future[None]:
+    """The move, under way in a thread of its own."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            world.source.move(request)
+        except HypervisorError as error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def test_a_host_says_what_it_has(world: World) -> None:
+    host = world.source.host()
+
+    assert host.arch == "x86_64"
+    assert {"q35", "pc-q35-7.2"} <= set(host.machine_types)
+    assert "/usr/bin/qemu-system-x86_64" in host.emulators
+    assert (host.libvirt_version, host.hypervisor_version.split(".")[0]) == ("9.0.0", "7")
+    assert 0 < host.memory_free < host.memory
+    assert host.cpus > 0
+    assert [pool.name for pool in host.pools] == [world.pool]
+    assert 0 < host.pools[0].available <= host.pools[0].capacity
+
+
+def test_a_vm_is_found_by_name_and_by_uuid(world: World) -> None:
+    uuid = world.new_vm()
+
+    vm = world.source.vm("web")
+
+    assert vm == world.source.vm(uuid)
+    assert [vm] == world.source.vms()
+    assert (vm.uuid, vm.state, vm.persistent, vm.busy) == (uuid, VmState.VM_STATE_RUNNING, True, False)
+    assert [(d.target, d.virtual_size, d.pool) for d in vm.disks] == [("vda", 8 * MIB, world.pool)]
+    assert not vm.immovable_devices
+
+
+def test_a_vm_that_is_not_there_is_absent(world: World) -> None:
+    assert world.source.presence(NOBODY) is Presence.ABSENT
+    assert not world.source.destroy(NOBODY)
+    assert not world.source.undefine(NOBODY)
+    world.source.abort(NOBODY)
+    with pytest.raises(NotFound):
+        world.source.vm("nobody")
+    with pytest.raises(NotFound):
+        world.source.progress(NOBODY)
+
+
+def test_a_paused_vm_runs_again_and_says_so(world: World) -> None:
+    uuid = world.new_vm(disk_size=0)
+    news = News(world.source)
+    world.pause(uuid)
+    assert world.source.presence(uuid) is Presence.PAUSED
+
+    before = time.time()
+    started_at = world.source.resume(uuid)
+
+    assert before <= started_at <= time.time()
+    assert world.source.presence(uuid) is Presence.RUNNING
+    suspended = news.wait_for(lambda event: event.change is VmChange.SUSPENDED)
+    resumed = news.wait_for(lambda event: event.change is VmChange.RESUMED)
+    assert suspended.uuid == resumed.uuid == uuid
+    assert suspended.at <= resumed.at
+    assert world.source.resume(uuid) >= started_at
+    assert world.source.presence(uuid) is Presence.RUNNING
+
+
+def test_nobody_hears_of_events_after_unsubscribing(world: World) -> None:
+    uuid = world.new_vm(disk_size=0)
+    stopped, heard = News(world.source), News(world.source)
+    stopped.stop()
+
+    world.pause(uuid)
+
+    heard.wait_for(lambda event: event.change is VmChange.SUSPENDED)
+    assert not stopped.events
+
+
+def test_a_host_without_conflicts_takes_the_vm(world: World) -> None:
+    uuid = world.new_vm()
+    vm, xml = world.source.vm(uuid), world.source.migratable_xml(uuid)
+
+    answer = world.destination.check_incoming(vm, xml, Mapping())
+
+    assert answer.cpu_problem == ""
+    assert not answer.conflicts
+    assert not answer.existing_images
+    assert [pool.name for pool in answer.host.pools] == [world.pool]
+
+
+def test_a_vm_conflicts_with_its_namesake_and_with_its_images(world: World) -> None:
+    uuid = world.new_vm()
+    vm, xml = world.source.vm(uuid), world.source.migratable_xml(uuid)
+
+    answer = world.source.check_incoming(vm, xml, Mapping())
+
+    assert [conflict.uuid for conflict in answer.conflicts] == [uuid]
+    assert list(answer.existing_images) == [vm.disks[0].path]
+    stranger = Vm(name=vm.name, uuid=NOBODY, arch=vm.arch, machine=vm.machine)
+    assert [c.uuid for c in world.source.check_incoming(stranger, xml, Mapping()).conflicts] == [uuid]
+
+
+def test_a_cpu_that_the_host_has_not_is_named(world: World) -> None:
+    uuid = world.new_vm(disk_size=0)
+    vm, xml = world.source.vm(uuid), world.source.migratable_xml(uuid)
+
+    problem = world.destination.check_incoming(vm, xml.replace("qemu64", "EPYC-Milan"), Mapping()).cpu_problem
+
+    assert problem.startswith(f"This host's CPU cannot run {vm.name}: ")
+    assert problem.endswith(".")
+
+
+def test_a_definition_is_rewritten_for_pools_that_exist(world: World) -> None:
+    uuid = world.new_vm()
+    vm, xml = world.source.vm(uuid), world.source.migratable_xml(uuid)
+    vm.disks[0].pool = "elsewhere"
+
+    assert vm.disks[0].path in world.destination.localize(xml, Mapping(pools={"elsewhere": world.pool}), vm)
+    with pytest.raises(HypervisorError, match="elsewhere"):
+        world.destination.localize(xml, Mapping(), vm)
+
+
+def test_images_are_made_all_or_none_and_removed_once(world: World) -> None:
+    vm = world.source.vm(world.new_vm())
+    more = Disk(target="vdb", volume="more.img", pool=world.pool, format="raw", virtual_size=MIB)
+    both = Vm(name="web", disks=[more, vm.disks[0]])
+
+    (path,) = world.destination.create_disks(vm, Mapping())
+    with pytest.raises(AlreadyExists, match="exists already"):
+        world.destination.create_disks(both, Mapping())
+
+    assert path == vm.disks[0].path
+    assert len(world.destination.check_incoming(both, "<domain/>", Mapping()).existing_images) == 1
+    assert world.destination.remove_disk(path)
+    assert not world.destination.remove_disk(path)
+
+
+def test_the_image_of_a_defined_vm_is_not_removed(world: World) -> None:
+    vm = world.source.vm(world.new_vm())
+
+    with pytest.raises(Conflict, match="web"):
+        world.source.remove_disk(vm.disks[0].path)
+    with pytest.raises(HypervisorError, match="pool"):
+        world.source.remove_disk("/etc/passwd")
+
+
+def test_whether_a_vm_starts_with_the_host_is_set_and_told(world: World) -> None:
+    uuid = world.new_vm(disk_size=0)
+
+    assert world.source.set_autostart(uuid, True) is False
+    assert world.source.vm(uuid).autostart
+    assert world.source.set_autostart(uuid, False) is True
+
+
+def test_a_moved_vm_arrives_paused_and_whole_and_leaves_its_definition(world: World) -> None:
+    uuid = world.new_vm()
+    before = world.source.vm(uuid)
+    here, there = News(world.source), News(world.destination)
+    path = before.disks[0].path
+
+    world.source.move(prepared(world, uuid))
+
+    assert world.source.presence(uuid) is Presence.SHUT_OFF
+    assert world.destination.presence(uuid) is Presence.ARRIVED
+    assert world.image("destination", path) == world.image("source", path)
+    assert here.wait_for(lambda e: e.change is VmChange.STOPPED).detail == "migrated"
+    here.wait_for(lambda e: e.change is VmChange.SUSPENDED)
+    assert not [event for event in there.events if event.change is VmChange.RESUMED]
+
+    world.destination.resume(uuid)
+
+    assert world.destination.presence(uuid) is Presence.RUNNING
+    there.wait_for(lambda event: event.change is VmChange.RESUMED)
+    after = world.destination.vm(uuid)
+    assert (after.name, after.memory, after.persistent) == (before.name, before.memory, True)
+    assert world.source.progress(uuid) is None
+
+
+def test_a_vm_without_disks_moves(world: World) -> None:
+    uuid = world.new_vm(disk_size=0)
+
+    world.source.move(prepared(world, uuid))
+
+    assert world.destination.presence(uuid) is Presence.ARRIVED
+
+
+def test_a_moved_vm_is_marked_until_its_definition_goes(world: World) -> None:
+    uuid = world.new_vm()
+    world.source.move(prepared(world, uuid))
+
+    world.source.mark_moved(uuid, "m-1")
+
+    vm = world.source.vm(uuid)
+    assert (vm.state, vm.moved_by) == (VmState.VM_STATE_MOVED, "m-1")
+    assert "m-1" not in world.source.migratable_xml(uuid)
+    for _ in range(2):
+        world.source.mark_moved(uuid, None)
+    assert world.source.vm(uuid).state == VmState.VM_STATE_SHUT_OFF
+    assert not world.source.destroy(uuid)
+    assert world.source.undefine(uuid)
+    assert world.source.presence(uuid) is Presence.ABSENT
+    assert world.source.remove_disk(vm.disks[0].path)
+
+
+def test_an_arrived_vm_can_be_discarded_and_the_source_goes_on(world: World) -> None:
+    uuid = world.new_vm()
+    world.source.move(prepared(world, uuid))
+
+    assert world.destination.destroy(uuid)
+
+    assert world.destination.presence(uuid) is Presence.ABSENT
+    assert not world.destination.destroy(uuid)
+
+
+def test_a_running_vm_is_neither_destroyed_nor_undefined(world: World) -> None:
+    uuid = world.new_vm(disk_size=0)
+
+    with pytest.raises(Conflict):
+        world.source.destroy(uuid)
+    with pytest.raises(Conflict):
+        world.source.undefine(uuid)
+
+    assert world.source.presence(uuid) is Presence.RUNNING
+
+
+def test_only_a_running_vm_is_moved(world: World) -> None:
+    uuid = world.new_vm(disk_size=0)
+    request = prepared(world, uuid)
+    world.pause(uuid)
+
+    with pytest.raises(Conflict, match="does not run"):
+        world.source.move(request)
+
+    assert world.source.presence(uuid) is Presence.PAUSED
+
+
+def test_a_move_without_its_images_fails_and_the_source_goes_on(world: World) -> None:
+    uuid = world.new_vm()
+    vm = world.source.vm(uuid)
+    xml = world.destination.localize(world.source.migratable_xml(uuid), Mapping(), vm)
+
+    with pytest.raises(HypervisorError) as caught:
+        world.source.move(world.request(uuid, xml))
+
+    assert caught.value.details["vm"] == "running"
+    assert world.source.presence(uuid) is Presence.RUNNING
+    assert world.destination.presence(uuid) is Presence.ABSENT
+
+
+@pytest.mark.parametrize(("phase", "broken"), [("disk", "disk"), ("disk", "rpc"), ("ram", "ram"), ("ram", "rpc")])
+def test_a_move_whose_connection_breaks_fails_and_the_source_goes_on(world: World, phase: str, broken: str) -> None:
+    uuid = world.new_vm()
+    request = prepared(world, uuid)
+    world.relay.hold(phase, 64 * 1024)
+    move = started(world, request)
+    world.relay.wait_for(phase, 64 * 1024)
+
+    world.relay.cut(broken)
+    world.relay.release(phase)
+
+    error = move.exception(60)
+    assert isinstance(error, HypervisorError)
+    assert error.details["vm"] == "running"
+    assert world.source.presence(uuid) is Presence.RUNNING
+    assert world.source.progress(uuid) is None
+    there = News(world.destination)
+    if world.destination.presence(uuid) is not Presence.ABSENT:
+        there.wait_for(lambda event: event.change is VmChange.STOPPED)
+
+
+@pytest.mark.parametrize("phase", ["disk", "ram"])
+def test_an_aborted_move_fails_and_the_source_goes_on(world: World, phase: str) -> None:
+    uuid = world.new_vm()
+    request = prepared(world, uuid)
+    world.relay.hold(phase, 64 * 1024)
+    move = started(world, request)
+    world.relay.wait_for(phase, 64 * 1024)
+    assert world.destination.presence(uuid) is Presence.INCOMING
+    assert world.source.vm(uuid).busy
+
+    world.source.abort(uuid)
+    if phase == "disk":
+        world.relay.cut("disk")  # QEMU waits for what it has written to a disk that stands still
+    error = move.exception(60)
+
+    assert isinstance(error, HypervisorError)
+    assert "abort" in error.message
+    assert world.source.presence(uuid) is Presence.RUNNING
+    assert world.destination.presence(uuid) is Presence.ABSENT
+
+
+def test_progress_tells_disks_from_memory(world: World) -> None:
+    uuid = world.new_vm()
+    request = prepared(world, uuid)
+    assert world.source.progress(uuid) is None
+    world.relay.hold("disk", 64 * 1024)
+    world.relay.hold("ram", 64 * 1024)
+    move = started(world, request)
+
+    world.relay.wait_for("disk", 64 * 1024)
+    disks = world.source.progress(uuid)
+    world.relay.release("disk")
+    world.relay.wait_for("ram", 64 * 1024)
+    memory = world.source.progress(uuid)
+    world.relay.release("ram")
+    move.result(60)
+
+    assert disks is not None
+    assert memory is not None
+    assert disks.memory_total == 0
+    assert disks.disk_total == memory.disk_total >= 8 * MIB
+    assert 0 < disks.disk_remaining <= disks.disk_total
+    assert memory.memory_total > 0
+    assert memory.iteration > 0
+    assert memory.elapsed_ms >= disks.elapsed_ms
+
+
+def test_a_vm_that_is_being_moved_is_not_moved_twice(world: World) -> None:
+    uuid = world.new_vm()
+    request = prepared(world, uuid)
+    world.relay.hold("disk", 64 * 1024)
+    move = started(world, request)
+    world.relay.wait_for("disk", 64 * 1024)
+
+    with pytest.raises(Conflict, match="already"):
+        world.source.move(request)
+
+    world.relay.release("disk")
+    move.result(60)
+
+
+def test_an_incoming_vm_does_not_run_and_can_be_destroyed(world: World) -> None:
+    uuid = world.new_vm()
+    request = prepared(world, uuid)
+    world.relay.hold("ram", 64 * 1024)
+    move = started(world, request)
+    world.relay.wait_for("ram", 64 * 1024)
+    assert world.destination.vm(uuid).state == VmState.VM_STATE_INCOMING
+
+    with pytest.raises(Conflict, match="not arrived"):
+        world.destination.resume(uuid)
+    assert world.destination.destroy(uuid)
+    world.relay.release("ram")
+
+    assert isinstance(move.exception(60), HypervisorError)
+    assert world.destination.presence(uuid) is Presence.ABSENT
+    assert world.source.presence(uuid) is Presence.RUNNING
+
+
+def test_a_daemon_that_was_away_is_found_again(world: World) -> None:
+    uuid = world.new_vm(disk_size=0)
+    news = News(world.source)
+    assert world.source.presence(uuid) is Presence.RUNNING
+
+    world.stop_daemon()
+    with pytest.raises(HypervisorError):
+        world.source.presence(uuid)
+    world.start_daemon()
+
+    assert world.source.presence(uuid) is Presence.RUNNING
+    world.pause(uuid)
+    news.wait_for(lambda event: event.change is VmChange.SUSPENDED)
+
+
+def test_many_threads_use_one_hypervisor(world: World) -> None:
+    uuid = world.new_vm()
+
+    with ThreadPoolExecutor(8) as pool:
+        seen = list(pool.map(lambda _: world.source.vm(uuid).name, range(32)))
+
+    assert seen == ["web"] * 32

@@ -1,0 +1,62 @@
+"""The destination's libvirtd, QEMU or storage fails: the guest goes on at the source, and the record says what it was."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.integration.story import (
+    FAST,
+    SLOW_DISK,
+    SLOW_MEMORY,
+    Guest,
+    assert_can_move_again,
+    assert_ended,
+    assert_holds,
+    assert_moves_again,
+    kill_libvirtd,
+    kill_qemu,
+    moving,
+)
+from tests.lab.hosts import IMAGES
+
+pytestmark = pytest.mark.lab
+
+
+def test_a_killed_libvirtd_at_the_destination_leaves_the_vm_at_the_source(guest: Guest) -> None:
+    with moving(guest, SLOW_MEMORY) as move:
+        move.in_memory_phase()
+        kill_libvirtd(guest.lab, move.destination)
+        there = guest.node(move.destination)
+        there.start_libvirtd()
+        there.wait_for_libvirtd()
+        guest.lab.set_wan(FAST)
+        move.end()
+    assert_ended(move, "failed", cause=f"libvirtd.*{move.destination}|{move.destination}.*libvirtd")
+    assert_holds(move, at=move.source)
+    assert_can_move_again(guest)
+
+
+def test_a_killed_qemu_at_the_destination_leaves_the_vm_at_the_source(guest: Guest) -> None:
+    with moving(guest, SLOW_MEMORY) as move:
+        move.in_memory_phase()
+        kill_qemu(guest, move.destination)
+        move.end()
+    assert_ended(move, "failed", cause="QEMU|ended")
+    assert_holds(move, at=move.source)
+    assert_moves_again(guest)
+
+
+def test_a_full_storage_pool_at_the_destination_leaves_the_vm_at_the_source(guest: Guest) -> None:
+    filler = f"{IMAGES}/filler"
+    with moving(guest, SLOW_DISK) as move:
+        there = guest.node(move.destination)
+        try:
+            move.in_disk_phase()
+            there.run(["dd", "if=/dev/zero", f"of={filler}", "bs=64k"], check=False)
+            move.end()
+            assert_ended(move, "failed", cause=f"pool default on host {move.destination} is full")
+        finally:
+            there.run(["rm", "-f", filler])
+    assert_holds(move, at=move.source)
+    guest.lab.set_wan(FAST)
+    assert_moves_again(guest)

@@ -1,0 +1,54 @@
+"""The words of the lab: what can be asked for, where things lie, and the one error it raises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+SOURCE_DIRECTORY = Path(__file__).resolve().parent
+CACHE = SOURCE_DIRECTORY.parents[1] / ".cache" / "lab"
+
+
+class LabError(Exception):
+    """Something the lab cannot do, in one sentence that says what to do next."""
+
+
+@dataclass(frozen=True)
+class WanSettings:
+    """The line between the sites: Mbit/s per direction (0: unlimited), ms, percent, KiB (0: 50 ms of the rate)."""
+
+    rate: float = 1000.0
+    rtt: float = 20.0
+    loss: float = 0.0
+    queue: int = 0
+
+
+@dataclass(frozen=True)
+class LabSettings:
+    """What `up` builds."""
+
+    direct_lan: bool = False
+    """Route between the sites' LANs, and let libvirtd listen on TCP: for measuring plain `virsh migrate`."""
+    pool_size: int = 0
+    """MiB of each host's storage pool, 0: as large as the disk below it."""
+    wan: WanSettings = WanSettings()
+
+
+@dataclass(frozen=True)
+class GuestSettings:
+    """A guest and its load: sizes in MiB, rates in pages (4 KiB blocks for the disk) per second, shares in percent."""
+
+    memory: int = 512
+    disk: int = 64
+    disk_format: Literal["qcow2", "raw"] = "qcow2"
+    working_set: int = 96
+    rate: int = 500
+    words: int = 1
+    random: int = 25
+    disk_rate: int = 5
+    disk_fill: int = 8
+    pass_seconds: int = 3
+    machine: str = "pc-q35-7.2"
+    autostart: bool = False
+    seed: int = 1

@@ -1,0 +1,54 @@
+"""Two sites for each test, certificates for all, and pauses that suit a loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from agent import relay, service, source
+from gateway.migration import coordinator, reports
+from gateway.tunnel import dial
+from tests.system.sites import TwoSites, make_identities
+
+
+@pytest.fixture(scope="session")
+def identities(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once: nothing in a test changes them."""
+    directory = tmp_path_factory.mktemp("identities")
+    make_identities(directory)
+    return directory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def long_lived_objects() -> Iterator[None]:
+    """Keep what was imported out of the collections below, which would take longer than the tests."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "PROGRESS_INTERVAL", 0.02)
+    monkeypatch.setattr(service, "RECOVERY_INTERVAL", 0.05)
+    monkeypatch.setattr(relay, "LOST_GRACE", 0.05)
+    monkeypatch.setattr(coordinator, "RETRY", 0.05)
+    monkeypatch.setattr(reports, "INTERVAL", 0.1)
+    monkeypatch.setattr(dial, "BACK_OFF", (0.05, 0.1))
+
+
+@pytest.fixture
+async def two(identities: Path) -> AsyncIterator[TwoSites]:
+    """Both sites, running. Not under tmp_path: the path of a UNIX socket has at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="lb-") as directory:
+        async with TwoSites(identities, Path(directory)) as sites:
+            yield sites
+    # A server of gRPC uses its event loop once more when it is collected: better now than when the loop is closed.
+    gc.collect()
+    await asyncio.sleep(0)

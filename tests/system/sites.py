@@ -1,0 +1,333 @@
+"""Two sites on loopback: an agent with a fake hypervisor on each host, a gateway at each site, and an operator."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import os
+import pwd
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import agent.main
+import gateway.main
+from agent.config import AgentSettings, GatewaySettings, LibvirtSettings, PathSettings
+from agent.config import IdentitySettings as AgentIdentity
+from agent.config import ListenSettings as AgentListen
+from agent.hypervisor.base import Presence
+from agent.hypervisor.fake import FakeHypervisor
+from certs.authority import create, issue
+from certs.identity import Identity, Role, Site
+from certs.store import StoredIdentity, add_trust, load_identity, save_authority, save_identity
+from gateway.config import (
+    GatewayConfig,
+    HostSettings,
+    IdentitySettings,
+    ListenSettings,
+    PatienceSettings,
+    SiteSettings,
+    StoreSettings,
+)
+from gateway.migration.states import ENDED, State
+from gateway.remote import Remote
+from landbridge.config import Address
+from landbridge.v1 import gateway_pb2 as api
+from landbridge.v1.gateway_pb2_grpc import GatewayStub
+from landbridge.v1.types_pb2 import Migration
+
+if TYPE_CHECKING:  # the stubs of an aio channel exist for type checkers only
+    from landbridge.v1.gateway_pb2_grpc import GatewayAsyncStub
+
+TRUST_DOMAIN = "landbridge.test"
+# Site names, and the loopback address on which everything of a site listens.
+SITES = {"fra": "127.0.0.2", "ams": "127.0.0.3"}
+# Seconds in which anything awaited here has to happen.
+PATIENCE = 10.0
+
+# Below the range from which the kernel takes ports for outgoing connections.
+_ports = itertools.cycle(range(20_000 + os.getpid() % 97 * 100, 32_000))
+
+
+def free_port(host: str) -> int:
+    """A port on which nothing listens."""
+    for port in _ports:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind((host, port))
+            return port
+    raise AssertionError("the range has no end")
+
+
+def make_identities(directory: Path) -> None:
+    """A CA for each site, its gateway, host and operator, and trust between the gateways."""
+    now = datetime.now(UTC)
+    for site in SITES:
+        authority = create(Site(TRUST_DOMAIN, site), now)
+        save_authority(directory / site / "ca", authority)
+        for role, name in ((Role.GATEWAY, "gw-1"), (Role.HOST, f"{site}-1"), (Role.OPERATOR, "alice")):
+            leaf = issue(authority, Identity(TRUST_DOMAIN, site, role, name), now)
+            save_identity(directory / site / role, leaf)
+    for site, other in (("fra", "ams"), ("ams", "fra")):
+        add_trust(directory / site / "gateway", directory / other / "ca" / "ca.pem")
+
+
+class HostHypervisor(FakeHypervisor):
+    """The fake of a host. It outlives the agent, tells what it was asked, and can also be held at a VM's arrival."""
+
+    # Whether a VM that has arrived crashes at once.
+    crashes_on_arrival = False
+
+    def _enter(self, method: str) -> None:
+        self.asked.add(method)
+        super()._enter(method)
+
+    @functools.cached_property
+    def asked(self) -> set[str]:
+        """Methods that were called, whether or not they are held."""
+        return set()
+
+    def arrive(self, uuid: str, memory: bytes, disks: bytes) -> None:
+        """See `FakeHypervisor`; "arrive" can be held and failed like any other method."""
+        self._enter("arrive")
+        super().arrive(uuid, memory, disks)
+        if self.crashes_on_arrival:
+            self.destroy(uuid)
+
+    def close(self) -> None:
+        """The agent gives up its connections; the hypervisor runs on."""
+
+    def power_off(self) -> None:
+        """The host ends."""
+        super().close()
+
+
+class Program:
+    """An agent or a gateway, in a task of its own; it can be stopped and started again."""
+
+    def __init__(self, name: str, make: Callable[[], contextlib.AbstractAsyncContextManager[None]]) -> None:
+        self.name = name
+        self._make = make
+        self._task: asyncio.Task[None] | None = None
+        self._stop = asyncio.Event()
+
+    async def start(self) -> None:
+        """Return when it serves."""
+        self._stop.clear()
+        serving = asyncio.Event()
+
+        async def run() -> None:
+            async with self._make():
+                serving.set()
+                await self._stop.wait()
+
+        self._task = asyncio.create_task(run(), name=self.name)
+        ready = asyncio.create_task(serving.wait())
+        await asyncio.wait({self._task, ready}, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if self._task.done():
+            await self._task
+
+    async def stop(self) -> None:
+        """Return when nothing of it is left."""
+        task, self._task = self._task, None
+        if task is not None:
+            self._stop.set()
+            await task
+
+    async def restart(self) -> None:
+        """Stop it, and start it as a new process would."""
+        await self.stop()
+        await self.start()
+
+
+class SiteUnderTest:
+    """One site with one host."""
+
+    def __init__(self, name: str, identities: Path, directory: Path) -> None:
+        self.name = name
+        self.host = f"{name}-1"
+        self.directory = directory / name
+        self.runtime = self.directory / "run"
+        self.runtime.mkdir(parents=True)
+        self._identities = identities / name
+        self._address = SITES[name]
+        ports = ("control", "stream", "operators", "agents", "peers", "tunnel")
+        self.addresses = {use: Address(self._address, free_port(self._address)) for use in ports}
+        self.hypervisor = HostHypervisor(self.host, self.directory / "libvirt.sock", runtime=self.runtime)
+        self.patience = PatienceSettings()
+        self.other: SiteUnderTest | None = None
+        # Whether the gateway's configuration names the other site.
+        self.joined = True
+        self.agent = Program(f"agent {self.host}", self._agent)
+        self.gateway = Program(f"gateway {name}", self._gateway)
+        self.operator = Operator(self, self.identity(Role.OPERATOR))
+
+    def identity(self, role: Role) -> StoredIdentity:
+        """The identity of the site's gateway, host or operator."""
+        return load_identity(self._identities / role, datetime.now(UTC))
+
+    def _agent(self) -> contextlib.AbstractAsyncContextManager[None]:
+        settings = AgentSettings(
+            site=self.name,
+            name=self.host,
+            identity=AgentIdentity(directory=self._identities / "host"),
+            listen=AgentListen(control=self.addresses["control"], stream=self.addresses["stream"]),
+            gateway=GatewaySettings(stream=(self.addresses["agents"],)),
+            libvirt=LibvirtSettings(
+                socket=self.directory / "libvirt.sock", qemu_user=pwd.getpwuid(os.getuid()).pw_name
+            ),
+            paths=PathSettings(runtime=self.runtime, state=self.directory / "state"),
+        )
+        return agent.main.running(settings, self.identity(Role.HOST), self.hypervisor)
+
+    def _gateway(self) -> contextlib.AbstractAsyncContextManager[None]:
+        other = self.other
+        assert other is not None
+        joined = SiteSettings(name=other.name, peers=other.addresses["peers"], tunnel=other.addresses["tunnel"])
+        settings = GatewayConfig(
+            site=self.name,
+            name="gw-1",
+            identity=IdentitySettings(directory=self._identities / "gateway"),
+            listen=ListenSettings(
+                operators=self.addresses["operators"],
+                agents=self.addresses["agents"],
+                peers=self.addresses["peers"],
+                tunnel=self.addresses["tunnel"],
+            ),
+            store=StoreSettings(url=f"sqlite:///{self.directory}/gateway.db"),
+            hosts=(HostSettings(name=self.host, control=self.addresses["control"], stream=self.addresses["stream"]),),
+            sites=(joined,) if self.joined else (),
+            patience=self.patience,
+        )
+        return gateway.main.running(settings, self.identity(Role.GATEWAY))
+
+    def is_clean(self, uuid: str) -> bool:
+        """Whether nothing of a VM, nor of any migration, is here."""
+        return (
+            self.hypervisor.presence(uuid) is Presence.ABSENT
+            and not self.hypervisor.images
+            and not list(self.runtime.iterdir())
+        )
+
+
+class Operator:
+    """Somebody with a certificate, at the site's gateway."""
+
+    def __init__(self, site: SiteUnderTest, identity: StoredIdentity) -> None:
+        self._site = site
+        self._identity = identity
+        self._remote: Remote | None = None
+
+    async def __aenter__(self) -> Self:
+        address = self._site.addresses["operators"]
+        self._remote = Remote("the gateway", address, self._identity, Role.GATEWAY, self._site.name, None)
+        self._stub: GatewayAsyncStub = GatewayStub(self._remote.channel)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._remote is not None
+        await self._remote.close()
+
+    @property
+    def remote(self) -> Remote:
+        """The connection."""
+        assert self._remote is not None
+        return self._remote
+
+    async def sites(self) -> dict[str, api.Site]:
+        """By name."""
+        answer = await self.remote.ask(self._stub.ListSites, api.ListSitesRequest())
+        return {site.name: site for site in answer.sites}
+
+    async def preflight(self, vm: str, site: str) -> api.PreflightResponse:
+        """Findings."""
+        request = api.PreflightRequest(vm=vm, destination_site=site)
+        return await self.remote.ask(self._stub.Preflight, request)
+
+    async def migrate(self, vm: str, site: str) -> str:
+        """Begin; the id."""
+        request = api.MigrateRequest(vm=vm, destination_site=site)
+        return (await self.remote.ask(self._stub.Migrate, request)).migration.id
+
+    async def migrations(self) -> list[Migration]:
+        """All of them."""
+        answer = await self.remote.ask(self._stub.ListMigrations, api.ListMigrationsRequest())
+        return list(answer.migrations)
+
+    async def migration(self, id_: str) -> Migration:
+        """As it is now."""
+        return (await self.remote.ask(self._stub.GetMigration, api.GetMigrationRequest(id=id_))).migration
+
+    async def cancel(self, id_: str) -> Migration:
+        """Wish it to stop."""
+        request = api.CancelMigrationRequest(id=id_)
+        return (await self.remote.ask(self._stub.CancelMigration, request)).migration
+
+    async def settle(self, id_: str) -> api.SettleMigrationResponse:
+        """Remove what is left."""
+        return await self.remote.ask(self._stub.SettleMigration, api.SettleMigrationRequest(id=id_))
+
+    async def watch(self, id_: str) -> AsyncIterator[Migration]:
+        """Each change, to the end."""
+        request = api.WatchMigrationRequest(id=id_)
+        async with contextlib.aclosing(self.remote.follow(self._stub.WatchMigration, request)) as answers:  # type: ignore[type-var]  # an async generator
+            async for answer in answers:
+                yield answer.migration
+
+    async def until(self, id_: str, *wanted: State) -> Migration:
+        """The migration once it is in one of these states; it must come to one before it ends."""
+        async with asyncio.timeout(PATIENCE):
+            async with contextlib.aclosing(self.watch(id_)) as changes:  # type: ignore[type-var]  # see above
+                async for migration in changes:
+                    if State(migration.state) in wanted:
+                        return migration
+        raise AssertionError(f"it ended {State(migration.state).name} ({migration.reason}), not {wanted}")
+
+    async def hears(self, id_: str, words: str) -> Migration:
+        """The migration once these words are in its reason, before it has ended."""
+        async with asyncio.timeout(PATIENCE), contextlib.aclosing(self.watch(id_)) as changes:  # type: ignore[type-var]  # see above
+            async for migration in changes:
+                if words in migration.reason:
+                    return migration
+        raise AssertionError(f"it ended without saying {words!r}")
+
+    async def ended(self, id_: str) -> Migration:
+        """The migration once it has ended."""
+        return await self.until(id_, *ENDED)
+
+
+class TwoSites:
+    """Both sites, running."""
+
+    def __init__(self, identities: Path, directory: Path) -> None:
+        self.fra = SiteUnderTest("fra", identities, directory)
+        self.ams = SiteUnderTest("ams", identities, directory)
+        self.fra.other, self.ams.other = self.ams, self.fra
+
+    async def __aenter__(self) -> Self:
+        for site in (self.fra, self.ams):
+            await site.agent.start()
+            await site.operator.__aenter__()
+        await asyncio.gather(self.fra.gateway.start(), self.ams.gateway.start())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for site in (self.fra, self.ams):
+            await site.operator.__aexit__()
+            site.hypervisor.power_off()
+        await asyncio.gather(self.fra.gateway.stop(), self.ams.gateway.stop())
+        await asyncio.gather(self.fra.agent.stop(), self.ams.agent.stop())
+
+
+async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    """Wait for what no event tells of."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            found = condition()
+            if await found if isinstance(found, Awaitable) else found:
+                return
+            await asyncio.sleep(0.01)

@@ -1,0 +1,295 @@
+"""Each verb in a pipe and as JSON: what it prints, what it asks the gateway, and its exit code."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from gateway.cli import connection, follow, main, views
+from landbridge.errors import Unreachable
+from landbridge.v1 import gateway_pb2 as api
+from landbridge.v1 import types_pb2 as types
+from tests.unit.fake_gateway import (
+    FINDINGS,
+    GIB,
+    ID,
+    FakeGateway,
+    cancelled,
+    completed,
+    copying_disks,
+    copying_memory,
+    failed,
+    migration,
+    requested,
+)
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGateway]:
+    with FakeGateway() as fake:
+        monkeypatch.setattr(connection, "connect", lambda _: fake.client())
+        yield fake
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*argv: str) -> tuple[int, str, str]:
+        code = main(argv)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def objects(out: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_sites_shows_the_unreachable_one_with_its_reason(fake: FakeGateway, run: Run) -> None:
+    fake.sites = [
+        api.Site(name="fra", local=True, hosts=3, hosts_reachable=2, gateway_version="0.1.0", tunnel="local"),
+        api.Site(name="ams", tunnel="down", unreachable="no answer for 12 minutes"),
+    ]
+    assert run("sites") == (
+        0,
+        (
+            "SITE  TUNNEL  RTT  HOSTS  VERSION  NOTE\n"
+            "fra   local     -    2/3  0.1.0    -\n"
+            "ams   down      -      -  -        unreachable: no answer for 12 minutes\n"
+        ),
+        "",
+    )
+
+
+def test_hosts_shows_sizes_clocks_that_are_off_and_unreachable_hosts(fake: FakeGateway, run: Run) -> None:
+    fake.hosts = [
+        types.Host(site="fra", name="host-a", cpus=64, memory=512 * GIB, memory_free=GIB, clock_offset_ms=-2400),
+        types.Host(site="ams", name="host-b", unreachable="its agent does not answer"),
+    ]
+    code, out, _ = run("hosts")
+    assert code == 0
+    assert "fra/host-a    64  512 GiB  1.0 GiB" in out
+    assert "its clock is 2.4 s behind the gateway's" in out
+    assert "unreachable: its agent does not answer" in out
+
+
+def test_vms_shows_hosts_that_may_have_more(fake: FakeGateway, run: Run) -> None:
+    disks = [types.Disk(virtual_size=20 * GIB), types.Disk(virtual_size=5 * GIB)]
+    fake.vms = [
+        types.Vm(name="web-01", host="host-a", state=types.VM_STATE_RUNNING, memory=4 * GIB, disks=disks),
+        types.Vm(name="old", host="host-a", state=types.VM_STATE_MOVED, moved_by=ID),
+    ]
+    fake.unreachable = [types.Host(site="fra", name="host-c", unreachable="no answer")]
+    code, out, _ = run("vms")
+    assert code == 0
+    assert "25.0 GiB" in out
+    assert f"landbridge settle {ID}" in out
+    assert "host-c  unreachable" in out
+    kinds = [each["type"] for each in objects(run("vms", "--json")[1])]
+    assert kinds == ["vm", "vm", "host"]
+
+
+def test_migrations_in_a_pipe_have_whole_ids_and_moments(fake: FakeGateway, run: Run) -> None:
+    fake.know([failed("no disk space")])
+    out = run("migrations")[1]
+    assert out.splitlines()[0].split() == ["ID", "VM", "SOURCE", "DESTINATION", "STATE", "REQUESTED", "NOTE"]
+    assert ID in out
+    assert "2025-11-23T03:53:20Z  no disk space" in out
+
+
+def test_show_prints_everything_of_one_migration(fake: FakeGateway, run: Run) -> None:
+    fake.know([completed(findings=FINDINGS, progress=copying_memory().progress)])
+    code, out, _ = run("show", ID[:4])
+    assert code == 0
+    for part in (
+        ID,
+        "spiffe://example.org/site/fra/operator/kim",
+        "87 ms",
+        "24.0 GiB",
+        "6.0 GiB",
+        "channel ram",
+    ):
+        assert part in out
+    assert "Remedy: Let both hosts use the same time servers." in out
+    assert run("show", "0000")[0] == 3
+
+
+def test_migrate_in_a_pipe_writes_lines_and_the_summary(fake: FakeGateway, run: Run) -> None:
+    fake.play(copying_disks(), copying_memory(), copying_memory(3 * GIB), completed())
+    code, out, err = run("migrate", "web-01", "--to", "ams/host-b")
+    assert (code, err) == (0, "")
+    assert out == (
+        f"web-01: fra/host-a to ams/host-b, migration {ID}\n"
+        "   0:00  requested\n"
+        "   0:52  copying disks  30 %  6.0 GiB of 20.0 GiB  118 MiB/s  ETA 2 min 01 s\n"
+        "   3:03  copying memory  50 %  2.0 GiB of 4.0 GiB  118 MiB/s  dirty 12.0 MiB/s  pass 2  ETA 18.4 s\n"
+        "   3:24  completed\n"
+        "web-01 has moved from fra/host-a to ams/host-b.\n"
+        f"migration   {ID}\n"
+        "total time  3 min 24 s\n"
+        "downtime    87 ms\n"
+        "hypervisor  24.0 GiB read at the source\n"
+        "WAN         6.0 GiB on the tunnel, 25 % of that\n"
+        f"next        landbridge settle {ID}\n"
+    )
+
+
+def test_lines_of_one_state_come_at_intervals(fake: FakeGateway, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "INTERVAL_S", 0.0)
+    fake.play(copying_memory(), copying_memory(3 * GIB), completed())
+    assert run("migrate", "web-01", "--to", "ams")[1].count("copying memory") == 2
+
+
+def test_migrate_as_json_writes_each_change_once(fake: FakeGateway, run: Run) -> None:
+    fake.play(copying_memory(), copying_memory(), completed())
+    code, out, _ = run("migrate", "web-01", "--to", "ams", "--json")
+    assert code == 0
+    assert [each["state"] for each in objects(out)] == ["requested", "copying_memory", "completed"]
+
+
+def test_migrate_detached_says_how_to_come_back(fake: FakeGateway, run: Run) -> None:
+    code, out, _ = run("migrate", "web-01", "--to", "ams", "--detach")
+    assert code == 0
+    assert f"landbridge watch {ID}" in out
+    assert f"landbridge cancel {ID}" in out
+    assert not any(asked.startswith("watch") for asked in fake.asked)
+
+
+@pytest.mark.parametrize("option", [(), ("--dry-run",)])
+def test_a_refused_migration_shows_all_findings_with_their_remedies(
+    fake: FakeGateway, run: Run, option: tuple[str, ...]
+) -> None:
+    fake.findings = FINDINGS
+    code, out, err = run("migrate", "web-01", "--to", "ams", *option)
+    assert code == 5
+    assert out.index("cpu-incompatible") < out.index("clock-offset")
+    assert out.count("Remedy: ") == 2
+    assert err.startswith("landbridge: ")
+    assert not fake.migrations
+
+
+def test_a_dry_run_that_passes_touches_nothing(fake: FakeGateway, run: Run) -> None:
+    fake.findings = FINDINGS[:1]
+    code, out, _ = run("migrate", "web-01", "--to", "ams", "--dry-run")
+    assert code == 0
+    assert "web-01 can move from host-a to ams/host-b; nothing has been changed." in out
+    assert fake.asked == ["preflight web-01 ams/"]
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "sentence"),
+    [
+        (failed("ams lost its pool"), 10, "web-01 to ams/host-b failed: ams lost its pool."),
+        (cancelled(), 11, "was cancelled: kim asked for it; web-01 goes on at fra/host-a."),
+        (migration(types.MIGRATION_STATE_FAILED), 10, "failed: no reason is recorded."),
+    ],
+)
+@pytest.mark.parametrize("verb", [("migrate", "web-01", "--to", "ams"), ("watch", ID)])
+def test_an_end_without_success_is_a_sentence_and_an_exit_code(
+    fake: FakeGateway, run: Run, *, verb: tuple[str, ...], end: types.Migration, code: int, sentence: str
+) -> None:
+    fake.know([requested()])
+    fake.play(end)
+    got, _, err = run(*verb)
+    assert got == code
+    assert sentence in err
+
+
+@pytest.mark.parametrize(("end", "code"), [(cancelled(), 0), (completed(), 4), (failed("the source host is gone"), 10)])
+def test_cancel_waits_for_the_end(fake: FakeGateway, run: Run, end: types.Migration, code: int) -> None:
+    fake.know([copying_memory()])
+    fake.on_cancel = [migration(types.MIGRATION_STATE_CLEANING), end]
+    assert run("cancel", ID)[0] == code
+    assert fake.asked == [f"cancel {ID}", f"watch {ID}"]
+
+
+def test_cancel_detached_does_not_wait(fake: FakeGateway, run: Run) -> None:
+    fake.know([copying_memory()])
+    assert run("cancel", ID, "--detach")[:2] == (0, f"Migration {ID} will be cancelled.\n")
+    assert objects(run("cancel", ID, "--detach", "--json")[1])[0]["type"] == "migration"
+
+
+def test_settle_lists_what_was_removed(fake: FakeGateway, run: Run) -> None:
+    fake.know([completed()])
+    fake.removed = ["the definition of web-01"]
+    code, out, _ = run("settle", ID[:6])
+    assert code == 0
+    assert "removed at fra/host-a: the definition of web-01" in out
+    assert run("settle", ID)[0] == 4
+
+
+def test_ctrl_c_detaches_and_the_migration_goes_on(
+    fake: FakeGateway, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = threading.Event()
+    show = views.PlainView.show
+
+    def shown(view: views.PlainView, migration: types.Migration) -> None:
+        show(view, migration)
+        if migration == copying_memory():
+            said.set()
+
+    def press() -> None:
+        assert said.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(views.PlainView, "show", shown)
+    fake.play(copying_memory(), press)
+    code, out, err = run("migrate", "web-01", "--to", "ams")
+    assert code == 130
+    assert "copying memory" in out
+    assert f"landbridge watch {ID}" in err
+    assert not any(asked.startswith("cancel") for asked in fake.asked)
+
+
+def test_ctrl_c_elsewhere_ends_the_command(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(connection, "connect", interrupted)
+    assert run("sites")[0] == 130
+
+
+def test_a_gateway_that_restarts_is_waited_for(fake: FakeGateway, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def restart(_: float) -> None:
+        fake.stop()
+        fake.start()
+
+    monkeypatch.setattr(follow, "sleep", restart)
+    fake.play(copying_memory(), fake.vanish, completed())
+    code, out, err = run("migrate", "web-01", "--to", "ams")
+    assert (code, err) == (0, "")
+    assert out.count("does not answer; the migration goes on. Trying again.") == 1
+    assert out.count("The gateway answers again.") == 1
+    assert "has moved" in out
+
+
+def test_a_gateway_that_stays_away_is_given_up(fake: FakeGateway, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "sleep", lambda _: fake.stop())
+    monkeypatch.setattr(follow, "PATIENCE_S", 0.0)
+    fake.play(copying_memory(), fake.vanish)
+    code, _, err = run("migrate", "web-01", "--to", "ams")
+    assert code == Unreachable.exit_code
+    assert f"landbridge watch {ID}" in err
+
+
+def test_a_reader_that_has_enough_is_no_error(fake: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.know([completed()])
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", closefd=True) as closed:  # noqa: PTH123 - a descriptor has no path
+        monkeypatch.setattr("sys.stdout", closed)
+        assert main(["show", ID]) == 141
+
+
+def test_what_a_gateway_says_cannot_move_the_cursor(fake: FakeGateway, run: Run) -> None:
+    fake.know([failed("\x1b[2Jgone\r\nlandbridge: all is well")])
+    for argv in (("migrations",), ("show", ID), ("watch", ID)):
+        _, out, err = run(*argv)
+        assert "\x1b" not in out + err
+        assert "\nlandbridge: all is well" not in out + err

@@ -1,0 +1,156 @@
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+import certs  # noqa: F401 - holds the TLS floor, for which it must be imported before grpc
+
+# isort: split
+import grpc
+
+import landbridge
+from landbridge.errors import (
+    Conflict,
+    HostUnreachable,
+    NotAuthenticated,
+    NotFound,
+    PreflightFailed,
+    ProtocolError,
+    Unreachable,
+    UsageError,
+)
+from landbridge.v1 import types_pb2 as types
+from tests.unit.fake_gateway import FINDINGS, ID, FakeGateway, completed, copying_memory, requested
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeGateway]:
+    with FakeGateway() as fake:
+        yield fake
+
+
+def test_each_verb_returns_the_messages_of_the_contract(fake: FakeGateway) -> None:
+    fake.know([completed()])
+    fake.hosts, fake.unreachable = [types.Host(name="host-a")], [types.Host(name="host-c")]
+    fake.removed = ["a disk"]
+    with fake.client() as client:
+        assert client.sites() == []
+        assert [host.name for host in client.hosts()] == ["host-a"]
+        assert [host.name for host in client.vms().unreachable] == ["host-c"]
+        assert client.preflight("web-01", "ams").passed
+        assert client.migrations() == [client.migration(ID[:4])] == [completed()]
+        assert client.cancel(ID) == completed()
+        assert client.settle(ID).removed == ["a disk"]
+        assert client.migrate("web-01", "ams", "host-b") == requested()
+    assert "migrate web-01 ams/host-b" in fake.asked
+
+
+def test_watch_gives_the_migration_now_and_each_change_and_the_end(fake: FakeGateway) -> None:
+    fake.know([requested()])
+    fake.play(copying_memory(), completed())
+    with fake.client() as client:
+        assert list(client.watch(ID)) == [requested(), copying_memory(), completed()]
+
+
+def test_an_error_of_the_gateway_keeps_its_kind_its_sentence_and_its_details(fake: FakeGateway) -> None:
+    fake.refuse = HostUnreachable("host-a is down.", details={"host": "host-a"})
+    with fake.client() as client, pytest.raises(HostUnreachable, match=r"^host-a is down\.$") as caught:
+        client.hosts()
+    assert caught.value.details == {"host": "host-a"}
+
+
+@pytest.mark.parametrize(
+    ("ask", "kind"),
+    [
+        (lambda client: client.migration("0000"), NotFound),
+        (lambda client: list(client.watch("0000")), NotFound),
+        (lambda client: client.settle(ID), Conflict),
+        (lambda client: client.migrate("web-01", "ams"), PreflightFailed),
+    ],
+)
+def test_errors_are_of_the_tree(fake: FakeGateway, ask: object, kind: type[Exception]) -> None:
+    fake.know([requested()])
+    fake.findings = FINDINGS
+    with fake.client() as client, pytest.raises(kind):
+        ask(client)  # type: ignore[operator]
+
+
+def test_an_unreachable_gateway_is_named_by_its_address(fake: FakeGateway) -> None:
+    fake.stop()
+    with fake.client() as client, pytest.raises(Unreachable, match="connection refused") as caught:
+        client.sites()
+    assert fake.address in caught.value.message
+
+
+def test_after_an_unanswered_migrate_the_error_says_that_it_may_have_begun(fake: FakeGateway) -> None:
+    fake.stop()
+    with fake.client() as client, pytest.raises(Unreachable, match="may have begun"):
+        client.migrate("web-01", "ams")
+
+
+def test_a_gateway_that_vanishes_ends_the_watch_with_unreachable(fake: FakeGateway) -> None:
+    fake.know([requested()])
+    fake.play(copying_memory(), fake.vanish)
+    with fake.client() as client:
+        watched = client.watch(ID)
+        assert [next(watched), next(watched)] == [requested(), copying_memory()]
+        with pytest.raises(Unreachable):
+            next(watched)
+
+
+def test_text_that_is_no_unicode_is_a_usage_error(fake: FakeGateway) -> None:
+    with fake.client() as client, pytest.raises(UsageError, match="not Unicode"):
+        client.migration("\udcff")
+
+
+class Unavailable(grpc.RpcError):
+    def __init__(self, details: str) -> None:
+        self.said = details
+
+    def details(self) -> str:
+        return self.said
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+
+@pytest.mark.parametrize(
+    ("details", "kind", "said"),
+    [  # as gRPC 1.85 says it
+        ("SSL_ERROR_SSL: error:1000007d: CERTIFICATE_VERIFY_FAILED", NotAuthenticated, "does not trust"),
+        ("Custom verification check failed: Hostname Verification", NotAuthenticated, "expected site"),
+        ("Tls handshake failed: SSL_ERROR_SSL: WRONG_VERSION_NUMBER", ProtocolError, "does not speak TLS"),
+        ("UNAVAILABLE: ipv4:127.0.0.1:17443: Socket closed", Unreachable, "closed the connection"),
+        ("Handshake read failed (Socket closed)", Unreachable, "closed the connection"),
+        ("Handshake read failed (Endpoint closing)", Unreachable, "in time"),
+        ("something new", Unreachable, "something new"),
+    ],
+)
+def test_what_grpc_says_becomes_what_to_look_at(
+    fake: FakeGateway, details: str, kind: type[Exception], said: str
+) -> None:
+    with fake.client() as client:
+        error = client._error(Unavailable(details))
+    assert type(error) is kind
+    assert said in error.message
+    assert fake.address in error.message
+
+
+def test_importing_landbridge_loads_no_grpc_so_that_the_tls_floor_can_be_set() -> None:
+    check = "import landbridge, sys; assert 'grpc' not in sys.modules; landbridge.connect; import grpc"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_the_command_line_holds_the_tls_floor_and_keeps_grpc_quiet() -> None:
+    check = "import gateway.cli; from certs import floor; floor.require(); "
+    check += "import os; assert os.environ['GRPC_VERBOSITY'] == 'NONE'"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_landbridge_has_no_other_lazy_names() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'disconnect'"):
+        _ = landbridge.disconnect

@@ -1,0 +1,119 @@
+"""Configuration files: what is right is read, and each mistake is one sentence with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.config import AgentSettings
+from gateway.config import GatewayConfig
+from landbridge.config import Address, load, parse_address
+from landbridge.errors import ConfigError
+
+AGENT = """\
+site = "fra"
+name = "fra-1"
+[identity]
+directory = "/etc/landbridge/identity"
+[listen]
+control = "10.0.0.1:7443"
+stream = "[fd00::1]:7444"
+[gateway]
+stream = ["10.0.0.9:7444", "gw-2.fra.example.org:7444"]
+"""
+GATEWAY = """\
+site = "fra"
+name = "gw-1"
+[identity]
+directory = "/etc/landbridge/identity"
+[listen]
+operators = "10.0.0.9:7443"
+agents = "10.0.0.9:7444"
+peers = "192.0.2.1:7443"
+tunnel = "192.0.2.1:7445"
+[[hosts]]
+name = "fra-1"
+control = "10.0.0.1:7443"
+stream = "10.0.0.1:7444"
+[[sites]]
+name = "ams"
+peers = "198.51.100.1:7443"
+tunnel = "198.51.100.1:7445"
+[sites.pools]
+images = "fast"
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "landbridge.toml"
+
+
+def test_an_agents_configuration_is_read_with_its_defaults(path: Path) -> None:
+    path.write_text(AGENT)
+    settings = load(path, AgentSettings)
+    assert settings.listen.stream == Address("fd00::1", 7444)
+    assert [str(address) for address in settings.gateway.stream] == ["10.0.0.9:7444", "gw-2.fra.example.org:7444"]
+    assert settings.libvirt.uri == "qemu:///system"
+    assert settings.paths.state == Path("/var/lib/landbridge")
+
+
+def test_a_gateways_configuration_is_read_with_its_defaults(path: Path) -> None:
+    path.write_text(GATEWAY)
+    settings = load(path, GatewayConfig)
+    assert settings.hosts[0].control == Address("10.0.0.1", 7443)
+    assert settings.sites[0].pools == {"images": "fast"}
+    assert settings.sites[0].networks == {}
+    assert settings.store.url == "sqlite:////var/lib/landbridge/gateway.db"
+    assert settings.patience.agent > 0
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1:7443", "[fd00::1]:7443", "gw.example.org:0"])
+def test_an_address_is_written_as_it_was_read(text: str) -> None:
+    assert str(parse_address(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10.0.0.1", ":7443", "10.0.0.1:", "10.0.0.1:x", "10.0.0.1:70000", "10.0.0.1:-1", 7443, None]
+)
+def test_what_is_no_address_is_refused_with_an_example(text: object) -> None:
+    with pytest.raises(ValueError, match=r"such as \"10\.0\.0\.1:7443\""):
+        parse_address(text)
+
+
+MISTAKES = [
+    ('site = "fra"', "", "at site: Field required"),
+    ('site = "fra"', "site = 7", "at site: Input should be a valid string"),
+    ('site = "fra"', 'site = "fra"\ncolour = "red"', "at colour: Extra inputs are not permitted"),
+    ('control = "10.0.0.1:7443"', "", "at listen.control: Field required"),
+    (
+        'control = "10.0.0.1:7443"',
+        'control = "10.0.0.1"',
+        "at listen.control: Value error, '10.0.0.1' is not an address",
+    ),
+    ('"gw-2.fra.example.org:7444"', '"gw-2"', "at gateway.stream.1: Value error, 'gw-2' is not an address"),
+    ("[gateway]", "[gatewy]", "(and 1 more mistakes)"),
+    ('name = "fra-1"', 'name = "fra-1', "is not TOML"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "said"), MISTAKES)
+def test_a_mistake_is_one_sentence_with_the_file_and_the_place(path: Path, right: str, wrong: str, said: str) -> None:
+    assert AGENT.count(right) == 1
+    path.write_text(AGENT.replace(right, wrong))
+    with pytest.raises(ConfigError) as caught:
+        load(path, AgentSettings)
+    assert said in caught.value.message
+    assert str(path) in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_a_file_that_is_not_there_or_is_no_text_is_named(path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read: No such file or directory; name another with --config"):
+        load(path, AgentSettings)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load(path, AgentSettings)
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load(path.parent, AgentSettings)
