@@ -19,8 +19,9 @@ def libvirt_hosts() -> Iterator[tuple[HostNode, HostNode]]:
     if os.geteuid() != 0:
         pytest.skip("the lab needs root")  # what else it misses is an error
     lab = Lab("contract")
-    lab.up(product=False)
+    lab.down()  # what a killed run has left
     try:
+        lab.up(product=False)
         yield lab.hosts["east-1"], lab.hosts["west-1"]
     finally:
         lab.down()

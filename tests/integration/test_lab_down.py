@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,28 @@ pytestmark = [pytest.mark.lab, pytest.mark.filterwarnings("ignore:subprocess .* 
 NAME = "itestdown"
 
 
-def test_after_down_nothing_is_left(lab: Lab) -> None:
+@pytest.fixture
+def gone(lab: Lab) -> Iterator[Lab]:
+    """A lab of the test's own."""
     del lab  # skips where there can be no lab
-    gone = Lab(NAME)
+    own = Lab(NAME)
+    own.down()  # what a killed run has left
+    yield own
+    own.down()
+
+
+def test_a_lab_whose_processes_were_all_killed_is_built_anew(gone: Lab) -> None:
+    assert gone.up(product=False)
+    assert not gone.up(product=False)
+    for record in processes.inside(gone.network.paths()) + processes.recorded(gone.directory / "processes"):
+        processes.send(record, signal.SIGKILL)
+    assert gone.up(product=False)
+    assert "running" in gone.hosts["east-1"].run(["virsh", "pool-info", "default"])
+    assert gone.down()
+    assert not gone.down()
+
+
+def test_after_down_nothing_is_left(gone: Lab) -> None:
     gone.up()
     try:
         spaces = gone.network.paths()

@@ -48,11 +48,15 @@ class Lab:
 
     @property
     def is_up(self) -> bool:
-        """Whether `up` has finished, and `down` has not begun."""
-        return (self.directory / "lab.json").exists()
+        """Whether `up` has finished, `down` has not begun, and what holds the lab together still runs."""
+        if not (self.directory / "lab.json").exists():
+            return False
+        labels = ["wan", *(f"keeper-{host}" for host in self.hosts)]
+        # A reboot, or whoever ended all processes, leaves the files.
+        return all(processes.find(self.directory / "processes", label) is not None for label in labels)
 
     def up(self, settings: LabSettings | None = None, *, product: bool = True) -> bool:
-        """Build the lab; False if it was up already. A lab that was left half built or half taken down is built anew."""
+        """Build the lab; False if it was up already. One that is half built, half taken down or half dead is built anew."""
         settings = settings or LabSettings()
         _require_machine()
         with self._lock():
