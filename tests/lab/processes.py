@@ -37,8 +37,8 @@ class Record:
         return start_time(self.pid) == self.start
 
 
-# Processes of the lab outlive whoever starts them; a Popen object that is dropped before its process ends complains.
-_STARTED: list[subprocess.Popen[bytes]] = []
+# By pid. Processes of the lab outlive whoever starts them; a Popen object that is dropped before its process ends complains.
+_STARTED: dict[int, subprocess.Popen[bytes]] = {}
 
 
 def start_time(pid: int) -> int | None:
@@ -68,7 +68,7 @@ def launch(
             start_new_session=True,
             env=None if environment is None else dict(environment),
         )
-    _STARTED.append(process)
+    _STARTED[process.pid] = process
     keep_record(directory, label, process.pid)
     return process
 
@@ -176,5 +176,5 @@ def _wait(held: dict[int, Record], seconds: float) -> None:
         for fd in ready:
             record = held.pop(fd)
             os.close(fd)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(record.pid, os.WNOHANG)  # collected if it was our child
+            if (child := _STARTED.pop(record.pid, None)) is not None:
+                child.wait()

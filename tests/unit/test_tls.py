@@ -393,7 +393,8 @@ def test_a_grpc_client_refuses_tls_1_2_and_accepts_1_3(
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         credentials = tls.grpc_channel_credentials(gateway_a, "b")
         with grpc.secure_channel(address, credentials, options()) as channel:
-            channel.subscribe(lambda _: None, try_to_connect=True)
+            asking = cast("grpc.UnaryUnaryMultiCallable[bytes, bytes]", channel.unary_unary("/Test/Who"))
+            call = asking.future(b"", timeout=SECONDS)  # so that it connects
             raw, _ = listener.accept()
             raw.settimeout(SECONDS)
             with raw:
@@ -404,6 +405,7 @@ def test_a_grpc_client_refuses_tls_1_2_and_accepts_1_3(
                     with server.wrap_socket(raw, server_side=True) as connection:
                         assert connection.version() == "TLSv1.3"
                         assert connection.recv(14) == b"PRI * HTTP/2.0"
+            call.cancel()
 
 
 # Runs in a fresh interpreter, because gRPC reads its environment once. Prints what a TLS 1.2 client gets.
