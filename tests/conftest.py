@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ HERE = Path(__file__).parent
 # Rooms that are not named here come between these two.
 FIRST = ("unit", "property", "architecture")
 LAST = ("contract", "system", "integration")
+
+
+def pytest_configure() -> None:
+    """A shell starts what it puts in the background with SIGINT ignored; the tests press Ctrl-C all the same."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 import click
 
 from gateway.cli import words
-from tests.lab.lab import Lab
+from tests.lab.lab import Lab, name_of
 from tests.lab.network import node
 from tests.lab.settings import GuestSettings, LabError, LabSettings, WanSettings
 
@@ -113,7 +113,7 @@ def table(figures: Mapping[str, Figures]) -> str:
 def main(rate: float, rtt: float, loss: float, runs: int, *, as_json: bool) -> None:
     """Measure and tell."""
     settings = {"rate_mbit_s": rate, "rtt_ms": rtt, "loss_percent": loss}
-    lab = Lab("bench")
+    lab = Lab(name_of("b"))
     measured: dict[str, list[Figures]] = {way: [] for way in WAYS}
     if not as_json:
         click.echo(f"{rate:g} Mbit/s, {rtt:g} ms, {loss:g} % loss; {_guest()}; {runs} run{'s' * (runs > 1)} each way")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.contract.hypervisor_worlds import FakeWorld, LibvirtWorld, World
 from tests.lab.hosts import HostNode
-from tests.lab.lab import Lab
+from tests.lab.lab import Lab, name_of
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,7 @@ def libvirt_hosts() -> Iterator[tuple[HostNode, HostNode]]:
     """Two hosts of a bare lab, for the whole session: QEMU's first start on a host takes seconds."""
     if os.geteuid() != 0:
         pytest.skip("the lab needs root")  # what else it misses is an error
-    lab = Lab("contract")
+    lab = Lab(name_of("c"))
     lab.down()  # what a killed run has left
     try:
         lab.up(product=False)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.integration.story import FAST, GUEST, HOMES, POOL_SIZE, Guest, is_well
 from tests.lab import Lab, LabSettings
+from tests.lab.lab import name_of
 
 # The lab's processes outlive the Popen objects that start them.
 OUTLIVING = "ignore:subprocess .* is still running:ResourceWarning"
@@ -26,7 +27,7 @@ def lab() -> Iterator[Lab]:
     """Two sites with the product, whose storage pools are small."""
     if os.geteuid() != 0:
         pytest.skip("the lab needs root")  # what else it misses is an error
-    lab = Lab("itest")
+    lab = Lab(name_of("i"))
     lab.down()  # what a killed run has left
     try:
         lab.up(LabSettings(pool_size=POOL_SIZE, wan=FAST))

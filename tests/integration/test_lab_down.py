@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Lab, processes
-from tests.lab.lab import BIG, RUN
+from tests.lab.lab import BIG, RUN, name_of
 
 pytestmark = [pytest.mark.lab, pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")]
 
-NAME = "itestdown"
+NAME = name_of("d")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -19,12 +20,17 @@ from tests.lab.guests import Guests
 from tests.lab.hosts import HostNode
 from tests.lab.network import NODES, Network, Wan, node
 from tests.lab.product import Product
-from tests.lab.settings import LabError, LabSettings, WanSettings
+from tests.lab.settings import SOURCE_DIRECTORY, LabError, LabSettings, WanSettings
 
 RUN = Path("/run/landbridge-lab")
 BIG = Path("/var/lib/landbridge-lab")
 # The name is part of names of namespaces and of sockets, which have 107 characters.
 NAME = re.compile(r"[a-z][a-z0-9]{0,11}")
+
+
+def name_of(purpose: str) -> str:
+    """A name for a lab of this checkout: runs of tests in two checkouts on one machine stay apart. One letter of purpose."""
+    return f"{purpose}{zlib.crc32(str(SOURCE_DIRECTORY).encode()):08x}"
 
 
 class Lab:

@@ -69,7 +69,7 @@ async def test_a_vm_that_crashes_before_it_was_activated_is_lost_and_said_to_be(
     ended = await two.fra.operator.ended(id_)
     assert State(ended.state) is State.FAILED
     assert "its memory is lost, its definition and disks are still on host fra-1" in ended.reason
-    assert two.fra.hypervisor.presence(vm) is Presence.SHUT_OFF
+    await eventually(lambda: two.fra.hypervisor.presence(vm) is Presence.SHUT_OFF)
     assert two.fra.hypervisor.images == {"/pools/images/web-01.qcow2": DISK}
     await eventually(lambda: two.ams.is_clean(vm))
 

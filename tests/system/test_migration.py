@@ -30,7 +30,7 @@ async def moved(source: SiteUnderTest, destination: SiteUnderTest) -> Migration:
 async def test_a_vm_moves_with_memory_and_disk_and_runs_at_the_destination_only(two: TwoSites) -> None:
     vm = two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
     await moved(two.fra, two.ams)
-    assert two.fra.hypervisor.presence(vm) is Presence.SHUT_OFF
+    await eventually(lambda: two.fra.hypervisor.presence(vm) is Presence.SHUT_OFF)
     assert two.ams.hypervisor.presence(vm) is Presence.RUNNING
     assert two.ams.hypervisor.memory(vm) == MEMORY
     assert two.ams.hypervisor.images == {IMAGE: DISK}
@@ -176,7 +176,7 @@ async def test_a_vm_comes_back_and_replaces_the_copy_that_it_left(two: TwoSites)
     assert found.passed
     await moved(two.ams, two.fra)
     assert two.fra.hypervisor.presence(vm) is Presence.RUNNING
-    assert two.ams.hypervisor.presence(vm) is Presence.SHUT_OFF
+    await eventually(lambda: two.ams.hypervisor.presence(vm) is Presence.SHUT_OFF)
     assert two.fra.hypervisor.images == {IMAGE: changed}
     assert not two.fra.hypervisor.vm(vm).moved_by
 

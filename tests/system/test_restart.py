@@ -40,7 +40,7 @@ async def completed(two: TwoSites, id_: str, vm: str) -> None:
     """The migration completes, and the VM runs at the destination only."""
     ended = await two.fra.operator.ended(id_)
     assert (State(ended.state), ended.reason) == (State.COMPLETED, "")
-    assert two.fra.hypervisor.presence(vm) is Presence.SHUT_OFF
+    await eventually(lambda: two.fra.hypervisor.presence(vm) is Presence.SHUT_OFF)
     assert two.ams.hypervisor.presence(vm) is Presence.RUNNING
     assert two.ams.hypervisor.memory(vm) == MEMORY
     assert State((await two.ams.operator.ended(id_)).state) is State.COMPLETED
@@ -179,7 +179,7 @@ async def test_a_destination_that_has_forgotten_the_migration_does_not_make_its_
     waiting = await two.fra.operator.hears(id_, "it is not known there whether the VM waits, paused")
     assert State(waiting.state) is State.ACTIVATING
     assert two.ams.hypervisor.presence(vm) in {Presence.ARRIVED, Presence.PAUSED}
-    assert two.fra.hypervisor.presence(vm) is Presence.SHUT_OFF
+    await eventually(lambda: two.fra.hypervisor.presence(vm) is Presence.SHUT_OFF)
 
 
 async def test_an_end_that_the_other_site_did_not_hear_of_is_told_when_it_is_back(two: TwoSites) -> None:
