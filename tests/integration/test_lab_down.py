@@ -30,8 +30,10 @@ def gone(lab: Lab) -> Iterator[Lab]:
 def test_a_lab_whose_processes_were_all_killed_is_built_anew(gone: Lab) -> None:
     assert gone.up(product=False)
     assert not gone.up(product=False)
-    for record in processes.inside(gone.network.paths()) + processes.recorded(gone.directory / "processes"):
+    victims = processes.inside(gone.network.paths()) + processes.recorded(gone.directory / "processes")
+    for record in victims:
         processes.send(record, signal.SIGKILL)
+    processes.wait_until(lambda: not any(v.is_alive() for v in victims), seconds=10, otherwise="they do not end")
     assert gone.up(product=False)
     assert "running" in gone.hosts["east-1"].run(["virsh", "pool-info", "default"])
     assert gone.down()
