@@ -70,7 +70,7 @@ def measure(lab: Lab, way: str, vm: str) -> Figures:
     carried, began = lab.wan.bytes_carried(), time.monotonic()
     WAYS[way](lab, vm)
     total_s, carried = time.monotonic() - began, lab.wan.bytes_carried() - carried
-    verdict = lab.guests.check(vm, wait=VERDICT_PATIENCE)
+    verdict = lab.guests.check(vm, wait=VERDICT_PATIENCE, at="west-1")
     if not verdict.good or verdict.host != "west-1" or verdict.last_move_pause_ms is None:
         raise LabError(f"after its move by {way}, the guest is not well: {verdict.sentence()}")
     lab.guests.stop(vm)

@@ -87,7 +87,7 @@ def _move(lab: Lab, number: int, source: str, destination: str) -> Moved:
     code = _landbridge(lab, source, "migrate", VM, "--to", destination)
     carried = lab.wan.bytes_carried() - carried
     problems = [] if code == 0 else [f"landbridge migrate exited with {code}"]
-    verdict = lab.guests.check(VM, wait=VERDICT_PATIENCE if code == 0 else 0)
+    verdict = lab.guests.check(VM, wait=VERDICT_PATIENCE if code == 0 else 0, at=destination)
     problems += verdict.problems
     if not verdict.good:
         problems.append("the guest did not verify its memory and disk")

@@ -138,8 +138,11 @@ class Guests:
         """The recorder's log of a guest."""
         return self._console / f"{name}.log"
 
-    def check(self, name: str, *, since: float = 0.0, wait: float = 0.0) -> Verdict:
-        """The judge's verdict; waits up to `wait` seconds for all to be verified, and not at all once something is wrong."""
+    def check(self, name: str, *, since: float = 0.0, wait: float = 0.0, at: str = "") -> Verdict:
+        """The judge's verdict; waits up to `wait` seconds for all to be verified, and not at all once something is wrong.
+
+        With `at`, a host or a site, it also waits for the guest to be heard from there: it may just have been let run.
+        """
         deadline = time.monotonic() + wait
         while True:
             try:
@@ -147,7 +150,7 @@ class Guests:
                     verdict = judge(lines, since=since, now=time.monotonic())
             except FileNotFoundError:
                 raise LabError(f"there is no guest {name}: python -m tests.lab vm list") from None
-            if verdict.good or verdict.problems or time.monotonic() > deadline:
+            if (verdict.good and (verdict.host or "").startswith(at)) or verdict.problems or time.monotonic() > deadline:
                 return verdict
             time.sleep(0.2)
 
