@@ -18,6 +18,7 @@ from types import MappingProxyType
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from landbridge.errors import IdentityError
@@ -263,6 +264,9 @@ def authenticate(leaf: bytes | x509.Certificate, trust: TrustBundles, now: datet
 
 
 def _issued(certificate: x509.Certificate, root: x509.Certificate) -> bool:
+    # A signature is whole bytes: OpenSSL looks past a count of unused bits, and would take one certificate in several spellings.
+    if certificate.public_bytes(Encoding.DER)[-len(certificate.signature) - 1] != 0:
+        return False
     try:
         certificate.verify_directly_issued_by(root)
     except (*_MALFORMED, InvalidSignature):

@@ -208,6 +208,18 @@ def test_leaves_that_break_the_spiffe_rules_are_refused(ca_a: Authority, trust: 
             authenticate(leaf.certificate, trust, NOW)
 
 
+def test_a_certificate_has_one_spelling(ca_a: Authority, trust: TrustBundles) -> None:
+    accepted = 0
+    for _ in range(40):  # until the last bit of a signature is 0, so that it can be called unused
+        leaf = authority.issue(ca_a, GATEWAY, NOW).certificate
+        spelt = bytearray(leaf.public_bytes(Encoding.DER))
+        accepted += authenticate(bytes(spelt), trust, NOW) == GATEWAY
+        spelt[-len(leaf.signature) - 1] = 1
+        with pytest.raises(IdentityError):
+            authenticate(bytes(spelt), trust, NOW)
+    assert accepted == 40
+
+
 def test_a_root_is_no_identity(ca_a: Authority, trust: TrustBundles) -> None:
     with pytest.raises(IdentityError, match="CA certificate"):
         authenticate(ca_a.certificate, trust, NOW)
