@@ -6,7 +6,7 @@
     migration     states (the one table), preflight (pure), coordinator (calls agents and peers)
     tunnel        accept and dial links, pump frames between them
     remote        calls to agents and peers, with deadlines and errors of our tree
-    store         what must not be forgotten
+    store         what must not be forgotten; the gateways of one site share it
 
 Control:  operator -> service -> coordinator -> agents here, and the peer gateway -> agents there
 Bytes:    agent here -> accept -> pump -> dial -> tunnel -> accept there -> pump -> dial -> agent there

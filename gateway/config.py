@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from landbridge.config import AddressField, Settings
+from landbridge.config import AddressesField, AddressField, Settings
 
 
 class IdentitySettings(Settings):
@@ -29,7 +29,7 @@ class ListenSettings(Settings):
 
 
 class StoreSettings(Settings):
-    """Where migrations are recorded: an SQLAlchemy URL."""
+    """Where migrations are recorded: an SQLAlchemy URL. The gateways of one site have the same."""
 
     url: str = "sqlite:////var/lib/landbridge/gateway.db"
 
@@ -46,8 +46,9 @@ class SiteSettings(Settings):
     """Another site, and what it calls our pools and networks. A name without an entry must exist there as it is."""
 
     name: str
-    peers: AddressField
-    tunnel: AddressField
+    # of each of its gateways
+    peers: AddressesField
+    tunnel: AddressesField
     pools: dict[str, str] = Field(default_factory=dict)
     networks: dict[str, str] = Field(default_factory=dict)
 

@@ -25,6 +25,7 @@ from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory, RemoteSite
 from gateway.migration.ledger import Ledger
 from gateway.migration.routes import FromHost, FromSite
+from gateway.migration.succession import Succession
 from gateway.remote import AgentRemote, PeerRemote
 from gateway.service.operators import GatewayService
 from gateway.service.peers import PeerService
@@ -82,10 +83,11 @@ async def serve(settings: GatewayConfig, identity: StoredIdentity) -> None:
 async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIterator[None]:
     """The gateway, serving for as long as the context is open."""
     async with contextlib.AsyncExitStack() as stack:
-        store = Store(settings.store.url)
+        store = Store(settings.store.url, settings.name)
         stack.callback(store.close)
         ledger = Ledger(store)
         await ledger.load()
+        stack.push_async_callback(leave, store)
         pump = Pump()
         stack.push_async_callback(pump.close)
         hosts, tunnels = diallers(settings, identity, pump)
@@ -113,7 +115,16 @@ async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIte
             tunnel.keep_up()
         coordinator.resume()
         stack.push_async_callback(coordinator.close)
+        succession = Succession(store, ledger, coordinator)
+        succession.start()
+        stack.push_async_callback(succession.close)
         yield
+
+
+async def leave(store: Store) -> None:
+    """Let the other gateways of this site take over at once."""
+    with contextlib.suppress(ConfigError):  # then they wait until we have been silent for long enough
+        await store.leave()
 
 
 def diallers(
@@ -128,7 +139,9 @@ def diallers(
         hosts[host.name] = Dialler(pump, target, tunnel=False)
     for site in settings.sites:
         name = tls.server_name(Role.GATEWAY, site.name, domain)
-        target = Target(f"the gateway of site {site.name}", site.tunnel, tls.client_context(identity, site.name), name)
+        target = Target(
+            f"the gateway of site {site.name}", site.tunnel[0], tls.client_context(identity, site.name), name
+        )
         tunnels[site.name] = Dialler(pump, target, tunnel=True)
     return hosts, tunnels
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import grpc
 from grpc import aio
 
 from certs import tls
@@ -33,6 +35,8 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # How long one attempt to connect may take, whatever its name says: there may be another address to try.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.enable_http_proxy", 0),
 )
 
@@ -45,7 +49,7 @@ class Remote:
     ) -> None:
         # For messages: "host east-1", "site west".
         self.name = name
-        self._address = address
+        self._where = str(address)
         self._is_host = role is Role.HOST
         options = tls.grpc_channel_options(role, site, local.identity.trust_domain, host)
         self.channel = aio.secure_channel(
@@ -75,12 +79,12 @@ class Remote:
             call.cancel()
 
     def _error(self, error: aio.AioRpcError) -> LandbridgeError:
-        trailing = tuple((key, value) for key, value in error.trailing_metadata() or ())
-        if any(key == CODE_KEY for key, _ in trailing):
+        if _is_answer(error):
+            trailing = tuple((key, value) for key, value in error.trailing_metadata() or ())
             return from_status(error.code().name, error.details(), trailing)
         unreachable = HostUnreachable if self._is_host else Unreachable
         said = (error.details() or error.code().name).splitlines()[0][:200]
-        return unreachable(f"{self.name} does not answer at {self._address} ({said}); see whether it runs there")
+        return unreachable(f"{self.name} does not answer at {self._where} ({said}); see whether it runs there")
 
     async def close(self) -> None:
         """Give up the connection."""
@@ -96,11 +100,62 @@ class AgentRemote(Remote):
 
 
 class PeerRemote(Remote):
-    """The gateway of another site."""
+    """The gateways of another site: whichever answers. All that peers are asked may be asked twice, and of any of them."""
 
-    def __init__(self, site: str, address: Address, local: StoredIdentity) -> None:
-        super().__init__(f"site {site}", address, local, Role.GATEWAY, site, None)
-        self.stub: PeerAsyncStub = PeerStub(self.channel)
+    def __init__(self, site: str, addresses: Sequence[Address], local: StoredIdentity) -> None:
+        """The addresses in the order in which they are tried at first."""
+        super().__init__(f"site {site}", addresses[0], local, Role.GATEWAY, site, None)
+        self._where = ", ".join(map(str, addresses))
+        others = [Remote(self.name, address, local, Role.GATEWAY, site, None).channel for address in addresses[1:]]
+        self._channels = [self.channel, *others]
+        self.stub: PeerAsyncStub = PeerStub(cast("aio.Channel", _FirstThatAnswers(self._channels)))
+
+    async def close(self) -> None:
+        """Give up the connections."""
+        await asyncio.gather(*(channel.close() for channel in self._channels))
+
+
+class _FirstThatAnswers:
+    """Where a stub wants a channel: each call goes to the channel that answered last, and on to the next one if it is silent."""
+
+    def __init__(self, channels: Sequence[aio.Channel]) -> None:
+        self._channels = channels
+        self._last = 0
+
+    def unary_unary(self, *method: Any, **options: Any) -> Callable[..., Awaitable[Any]]:
+        """As of a channel; the call takes a request and a timeout, and raises what the last one raised that was tried."""
+        methods = [channel.unary_unary(*method, **options) for channel in self._channels]
+
+        async def ask(request: object, *, timeout: float) -> object:
+            first = self._last
+            *others, last = (*range(first, len(methods)), *range(first))
+            for index in others:
+                try:
+                    return await self._ask(methods, index, request, timeout)
+                except aio.AioRpcError as error:
+                    if not _is_silence(error):
+                        raise
+            return await self._ask(methods, last, request, timeout)
+
+        return ask
+
+    async def _ask(self, methods: Sequence[Any], index: int, request: object, timeout: float) -> object:
+        try:
+            answer: object = await methods[index](request, timeout=timeout)
+        except aio.AioRpcError as error:
+            if not _is_silence(error):
+                self._last = index
+            raise
+        self._last = index
+        return answer
+
+
+def _is_answer(error: aio.AioRpcError) -> bool:
+    return any(key == CODE_KEY for key, _ in error.trailing_metadata() or ())
+
+
+def _is_silence(error: aio.AioRpcError) -> bool:
+    return not _is_answer(error) and error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 def clock_offset_ms(asked: datetime, answered: datetime, theirs: datetime) -> int:

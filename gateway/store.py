@@ -1,24 +1,34 @@
 """What a gateway must not forget: one row per migration, in SQLite or whatever SQLAlchemy reaches by the configured URL.
 
 A row is written before the act that it announces, so that a crash finds a record of everything that may have happened.
+
+Several gateways of a site may share one store. Each row of a migration from this site names the gateway that coordinates it, and only
+that gateway can save it: whoever was taken for dead and wakes up again meets TakenOver at its next step, before it acts.
+`docs/adr/0006-take-over.md` has the reasons.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 import sqlalchemy as sa
 from google.protobuf.message import DecodeError
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from landbridge.errors import ConfigError
+from landbridge.errors import ConfigError, Conflict, TakenOver
 from landbridge.v1.types_pb2 import Migration
 
 R = TypeVar("R")
+
+# For a server that is cut off: it must not hold the only worker for the minutes that TCP would. An URL may say otherwise.
+_POSTGRESQL = {"connect_timeout": "5", "tcp_user_timeout": "5000"}  # seconds, milliseconds: libpq has it so
+
+# The number of an advisory lock of ours; any that nobody else takes.
+_PREPARING = 0x6C616E64
 
 metadata = sa.MetaData()
 
@@ -28,7 +38,7 @@ migrations = sa.Table(
     sa.Column("id", sa.String(36), primary_key=True),
     # Nanoseconds since the epoch; orders the list.
     sa.Column("requested_at", sa.BigInteger, nullable=False, index=True),
-    # Whether this gateway coordinates it: it is the source site's.
+    # Whether this site coordinates it: it is the source site.
     sa.Column("coordinating", sa.Boolean, nullable=False),
     # Whether the other site is still to be told how it ended (and, after a failure, to clean up).
     sa.Column("peer_pending", sa.Boolean, nullable=False),
@@ -42,6 +52,26 @@ migrations = sa.Table(
     sa.Column("suspended_at", sa.BigInteger, nullable=False),
     # landbridge.v1.Migration
     sa.Column("message", sa.LargeBinary, nullable=False),
+    # Here and below: what 0.1.0 did not have from its beginning, and `_prepare` adds to an older table.
+    # The gateway of this site that coordinates it, by name; "" if it is none, or from before they had names here.
+    sa.Column("coordinator", sa.String(255), nullable=False, server_default=""),
+    # Who has asked another gateway to cancel it; only `wish_cancelled` writes this.
+    sa.Column("cancel_wish", sa.Text, nullable=False, server_default=""),
+    # The VM's UUID while this site moves it away: unique, so that two gateways do not both begin to move one VM.
+    sa.Column("vm_under_way", sa.String(36), nullable=True),
+    # Counts the writes, for the other gateways to see that there was one.
+    sa.Column("revision", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Index("migrations_vm_under_way", "vm_under_way", unique=True),
+)
+_ADDED = ("coordinator", "cancel_wish", "vm_under_way", "revision")
+
+# The gateways that share this store. One that ends in good order removes itself.
+gateways = sa.Table(
+    "gateways",
+    metadata,
+    sa.Column("name", sa.String(255), primary_key=True),
+    # Grows by one with each sign of life, over restarts too. It is no time: nobody has to trust anybody's clock.
+    sa.Column("beat", sa.BigInteger, nullable=False),
 )
 
 
@@ -57,28 +87,43 @@ class Row:
     cause: str = ""
     clock_offset_ms: int = 0
     suspended_at: int = 0
+    # These two as the store has them: `save` does not take them from here.
+    coordinator: str = ""
+    cancel_wish: str = ""
+
+    def become(self, other: Row) -> None:
+        """Take over all that another has."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(other, each.name))
 
 
 class Store:
-    """The rows, durable when `save` returns."""
+    """The rows, durable when `save` returns. Every method raises ConfigError if the database does not do it."""
 
-    def __init__(self, url: str) -> None:
-        """`url` as SQLAlchemy takes it. Raises ConfigError."""
+    def __init__(self, url: str, gateway: str) -> None:
+        """`url` as SQLAlchemy takes it; `gateway` is the name under which rows are saved and taken over."""
+        self.gateway = gateway
         # One worker, so that savings reach the database in the order in which they were asked for.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._name = _without_password(url)
         try:
-            self._engine = sa.create_engine(url)
-            if self._engine.dialect.name == "sqlite":
-                sa.event.listen(self._engine, "connect", _durable_sqlite)
-            metadata.create_all(self._engine)
+            self._engine = _engine(url)
+            _prepare(self._engine)
         except (SQLAlchemyError, ImportError, ValueError) as error:
             raise self._error("opened", error) from error
 
+    # Migrations
+
     async def save(self, row: Row) -> None:
-        """Insert or replace a row. Raises ConfigError if the database does not take it."""
+        """Insert or replace a row, as its coordinator where this site coordinates it.
+
+        Raises TakenOver if another gateway is its coordinator, and Conflict for a new row of a VM that is under way already.
+        """
+        id_, fence = row.migration.id, migrations.c.id == row.migration.id
+        coordinator = self.gateway if row.coordinating else ""
+        under_way = row.coordinating and not row.migration.HasField("ended_at")
+        fence &= (migrations.c.coordinator == self.gateway) if row.coordinating else ~migrations.c.coordinating
         values = {
-            "id": row.migration.id,
             "requested_at": row.migration.requested_at.ToNanoseconds(),
             "coordinating": row.coordinating,
             "peer_pending": row.peer_pending,
@@ -88,40 +133,140 @@ class Store:
             "clock_offset_ms": row.clock_offset_ms,
             "suspended_at": row.suspended_at,
             "message": row.migration.SerializeToString(),
+            "vm_under_way": (row.migration.vm_uuid or None) if under_way else None,
         }
+        update = migrations.update().where(fence).values(**values, revision=migrations.c.revision + 1)
+        insert = migrations.insert().values(**values, id=id_, coordinator=coordinator, cancel_wish="", revision=1)
 
-        def write() -> None:
-            with self._engine.begin() as connection:
-                connection.execute(migrations.delete().where(migrations.c.id == values["id"]))
-                connection.execute(migrations.insert().values(values))
+        def write(connection: sa.Connection) -> None:
+            if connection.execute(update).rowcount:
+                return
+            if row.coordinating and (now := _coordinator(connection, id_)) is not None:
+                raise TakenOver(
+                    f"migration {id_} is now coordinated by gateway {now or 'of no name'} and not by {self.gateway}: ask again",
+                    details={"migration": id_, "coordinator": now},
+                )
+            connection.execute(insert)
 
         try:
-            await self._run(write)
+            await self._write(write)
+        except ConfigError as error:
+            if not isinstance(error.__cause__, IntegrityError):
+                raise
+            if under_way:
+                raise Conflict(
+                    f"another migration of {row.migration.vm} is under way: see `landbridge migrations`"
+                ) from error
+            # Another gateway of this site has inserted the same row at the same time.
+            await self._write(write)
+        row.coordinator = coordinator
+
+    async def load(self, ids: Collection[str] | None = None) -> list[tuple[Row, int]]:
+        """Rows with their revisions, newest first: every one, or those with these ids."""
+        query = sa.select(migrations).order_by(migrations.c.requested_at.desc())
+        if ids is not None:
+            query = query.where(migrations.c.id.in_(ids))
+
+        def read() -> list[tuple[Row, int]]:
+            with self._engine.connect() as connection:
+                return [
+                    (
+                        Row(
+                            migration=Migration.FromString(found.message),
+                            coordinating=found.coordinating,
+                            peer_pending=found.peer_pending,
+                            cancel_requested=found.cancel_requested,
+                            autostart=found.autostart,
+                            cause=found.cause,
+                            clock_offset_ms=found.clock_offset_ms,
+                            suspended_at=found.suspended_at,
+                            coordinator=found.coordinator,
+                            cancel_wish=found.cancel_wish,
+                        ),
+                        found.revision,
+                    )
+                    for found in connection.execute(query)
+                ]
+
+        return await self._read(read)
+
+    async def revisions(self) -> dict[str, int]:
+        """The revision of every row by its id: what differs from a former answer was written since."""
+        query = sa.select(migrations.c.id, migrations.c.revision)
+
+        def read() -> dict[str, int]:
+            with self._engine.connect() as connection:
+                return {found.id: found.revision for found in connection.execute(query)}
+
+        return await self._read(read)
+
+    async def wish_cancelled(self, id_: str, who: str) -> None:
+        """Record for a row's coordinator, which may be another gateway, that somebody wants it cancelled."""
+        wish = (
+            migrations.update()
+            .where(migrations.c.id == id_)
+            .values(cancel_wish=who, revision=migrations.c.revision + 1)
+        )
+        await self._write(lambda connection: connection.execute(wish))
+
+    # Gateways
+
+    async def beat(self) -> None:
+        """A sign of life of this gateway."""
+        update = gateways.update().where(gateways.c.name == self.gateway).values(beat=gateways.c.beat + 1)
+        insert = gateways.insert().values(name=self.gateway, beat=1)
+
+        def write(connection: sa.Connection) -> None:
+            if not connection.execute(update).rowcount:
+                connection.execute(insert)
+
+        await self._write(write)
+
+    async def beats(self) -> dict[str, int]:
+        """The last sign of life of every gateway, by its name."""
+
+        def read() -> dict[str, int]:
+            with self._engine.connect() as connection:
+                return {found.name: found.beat for found in connection.execute(sa.select(gateways))}
+
+        return await self._read(read)
+
+    async def leave(self) -> None:
+        """This gateway ends in good order: nobody has to wait before its rows can be taken over."""
+        gone = gateways.delete().where(gateways.c.name == self.gateway)
+        await self._write(lambda connection: connection.execute(gone))
+
+    async def take_over(self, id_: str, was: str, beat: int | None) -> bool:
+        """Become the coordinator of a row, in one atomic step, if `was` still is; whether that was so.
+
+        `beat`, unless None, is the last sign of life of `was` (0 if there is none): with a later one it keeps its row.
+        """
+        claim = (
+            migrations.update()
+            .where(migrations.c.id == id_, migrations.c.coordinating, migrations.c.coordinator == was)
+            .values(coordinator=self.gateway, revision=migrations.c.revision + 1)
+        )
+        if beat is not None:
+            alive = sa.exists().where(gateways.c.name == was, gateways.c.beat != beat)
+            claim = claim.where(~alive)
+        return await self._write(lambda connection: connection.execute(claim).rowcount) == 1
+
+    # Access
+
+    async def _write(self, work: Callable[[sa.Connection], R]) -> R:
+        # Each `work` begins with a statement that writes: SQLite then waits for its turn, instead of failing halfway.
+        def write() -> R:
+            with self._engine.begin() as connection:
+                return work(connection)
+
+        try:
+            return await self._run(write)
         except SQLAlchemyError as error:
             raise self._error("written", error) from error
 
-    async def load(self) -> list[Row]:
-        """Every row, newest first. Raises ConfigError if this is no store of ours."""
-
-        def read() -> list[Row]:
-            with self._engine.connect() as connection:
-                found = connection.execute(sa.select(migrations).order_by(migrations.c.requested_at.desc()))
-                return [
-                    Row(
-                        migration=Migration.FromString(row.message),
-                        coordinating=row.coordinating,
-                        peer_pending=row.peer_pending,
-                        cancel_requested=row.cancel_requested,
-                        autostart=row.autostart,
-                        cause=row.cause,
-                        clock_offset_ms=row.clock_offset_ms,
-                        suspended_at=row.suspended_at,
-                    )
-                    for row in found
-                ]
-
+    async def _read(self, work: Callable[[], R]) -> R:
         try:
-            return await self._run(read)
+            return await self._run(work)
         except (SQLAlchemyError, DecodeError) as error:
             raise self._error("read", error) from error
 
@@ -137,6 +282,42 @@ class Store:
         """Finish what is being saved, and close all connections."""
         self._worker.shutdown()
         self._engine.dispose()
+
+
+def _coordinator(connection: sa.Connection, id_: str) -> str | None:
+    name: str | None = connection.execute(sa.select(migrations.c.coordinator).where(migrations.c.id == id_)).scalar()
+    return name
+
+
+def _engine(text: str) -> sa.Engine:
+    url = sa.make_url(text)
+    if url.drivername == "postgresql":  # the driver that comes with Landbridge; SQLAlchemy would take another one
+        url = url.set(drivername="postgresql+psycopg")
+    if url.drivername == "postgresql+psycopg":
+        url = url.set(query={**_POSTGRESQL, **url.query})
+    # A connection that was idle while the server restarted is noticed before it is used.
+    engine = sa.create_engine(url, pool_pre_ping=True)
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _durable_sqlite)
+    return engine
+
+
+def _prepare(engine: sa.Engine) -> None:
+    """Make the tables that are missing, and the columns that an older one lacks."""
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            # Of gateways that start at the same time, one does it, and the others find it done.
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_PREPARING)))
+        inspected = sa.inspect(connection)
+        if inspected.has_table(migrations.name):
+            present = {column["name"] for column in inspected.get_columns(migrations.name)}
+            for name in [name for name in _ADDED if name not in present]:
+                column = sa.schema.CreateColumn(migrations.c[name]).compile(dialect=engine.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {migrations.name} ADD COLUMN {column}")
+        for table in metadata.sorted_tables:
+            connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+            for index in table.indexes:
+                connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
 
 
 def _without_password(url: str) -> str:

@@ -44,10 +44,10 @@ _GLOBAL_OPTIONS = frozenset({"--gateway", "--identity"})
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--gateway",
-    type=arguments.ADDRESS,
+    type=arguments.ADDRESSES,
     envvar="LANDBRIDGE_GATEWAY",
     show_envvar=True,
-    help="Address of a gateway of your site.",
+    help="Addresses of your site's gateways: the first that answers is asked.",
 )
 @click.option(
     "--identity",

@@ -71,20 +71,21 @@ class _IdType(click.ParamType[str]):
         return text
 
 
-class _AddressType(click.ParamType[str]):
-    name = "HOST:PORT"
+class _AddressesType(click.ParamType[str]):
+    name = "HOST:PORT[,...]"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value)
-        match = _ADDRESS.fullmatch(text)
-        if not match or not 0 < int(match["port"]) < 65536:
-            self.fail(
-                f"{_shown(text)} is no address: give HOST:PORT, such as gateway.example.org:7443 or "
-                "[2001:db8::1]:7443.",
-                param,
-                ctx,
-            )
-        return text
+        addresses = [text.strip() for text in str(value).split(",")]
+        for text in addresses:
+            match = _ADDRESS.fullmatch(text)
+            if not match or not 0 < int(match["port"]) < 65536:
+                self.fail(
+                    f"{_shown(text)} is no address: give HOST:PORT, such as gateway.example.org:7443 or "
+                    "[2001:db8::1]:7443, or several with commas between them.",
+                    param,
+                    ctx,
+                )
+        return ",".join(addresses)
 
 
 def _shown(text: str) -> str:
@@ -92,6 +93,6 @@ def _shown(text: str) -> str:
 
 
 DESTINATION = _DestinationType()
-ADDRESS = _AddressType()
+ADDRESSES = _AddressesType()
 vm = click.argument("vm", type=_VmType())
 migration_id = click.argument("migration_id", metavar="ID", type=_IdType())

@@ -16,7 +16,7 @@ from landbridge.errors import UsageError
 
 @dataclass(frozen=True)
 class Access:
-    """The global options: which gateway, and who asks."""
+    """The global options: which gateways of the site, and who asks."""
 
     gateway: str | None
     identity: Path | None

@@ -1,6 +1,6 @@
-"""Following a migration to its end, through restarts of the gateway.
+"""Following a migration to its end, through restarts of the gateway, and at another one if several are known.
 
-    follow     watch; when the gateway goes away, say so once, and try again for a bounded time
+    follow     watch; when no gateway answers any more, say so once, and try again for a bounded time
     to_end     choose how to show it, follow, let Ctrl-C detach, and print the summary
 
 The migration does not depend on who watches: detaching never stops it.

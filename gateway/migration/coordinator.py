@@ -1,8 +1,11 @@
 """At the source's site: begins migrations, and runs each through the table of `states` until it has ended.
 
 Each state has one step, a coroutine that does what the state asks for and returns what came of it. Steps may be repeated: all
-that they ask of agents and peers is idempotent. So a gateway that was restarted goes on by running the step of the state
-that the store has, and recovery has no code of its own.
+that they ask of agents and peers is idempotent. So a gateway that was restarted, or that takes over from another one, goes on by
+running the step of the state that the store has, and recovery has no code of its own.
+
+Of the migrations from this site, a gateway runs those whose row names it. `look` starts and stops runs as rows come and go
+(`succession` moves them); a run that meets TakenOver ends without another act.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from gateway.migration.survey import Survey
 from gateway.remote import FACTS, WORK
 from gateway.store import Row
 from gateway.tunnel.pump import Pump
-from landbridge.errors import Conflict, LandbridgeError, NotFound, PreflightFailed
+from landbridge.errors import Conflict, LandbridgeError, NotFound, PreflightFailed, TakenOver
 from landbridge.v1 import agent_pb2
 from landbridge.v1.agent_pb2 import Possession, Role, Stage
 from landbridge.v1.peer_pb2 import (
@@ -71,12 +74,24 @@ class Coordinator:
     # Verbs
 
     def resume(self) -> None:
-        """Go on with every migration that the ledger knows to be under way."""
+        """Go on with every migration of this gateway that the ledger knows to be under way."""
+        self.look()
+        self._reports.start()
+
+    def look(self) -> None:
+        """Run what is this gateway's now, stop what is no more, and note what was asked for at another gateway."""
         for row in self.ledger.rows():
-            if row.coordinating and not has_ended(row):
+            run, own = self._runs.get(row.migration.id), self.ledger.is_own(row)
+            if own and row.cancel_wish and not row.cancel_requested and state_of(row) in CANCELLABLE:
+                row.cancel_requested = True
+                row.cause = f"cancelled by {row.cancel_wish}"
+                self._interrupt(row)
+            if run is not None and run.task is not None and not own:
+                log.warning("migration.lost", migration=row.migration.id, coordinator=row.coordinator)
+                run.task.cancel()
+            elif run is None and own and not has_ended(row):
                 log.info("migration.resumed", migration=row.migration.id, state=state_of(row).name)
                 self._start(row)
-        self._reports.start()
 
     async def migrate(self, wanted: str, site: str, host: str, requested_by: str) -> Migration:
         """Preflight, record and begin. Raises PreflightFailed, with nothing recorded, if anything is in the way."""
@@ -118,8 +133,12 @@ class Coordinator:
         return migration
 
     async def cancel(self, prefix: str, who: str) -> Row:
-        """Record the wish to stop a migration, and act on it. Raises Conflict where it is too late."""
-        row = self.ledger.find(prefix)
+        """Record the wish to stop a migration, and act on it. Raises Conflict where it is too late.
+
+        If another gateway of this site coordinates the migration, the wish waits in the store, and that gateway, or whoever takes
+        over from it, acts on it within a second or two of reading it; it may come too late all the same.
+        """
+        row = await self.ledger.find(prefix)
         migration = row.migration
         if not row.coordinating:
             raise Conflict(
@@ -132,17 +151,21 @@ class Coordinator:
             raise Conflict(
                 f"migration {migration.id} is {state.name.lower()} and can no longer be cancelled; watch how it ends"
             )
+        if not self.ledger.is_own(row):
+            await self.ledger.wish_cancelled(row, who)
+            return row
         row.cancel_requested = True
         row.cause = f"cancelled by {who}"
         await self.ledger.save(row)
-        run = self._runs.get(migration.id)
-        if run is not None and run.step is not None:
-            run.step.cancel()
+        self._interrupt(row)
         return row
 
     async def settle(self, prefix: str) -> tuple[Row, list[str]]:
-        """Remove what a completed migration left at the source. Raises Conflict if it did not complete."""
-        row = self.ledger.find(prefix)
+        """Remove what a completed migration left at the source. Raises Conflict if it did not complete.
+
+        A gateway that did not coordinate the migration becomes its coordinator first: it has ended, and nobody runs it any more.
+        """
+        row = await self.ledger.find(prefix)
         migration = row.migration
         if not row.coordinating:
             raise Conflict(
@@ -154,6 +177,8 @@ class Coordinator:
             raise Conflict(
                 f"migration {migration.id} is {state_of(row).name.lower()}: only a completed one can be settled"
             )
+        if not self.ledger.is_own(row) and not await self.ledger.take_over(row):
+            raise TakenOver(f"another gateway is at work on migration {migration.id}: ask again")
         agent = self.inventory.agent(migration.source_host)
         request = agent_pb2.SettleRequest(migration=migration.id, vm_uuid=migration.vm_uuid)
         removed = list((await agent.ask(agent.stub.Settle, request, SETTLE)).removed)
@@ -188,8 +213,15 @@ class Coordinator:
         }
 
     def _start(self, row: Row) -> None:
+        if row.migration.id in self._runs:
+            return
         run = self._runs[row.migration.id] = _Run(row)
         run.task = asyncio.create_task(self._run(run), name=f"migration {row.migration.id}")
+
+    def _interrupt(self, row: Row) -> None:
+        run = self._runs.get(row.migration.id)
+        if run is not None and run.step is not None:
+            run.step.cancel()
 
     async def _run(self, run: _Run) -> None:
         row = run.row
@@ -211,6 +243,8 @@ class Coordinator:
                     row.cause = row.cause or outcome.reason or ""
                 await self.ledger.advance(row, outcome.event, outcome.reason)
                 self._reports.send(row)
+        except TakenOver as error:
+            log.warning("migration.lost", migration=row.migration.id, reason=error.message)
         finally:
             self._runs.pop(row.migration.id, None)
             self.pump.wan_bytes.pop(row.migration.id, None)
@@ -227,6 +261,8 @@ class Coordinator:
             return step.result()
         except asyncio.CancelledError:
             return None
+        except TakenOver:
+            raise
         except LandbridgeError as error:
             return Outcome(Input.TROUBLE, error.message)
         except Exception:  # a defect must end in the same recovery as any other trouble

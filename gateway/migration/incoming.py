@@ -42,7 +42,7 @@ class Incoming:
                 f"the request to prepare migration {migration.id} contradicts itself; update the older gateway"
             )
         agent = self._inventory.agent(migration.destination_host)
-        row = self._ledger.get(migration.id)
+        row = await self._ledger.latest(migration.id)
         if row is None:
             row = Row(migration=Migration(), coordinating=False)
             row.migration.CopyFrom(migration)
@@ -53,14 +53,14 @@ class Incoming:
 
     async def activate(self, request: agent_pb2.ActivateRequest, site: str) -> agent_pb2.ActivateResponse:
         """Let the VM run here."""
-        agent = self._inventory.agent(self._own(request.migration, site).migration.destination_host)
+        agent = self._inventory.agent((await self._own(request.migration, site)).migration.destination_host)
         return await agent.ask(agent.stub.Activate, request, FACTS)
 
     async def cancel(self, request: agent_pb2.CancelRequest, site: str) -> agent_pb2.CancelResponse:
         """Have the host stop, and say who has the VM. A migration that never came here is absent."""
-        if self._ledger.get(request.migration) is None:
+        if await self._ledger.latest(request.migration) is None:
             return agent_pb2.CancelResponse(possession=agent_pb2.Possession.POSSESSION_ABSENT)
-        row = self._own(request.migration, site)
+        row = await self._own(request.migration, site)
         agent = self._inventory.agent(row.migration.destination_host)
         answer = await agent.ask(agent.stub.Cancel, request, WORK)
         if answer.possession == agent_pb2.Possession.POSSESSION_ABSENT:
@@ -69,7 +69,7 @@ class Incoming:
 
     async def report(self, migration: Migration, site: str) -> None:
         """Take over how the migration stands at its source; an end stays an end."""
-        row = self._own(migration.id, site)
+        row = await self._own(migration.id, site)
         settled = migration.state == MigrationState.MIGRATION_STATE_SETTLED
         if has_ended(row) and not (settled and State(row.migration.state) is State.COMPLETED):
             return
@@ -77,14 +77,13 @@ class Incoming:
         if (migration.vm_uuid, migration.destination_host, migration.source_host) != identity:
             raise PermissionDenied(f"migration {migration.id} is of another VM or between other hosts than was agreed")
         row.migration.CopyFrom(migration)
+        await self._ledger.save(row)
         if State(migration.state) in ENDED:
-            await self._ledger.save(row)
             self._pump.wan_bytes.pop(migration.id, None)
-        else:
-            self._ledger.changed(row)
 
-    def _own(self, migration: str, site: str) -> Row:
-        row = self._ledger.get(migration)
+    async def _own(self, migration: str, site: str) -> Row:
+        # The site's, and not this gateway's: the next call may come to any gateway here.
+        row = await self._ledger.latest(migration)
         if row is None:
             raise NotFound(f"site {self._inventory.site} knows of no migration {migration}")
         if row.coordinating or row.migration.source_site != site:

@@ -63,5 +63,5 @@ class Reports:
         while True:
             await asyncio.sleep(INTERVAL)
             for row in self._ledger.rows():
-                if row.coordinating and row.peer_pending and has_ended(row):
+                if self._ledger.is_own(row) and row.peer_pending and has_ended(row):
                     await self._tell(row)

@@ -99,17 +99,18 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
 
     async def ListMigrations(self, request: pb.ListMigrationsRequest, context: Any) -> pb.ListMigrationsResponse:
         """All, newest first."""
+        await self._ledger.refresh()
         return pb.ListMigrationsResponse(migrations=[row.migration for row in self._ledger.rows()])
 
     async def GetMigration(self, request: pb.GetMigrationRequest, context: Any) -> pb.GetMigrationResponse:
         """One."""
-        return pb.GetMigrationResponse(migration=self._ledger.find(request.id).migration)
+        return pb.GetMigrationResponse(migration=(await self._ledger.find(request.id)).migration)
 
     async def WatchMigration(
         self, request: pb.WatchMigrationRequest, context: Any
     ) -> AsyncIterator[pb.WatchMigrationResponse]:
         """One, until it has ended."""
-        async for migration in self._ledger.watch(self._ledger.find(request.id)):
+        async for migration in self._ledger.watch(await self._ledger.find(request.id)):
             yield pb.WatchMigrationResponse(migration=migration)
 
     async def CancelMigration(self, request: pb.CancelMigrationRequest, context: Any) -> pb.CancelMigrationResponse:

@@ -3,9 +3,14 @@
 Methods return the messages of `landbridge.v1` and raise errors of `landbridge.errors`, nothing else. A call
 that is answered with one message has a deadline; `watch` has none and notices a silent gateway by HTTP/2
 pings. A Client may be used by several threads at once.
+
+A site may have several gateways, and each of them answers for the whole site. A Client that was given several
+addresses asks the one that answered last, and goes on to the next when that is silent. Only `migrate`, which
+must not happen twice, goes on only where it is certain that the silent gateway never got it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
@@ -22,7 +27,14 @@ from landbridge.errors import (
 )
 from landbridge.v1 import gateway_pb2 as api
 from landbridge.v1.gateway_pb2_grpc import GatewayStub
-from landbridge.v1.types_pb2 import Host, Migration
+from landbridge.v1.types_pb2 import (
+    MIGRATION_STATE_CANCELLED,
+    MIGRATION_STATE_COMPLETED,
+    MIGRATION_STATE_FAILED,
+    MIGRATION_STATE_SETTLED,
+    Host,
+    Migration,
+)
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -40,6 +52,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # How long one attempt to connect may take, whatever its name says: there may be another address to try.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.enable_http_proxy", 0),
 )
 
@@ -87,27 +101,49 @@ _CAUSES: tuple[tuple[str, type[LandbridgeError], str], ...] = (
     ),
 )
 
+# How the details begin of a call that no connection was found for: the gateway has not heard of it.
+_UNSENT = ("failed to connect to all addresses", "dns resolution failed", "name resolution", "domain name not found")
+
+_ENDED = frozenset(
+    {MIGRATION_STATE_COMPLETED, MIGRATION_STATE_FAILED, MIGRATION_STATE_CANCELLED, MIGRATION_STATE_SETTLED}
+)
+
 
 def connect(
     target: str,
     credentials: grpc.ChannelCredentials,
     options: Sequence[tuple[str, str | int]] = (),
 ) -> "Client":
-    """A Client of the gateway at `target`, "HOST:PORT"; connecting waits for the first call.
+    """A Client of the gateway at `target`, "HOST:PORT", or of several at "HOST:PORT,HOST:PORT,...", of one site.
 
+    Connecting waits for the first call.
     `credentials` and `options` come from `certs.tls.grpc_channel_credentials` and `grpc_channel_options`.
     """
-    return Client(grpc.secure_channel(target, credentials, options=[*_CHANNEL_OPTIONS, *options]), target)
+    channel_options = [*_CHANNEL_OPTIONS, *options]
+    return Client({each: grpc.secure_channel(each, credentials, channel_options) for each in target.split(",")})
+
+
+@dataclass(frozen=True)
+class _Gateway:
+    target: str
+    channel: grpc.Channel
+    stub: GatewayStub
 
 
 class Client:
-    """A connection to one gateway; a context manager that closes it."""
+    """A connection to one gateway, or to whichever of several answers; a context manager that closes it."""
 
-    def __init__(self, channel: grpc.Channel, target: str) -> None:
-        """`channel` belongs to the Client from now on; `target` is how errors name the gateway."""
-        self.target = target
-        self._channel = channel
-        self._stub = GatewayStub(channel)
+    def __init__(self, channels: Mapping[str, grpc.Channel]) -> None:
+        """At least one channel, which belongs to the Client from now on, by how errors name its gateway."""
+        self._gateways = [_Gateway(target, channel, GatewayStub(channel)) for target, channel in channels.items()]
+        # The one that answered last. One reference, replaced as a whole: threads need no lock.
+        self._last = 0
+        self._closed = False
+
+    @property
+    def target(self) -> str:
+        """The addresses, as `connect` takes them."""
+        return ",".join(gateway.target for gateway in self._gateways)
 
     def __enter__(self) -> Self:
         return self
@@ -119,24 +155,26 @@ class Client:
 
     def close(self) -> None:
         """End the connection, and every call on it."""
-        self._channel.close()
+        self._closed = True
+        for gateway in self._gateways:
+            gateway.channel.close()
 
     def sites(self) -> list[api.Site]:
         """The gateway's own site and those that it is joined with."""
-        return list(self._ask(self._stub.ListSites, api.ListSitesRequest()).sites)
+        return list(self._ask(lambda stub: stub.ListSites, api.ListSitesRequest()).sites)
 
     def hosts(self) -> list[Host]:
         """Hosts of all these sites; `unreachable` is set on those of which nothing else is known."""
-        return list(self._ask(self._stub.ListHosts, api.ListHostsRequest()).hosts)
+        return list(self._ask(lambda stub: stub.ListHosts, api.ListHostsRequest()).hosts)
 
     def vms(self) -> api.ListVirtualMachinesResponse:
         """VMs of the gateway's site, and the hosts that did not answer and may have more."""
-        return self._ask(self._stub.ListVms, api.ListVirtualMachinesRequest())
+        return self._ask(lambda stub: stub.ListVms, api.ListVirtualMachinesRequest())
 
     def preflight(self, vm: str, site: str, host: str = "") -> api.PreflightResponse:
         """Whether `vm` (name, UUID or HOST/NAME) could move to `site`, and all findings; touches nothing."""
         request = api.PreflightRequest(vm=_text(vm), destination_site=_text(site), destination_host=_text(host))
-        return self._ask(self._stub.Preflight, request, PREFLIGHT_S)
+        return self._ask(lambda stub: stub.Preflight, request, PREFLIGHT_S)
 
     def migrate(self, vm: str, site: str, host: str = "") -> Migration:
         """Begin to move `vm` to `site`, to `host` or to the one that the gateway chooses.
@@ -146,77 +184,131 @@ class Client:
         """
         request = api.MigrateRequest(vm=_text(vm), destination_site=_text(site), destination_host=_text(host))
         doubt = "; the migration may have begun all the same, so look at the list of migrations first"
-        return self._ask(self._stub.Migrate, request, PREFLIGHT_S, doubt).migration
+        return self._ask(lambda stub: stub.Migrate, request, PREFLIGHT_S, doubt).migration
 
     def migrations(self) -> list[Migration]:
         """All migrations that the gateway knows, newest first."""
-        return list(self._ask(self._stub.ListMigrations, api.ListMigrationsRequest()).migrations)
+        return list(self._ask(lambda stub: stub.ListMigrations, api.ListMigrationsRequest()).migrations)
 
     def migration(self, migration_id: str) -> Migration:
         """One migration now. Here and below, a unique prefix of the id is enough, of four characters."""
-        return self._ask(self._stub.GetMigration, api.GetMigrationRequest(id=_text(migration_id))).migration
+        return self._ask(lambda stub: stub.GetMigration, api.GetMigrationRequest(id=_text(migration_id))).migration
 
     def watch(self, migration_id: str) -> Iterator[Migration]:
         """The migration now, after each change, and last of all as it ended.
 
-        Unreachable if the gateway goes away meanwhile: the migration goes on, so watch again. A gateway that
-        shuts down may also end the iteration early: only the last message's state tells whether the migration
-        has ended.
+        Goes on at the next gateway, if several are known, when one goes away. Unreachable if none of them answers:
+        the migration goes on, so watch again. A gateway that shuts down may also end the iteration early, if there
+        is no other: only the last message's state tells whether the migration has ended.
         """
-        call = self._stub.WatchMigration(api.WatchMigrationRequest(id=_text(migration_id)))
-        try:
-            for response in call:
-                yield response.migration
-        except grpc.RpcError as error:
-            raise self._error(error) from error
-        finally:
-            call.cancel()
+        request = api.WatchMigrationRequest(id=_text(migration_id))
+        latest: Migration | None = None
+        lost: list[LandbridgeError] = []
+        while len(lost) < len(self._gateways):
+            index = self._last
+            gateway = self._gateways[index]
+            call = gateway.stub.WatchMigration(request)
+            try:
+                for response in call:
+                    if response.migration != latest:
+                        latest = response.migration
+                        lost.clear()
+                    yield response.migration
+            except grpc.RpcError as error:
+                if not self._is_silence(error):
+                    raise _error(gateway.target, error) from error
+                lost.append(_error(gateway.target, error))
+            else:
+                if len(self._gateways) == 1 or (latest is not None and latest.state in _ENDED):
+                    return
+                lost.append(Unreachable(f"The gateway at {gateway.target} ended the call: it may be shutting down."))
+            finally:
+                call.cancel()
+            self._last = (index + 1) % len(self._gateways)
+        raise _all(lost)
 
     def cancel(self, migration_id: str) -> Migration:
         """Record the wish to cancel; the migration ends later, when both hosts are clean."""
-        return self._ask(self._stub.CancelMigration, api.CancelMigrationRequest(id=_text(migration_id))).migration
+        return self._ask(
+            lambda stub: stub.CancelMigration, api.CancelMigrationRequest(id=_text(migration_id))
+        ).migration
 
     def settle(self, migration_id: str) -> api.SettleMigrationResponse:
         """Remove what a completed migration left at the source; the answer names what was removed."""
         request = api.SettleMigrationRequest(id=_text(migration_id))
-        return self._ask(self._stub.SettleMigration, request, SETTLE_S)
+        return self._ask(lambda stub: stub.SettleMigration, request, SETTLE_S)
 
     def _ask(
         self,
-        verb: "grpc.UnaryUnaryMultiCallable[_Request, _Response]",
+        verb: "Callable[[GatewayStub], grpc.UnaryUnaryMultiCallable[_Request, _Response]]",
         request: _Request,
         seconds: float = ANSWER_S,
         doubt: str = "",
     ) -> _Response:
-        try:
-            return verb(request, timeout=seconds)
-        except grpc.RpcError as error:
-            raise self._error(error, doubt) from error
+        """Ask until somebody answers. With `doubt`, which says what may have come of it, whoever may have got it is the last."""
+        lost: list[LandbridgeError] = []
+        first = self._last
+        for index in (*range(first, len(self._gateways)), *range(first)):
+            gateway = self._gateways[index]
+            try:
+                answer = verb(gateway.stub)(request, timeout=seconds)
+            except grpc.RpcError as error:
+                if not self._is_silence(error):
+                    self._last = index
+                    raise _error(gateway.target, error, doubt) from error
+                lost.append(_error(gateway.target, error, doubt))
+                if doubt and not _is_unsent(error):
+                    break
+            else:
+                self._last = index
+                return answer
+        raise _all(lost)
 
-    def _error(self, error: grpc.RpcError, doubt: str = "") -> LandbridgeError:
-        """The error of the tree; where gRPC speaks and not the gateway, a sentence that names the address."""
-        # Typed stubs hide it, but every failed call's RpcError is its grpc.Call as well.
+    def _is_silence(self, error: grpc.RpcError) -> bool:
+        """Whether nobody has answered: then the next gateway may."""
         call = cast("grpc.Call", error)
-        status, said = call.code(), call.details() or ""
-        trailing = tuple((key, value) for key, value in call.trailing_metadata() or ())
-        if any(key == CODE_KEY for key, _ in trailing):
-            return from_status(status.name, said, trailing)
-        where = f"The gateway at {self.target}"
-        match status.name:
-            case "UNAVAILABLE":
-                for sign, kind, cause in _CAUSES:
-                    if sign in said.lower():
-                        return kind(f"{where} {cause}{doubt}.")
-                sentence = f"{where} does not answer ({said[:200]}): check the address, and that it runs{doubt}."
-            case "DEADLINE_EXCEEDED":
-                sentence = f"{where} did not answer in time{doubt}."
-            case "CANCELLED":
-                sentence = f"{where} ended the call, perhaps because it is shutting down{doubt}."
-            case "UNIMPLEMENTED":
-                sentence = f"{where} does not know this request: it may be older than this client."
-            case other:
-                sentence = f"{where} answered {other}: {said[:200]}"
-        return from_status(status.name, sentence, trailing)
+        silent = call.code() in {
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.StatusCode.CANCELLED,
+        }
+        return silent and not self._closed and not any(key == CODE_KEY for key, _ in call.trailing_metadata() or ())
+
+
+def _is_unsent(error: grpc.RpcError) -> bool:
+    call = cast("grpc.Call", error)
+    return call.code() is grpc.StatusCode.UNAVAILABLE and (call.details() or "").lower().startswith(_UNSENT)
+
+
+def _all(lost: Sequence[LandbridgeError]) -> LandbridgeError:
+    """One error for all gateways that were tried; of the kind of the first."""
+    return type(lost[0])(" ".join(error.message for error in lost), details=lost[0].details)
+
+
+def _error(target: str, error: grpc.RpcError, doubt: str = "") -> LandbridgeError:
+    """The error of the tree; where gRPC speaks and not the gateway, a sentence that names the address."""
+    # Typed stubs hide it, but every failed call's RpcError is its grpc.Call as well.
+    call = cast("grpc.Call", error)
+    status, said = call.code(), call.details() or ""
+    trailing = tuple((key, value) for key, value in call.trailing_metadata() or ())
+    if any(key == CODE_KEY for key, _ in trailing):
+        return from_status(status.name, said, trailing)
+    where = f"The gateway at {target}"
+    match status.name:
+        case "UNAVAILABLE":
+            for sign, kind, cause in _CAUSES:
+                if sign in said.lower():
+                    return kind(f"{where} {cause}{doubt}.")
+            sentence = f"{where} does not answer ({said[:200]}): check the address, and that it runs{doubt}."
+        case "DEADLINE_EXCEEDED":
+            sentence = f"{where} did not answer in time{doubt}."
+        case "CANCELLED":
+            sentence = f"{where} ended the call, perhaps because it is shutting down{doubt}."
+        case "UNIMPLEMENTED":
+            sentence = f"{where} does not know this request: it may be older than this client."
+        case other:
+            sentence = f"{where} answered {other}: {said[:200]}"
+    return from_status(status.name, sentence, trailing)
 
 
 def _text(text: str) -> str:

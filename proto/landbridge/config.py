@@ -31,7 +31,18 @@ def parse_address(value: object) -> Address:
     return Address(host.strip("[]"), int(port))
 
 
+def parse_addresses(value: object) -> tuple[Address, ...]:
+    """Read one address or a list of them, at least one. Raises ValueError, as pydantic wants it."""
+    if isinstance(value, str | Address):
+        return (parse_address(value),)
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f'{value!r} is neither an address such as "10.0.0.1:7443" nor a list of them')
+    return tuple(parse_address(each) for each in value)
+
+
 AddressField = Annotated[Address, BeforeValidator(parse_address)]
+# In the order in which they are tried.
+AddressesField = Annotated[tuple[Address, ...], BeforeValidator(parse_addresses)]
 
 
 class Settings(BaseModel):

@@ -6,7 +6,8 @@
     │   ├── ConfigError          exit 2   FAILED_PRECONDITION
     │   ├── NotFound             exit 3   NOT_FOUND
     │   ├── Conflict             exit 4   ABORTED
-    │   │   └── AlreadyExists    exit 4   ALREADY_EXISTS
+    │   │   ├── AlreadyExists    exit 4   ALREADY_EXISTS
+    │   │   └── TakenOver        exit 4   ABORTED
     │   ├── PreflightFailed      exit 5   FAILED_PRECONDITION
     │   ├── NotAuthenticated     exit 6   UNAUTHENTICATED
     │   │   └── IdentityError    exit 6   UNAUTHENTICATED
@@ -96,6 +97,12 @@ class AlreadyExists(Conflict):
 
     code = "already-exists"
     grpc_status = "ALREADY_EXISTS"
+
+
+class TakenOver(Conflict):
+    """Another gateway of the site coordinates the migration."""
+
+    code = "taken-over"
 
 
 class PreflightFailed(OperatorError):  # noqa: N818 - see NotFound

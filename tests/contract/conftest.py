@@ -1,4 +1,4 @@
-"""The worlds of the hypervisor contract."""
+"""The worlds of the hypervisor contract, and the databases of the store's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.hypervisor_worlds import FakeWorld, LibvirtWorld, World
+from tests.contract.postgresql import PostgreSQL
 from tests.lab.hosts import HostNode
 from tests.lab.lab import Lab, name_of
 
@@ -36,3 +37,19 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """One server for the whole session; it takes seconds to start."""
+    with PostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.lab)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/gateway.db"
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    return server.database()

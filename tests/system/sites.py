@@ -1,4 +1,7 @@
-"""Two sites on loopback: an agent with a fake hypervisor on each host, a gateway at each site, and an operator."""
+"""Two sites on loopback: an agent with a fake hypervisor on each host, a gateway at each site, and an operator.
+
+Each site may have a second gateway, gw-2, on the same store: a test starts it, and everybody knows its addresses.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,7 @@ if TYPE_CHECKING:  # the stubs of an aio channel exist for type checkers only
 TRUST_DOMAIN = "landbridge.test"
 # Site names, and the loopback address on which everything of a site listens.
 SITES = {"fra": "127.0.0.2", "ams": "127.0.0.3"}
+GATEWAYS = ("gw-1", "gw-2")
 # Seconds in which anything awaited here has to happen.
 PATIENCE = 10.0
 
@@ -68,11 +72,16 @@ def make_identities(directory: Path) -> None:
     for site in SITES:
         authority = create(Site(TRUST_DOMAIN, site), now)
         save_authority(directory / site / "ca", authority)
-        for role, name in ((Role.GATEWAY, "gw-1"), (Role.HOST, f"{site}-1"), (Role.OPERATOR, "alice")):
+        for role, name in (
+            *((Role.GATEWAY, name) for name in GATEWAYS),
+            (Role.HOST, f"{site}-1"),
+            (Role.OPERATOR, "alice"),
+        ):
             leaf = issue(authority, Identity(TRUST_DOMAIN, site, role, name), now)
-            save_identity(directory / site / role, leaf)
+            save_identity(directory / site / (name if role is Role.GATEWAY else role), leaf)
     for site, other in (("fra", "ams"), ("ams", "fra")):
-        add_trust(directory / site / "gateway", directory / other / "ca" / "ca.pem")
+        for name in GATEWAYS:
+            add_trust(directory / site / name, directory / other / "ca" / "ca.pem")
 
 
 class HostHypervisor(FakeHypervisor):
@@ -155,20 +164,30 @@ class SiteUnderTest:
         self.runtime.mkdir(parents=True)
         self._identities = identities / name
         self._address = SITES[name]
-        ports = ("control", "stream", "operators", "agents", "peers", "tunnel")
-        self.addresses = {use: Address(self._address, free_port(self._address)) for use in ports}
+        self.addresses = self._free_addresses("control", "stream")
+        # Where each gateway listens.
+        self.listens = {
+            name: ListenSettings.model_validate(self._free_addresses("operators", "agents", "peers", "tunnel"))
+            for name in GATEWAYS
+        }
         self.hypervisor = HostHypervisor(self.host, self.directory / "libvirt.sock", runtime=self.runtime)
         self.patience = PatienceSettings()
+        self.store_url = f"sqlite:///{self.directory}/gateway.db"
         self.other: SiteUnderTest | None = None
         # Whether the gateway's configuration names the other site.
         self.joined = True
         self.agent = Program(f"agent {self.host}", self._agent)
-        self.gateway = Program(f"gateway {name}", self._gateway)
+        self.gateway = Program(f"gateway {name}", functools.partial(self._gateway, "gw-1"))
+        self.second_gateway = Program(f"second gateway {name}", functools.partial(self._gateway, "gw-2"))
         self.operator = Operator(self, self.identity(Role.OPERATOR))
+        self.second_operator = Operator(self, self.identity(Role.OPERATOR), "gw-2")
 
-    def identity(self, role: Role) -> StoredIdentity:
-        """The identity of the site's gateway, host or operator."""
-        return load_identity(self._identities / role, datetime.now(UTC))
+    def _free_addresses(self, *uses: str) -> dict[str, Address]:
+        return {use: Address(self._address, free_port(self._address)) for use in uses}
+
+    def identity(self, who: Role | str) -> StoredIdentity:
+        """The identity of the site's host or operator, or of a gateway by its name."""
+        return load_identity(self._identities / who, datetime.now(UTC))
 
     def _agent(self) -> contextlib.AbstractAsyncContextManager[None]:
         settings = AgentSettings(
@@ -176,7 +195,7 @@ class SiteUnderTest:
             name=self.host,
             identity=AgentIdentity(directory=self._identities / "host"),
             listen=AgentListen(control=self.addresses["control"], stream=self.addresses["stream"]),
-            gateway=GatewaySettings(stream=(self.addresses["agents"],)),
+            gateway=GatewaySettings(stream=tuple(listen.agents for listen in self.listens.values())),
             libvirt=LibvirtSettings(
                 socket=self.directory / "libvirt.sock", qemu_user=pwd.getpwuid(os.getuid()).pw_name
             ),
@@ -184,26 +203,26 @@ class SiteUnderTest:
         )
         return agent.main.running(settings, self.identity(Role.HOST), self.hypervisor)
 
-    def _gateway(self) -> contextlib.AbstractAsyncContextManager[None]:
+    def _gateway(self, name: str) -> contextlib.AbstractAsyncContextManager[None]:
         other = self.other
         assert other is not None
-        joined = SiteSettings(name=other.name, peers=other.addresses["peers"], tunnel=other.addresses["tunnel"])
+        listens = other.listens.values()
+        joined = SiteSettings(
+            name=other.name,
+            peers=tuple(listen.peers for listen in listens),
+            tunnel=tuple(listen.tunnel for listen in listens),
+        )
         settings = GatewayConfig(
             site=self.name,
-            name="gw-1",
-            identity=IdentitySettings(directory=self._identities / "gateway"),
-            listen=ListenSettings(
-                operators=self.addresses["operators"],
-                agents=self.addresses["agents"],
-                peers=self.addresses["peers"],
-                tunnel=self.addresses["tunnel"],
-            ),
-            store=StoreSettings(url=f"sqlite:///{self.directory}/gateway.db"),
+            name=name,
+            identity=IdentitySettings(directory=self._identities / name),
+            listen=self.listens[name],
+            store=StoreSettings(url=self.store_url),
             hosts=(HostSettings(name=self.host, control=self.addresses["control"], stream=self.addresses["stream"]),),
             sites=(joined,) if self.joined else (),
             patience=self.patience,
         )
-        return gateway.main.running(settings, self.identity(Role.GATEWAY))
+        return gateway.main.running(settings, self.identity(name))
 
     def is_clean(self, uuid: str) -> bool:
         """Whether nothing of a VM, nor of any migration, is here."""
@@ -215,15 +234,16 @@ class SiteUnderTest:
 
 
 class Operator:
-    """Somebody with a certificate, at the site's gateway."""
+    """Somebody with a certificate, at one of the site's gateways."""
 
-    def __init__(self, site: SiteUnderTest, identity: StoredIdentity) -> None:
+    def __init__(self, site: SiteUnderTest, identity: StoredIdentity, gateway: str = "gw-1") -> None:
         self._site = site
+        self._gateway = gateway
         self._identity = identity
         self._remote: Remote | None = None
 
     async def __aenter__(self) -> Self:
-        address = self._site.addresses["operators"]
+        address = self._site.listens[self._gateway].operators
         self._remote = Remote("the gateway", address, self._identity, Role.GATEWAY, self._site.name, None)
         self._stub: GatewayAsyncStub = GatewayStub(self._remote.channel)
         return self
@@ -312,14 +332,17 @@ class TwoSites:
         for site in (self.fra, self.ams):
             await site.agent.start()
             await site.operator.__aenter__()
+            await site.second_operator.__aenter__()
         await asyncio.gather(self.fra.gateway.start(), self.ams.gateway.start())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         for site in (self.fra, self.ams):
             await site.operator.__aexit__()
+            await site.second_operator.__aexit__()
             site.hypervisor.power_off()
-        await asyncio.gather(self.fra.gateway.stop(), self.ams.gateway.stop())
+        gateways = [gateway for site in (self.fra, self.ams) for gateway in (site.gateway, site.second_gateway)]
+        await asyncio.gather(*(gateway.stop() for gateway in gateways))
         await asyncio.gather(self.fra.agent.stop(), self.ams.agent.stop())
 
 

@@ -187,10 +187,10 @@ class FakeGateway(GatewayServicer):
     def address(self) -> str:
         return f"127.0.0.1:{self._port}"
 
-    def client(self) -> Client:
-        """A client, without TLS."""
+    def client(self, *others: "FakeGateway") -> Client:
+        """A client of this one, and of others if it does not answer; without TLS."""
         options = [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 20)]
-        return Client(grpc.insecure_channel(self.address, options=options), self.address)
+        return Client({each.address: grpc.insecure_channel(each.address, options) for each in (self, *others)})
 
     # What it knows.
 

@@ -24,7 +24,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGateway]:
     with FakeGateway() as fake, fake.client() as client:
 
         def connect(_: object) -> Client:
-            return Client(client._channel, client.target)
+            return Client({client.target: client._gateways[0].channel})
 
         monkeypatch.setattr(Client, "close", lambda _: None)  # one connection serves all examples
         monkeypatch.setattr(connection, "connect", connect)
@@ -57,6 +57,8 @@ def test_no_arguments_give_a_traceback(fake: FakeGateway, capsys: pytest.Capture
         ("show 3f2", "give its first four characters or more"),
         ("--gateway host sites", "'host' is no address: give HOST:PORT"),
         ("--gateway host:99999 sites", "'host:99999' is no address"),
+        ("--gateway host:7443,host sites", "'host' is no address: give HOST:PORT"),
+        ("--gateway host:7443, sites", "'' is no address: give HOST:PORT"),
         ("sites --gateway host:1", "--gateway stands before the command"),
         ("shw", "No such command 'shw'"),
         ("sites --nonsense", "see `landbridge sites --help`"),

@@ -269,6 +269,23 @@ def test_a_gateway_that_restarts_is_waited_for(fake: FakeGateway, run: Run, monk
     assert "has moved" in out
 
 
+@pytest.mark.parametrize("verb", [("migrate", "web-01", "--to", "ams"), ("watch", ID), ("cancel", ID)])
+def test_if_the_gateway_is_killed_another_one_goes_on_telling(
+    fake: FakeGateway, run: Run, monkeypatch: pytest.MonkeyPatch, verb: tuple[str, ...]
+) -> None:
+    with FakeGateway() as second:
+        monkeypatch.setattr(connection, "connect", lambda _: fake.client(second))
+        fake.know([requested()])
+        second.know([copying_memory()])
+        fake.on_cancel = [copying_memory(), fake.vanish]
+        fake.play(*fake.on_cancel)
+        second.play(migration(types.MIGRATION_STATE_CLEANING), cancelled())
+        code, out, err = run(*verb)
+    assert code == (0 if verb[0] == "cancel" else 11)
+    assert "cleaning" in out
+    assert "does not answer" not in out + err
+
+
 def test_a_gateway_that_stays_away_is_given_up(fake: FakeGateway, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "sleep", lambda _: fake.stop())
     monkeypatch.setattr(follow, "PATIENCE_S", 0.0)

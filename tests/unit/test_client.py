@@ -10,6 +10,7 @@ import certs  # noqa: F401 - holds the TLS floor, for which it must be imported 
 import grpc
 
 import landbridge
+from landbridge.client import _error
 from landbridge.errors import (
     Conflict,
     HostUnreachable,
@@ -104,6 +105,84 @@ def test_text_that_is_no_unicode_is_a_usage_error(fake: FakeGateway) -> None:
         client.migration("\udcff")
 
 
+# Several gateways of one site
+
+
+@pytest.fixture
+def second() -> Iterator[FakeGateway]:
+    with FakeGateway() as fake:
+        yield fake
+
+
+def test_the_first_gateway_that_answers_is_asked_and_asked_again(fake: FakeGateway, second: FakeGateway) -> None:
+    fake.stop()
+    with fake.client(second) as client:
+        assert client.target == f"{fake.address},{second.address}"
+        client.sites()
+        fake.start()
+        client.hosts()
+    assert second.asked == ["sites", "hosts"]
+    assert fake.asked == []
+
+
+def test_an_error_that_a_gateway_answers_is_its_answer(fake: FakeGateway, second: FakeGateway) -> None:
+    fake.refuse = HostUnreachable("host-a is down.")
+    with fake.client(second) as client, pytest.raises(HostUnreachable, match="host-a"):
+        client.hosts()
+    assert second.asked == []
+
+
+def test_if_no_gateway_answers_the_error_names_all_of_them(fake: FakeGateway, second: FakeGateway) -> None:
+    fake.stop()
+    second.stop()
+    with fake.client(second) as client:
+        for ask in (client.sites, lambda: list(client.watch(ID))):
+            with pytest.raises(Unreachable) as caught:
+                ask()
+            assert fake.address in caught.value.message
+            assert second.address in caught.value.message
+
+
+def test_migrate_goes_on_to_the_next_gateway_if_the_first_cannot_have_got_it(
+    fake: FakeGateway, second: FakeGateway
+) -> None:
+    fake.stop()
+    with fake.client(second) as client:
+        assert client.migrate("web-01", "ams") == requested()
+
+
+def test_migrate_does_not_go_on_where_it_may_have_begun(
+    fake: FakeGateway, second: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake, "_errors", fake.vanish)
+    with fake.client(second) as client, pytest.raises(Unreachable, match="may have begun"):
+        client.migrate("web-01", "ams")
+    assert second.asked == []
+
+
+def test_a_watch_that_loses_its_gateway_goes_on_at_the_next_one(fake: FakeGateway, second: FakeGateway) -> None:
+    for gateway in (fake, second):
+        gateway.know([requested()])
+    fake.play(copying_memory(), fake.vanish)
+    second.play(copying_memory(3), completed())
+    with fake.client(second) as client:
+        seen = list(client.watch(ID))
+    assert seen == [requested(), copying_memory(), requested(), copying_memory(3), completed()]
+
+
+def test_a_watch_that_a_gateway_ends_before_the_migration_has_ended_goes_on_too(
+    fake: FakeGateway, second: FakeGateway
+) -> None:
+    fake.know([requested()])
+    second.know([completed()])
+    with fake.client(second) as client:
+        assert list(client.watch(ID)) == [requested(), completed()]
+    # Nobody knows better: the same is not said for ever.
+    second.know([requested()])
+    with fake.client(second) as client, pytest.raises(Unreachable, match="may be shutting down"):
+        list(client.watch(ID))
+
+
 class Unavailable(grpc.RpcError):
     def __init__(self, details: str) -> None:
         self.said = details
@@ -130,14 +209,11 @@ class Unavailable(grpc.RpcError):
         ("something new", Unreachable, "something new"),
     ],
 )
-def test_what_grpc_says_becomes_what_to_look_at(
-    fake: FakeGateway, details: str, kind: type[Exception], said: str
-) -> None:
-    with fake.client() as client:
-        error = client._error(Unavailable(details))
+def test_what_grpc_says_becomes_what_to_look_at(details: str, kind: type[Exception], said: str) -> None:
+    error = _error("gateway:7443", Unavailable(details))
     assert type(error) is kind
     assert said in error.message
-    assert fake.address in error.message
+    assert "gateway:7443" in error.message
 
 
 def test_importing_landbridge_loads_no_grpc_so_that_the_tls_floor_can_be_set() -> None:

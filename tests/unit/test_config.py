@@ -8,7 +8,7 @@ import pytest
 
 from agent.config import AgentSettings
 from gateway.config import GatewayConfig
-from landbridge.config import Address, load, parse_address
+from landbridge.config import Address, load, parse_address, parse_addresses
 from landbridge.errors import ConfigError
 
 AGENT = """\
@@ -63,6 +63,7 @@ def test_a_gateways_configuration_is_read_with_its_defaults(path: Path) -> None:
     path.write_text(GATEWAY)
     settings = load(path, GatewayConfig)
     assert settings.hosts[0].control == Address("10.0.0.1", 7443)
+    assert settings.sites[0].peers == (Address("198.51.100.1", 7443),)
     assert settings.sites[0].pools == {"images": "fast"}
     assert settings.sites[0].networks == {}
     assert settings.store.url == "sqlite:////var/lib/landbridge/gateway.db"
@@ -80,6 +81,23 @@ def test_an_address_is_written_as_it_was_read(text: str) -> None:
 def test_what_is_no_address_is_refused_with_an_example(text: object) -> None:
     with pytest.raises(ValueError, match=r"such as \"10\.0\.0\.1:7443\""):
         parse_address(text)
+
+
+def test_a_site_has_as_many_addresses_as_gateways(path: Path) -> None:
+    path.write_text(GATEWAY.replace('"198.51.100.1:7445"', '["198.51.100.1:7445", "[fd00::1]:7445"]'))
+    settings = load(path, GatewayConfig)
+    assert [str(address) for address in settings.sites[0].tunnel] == ["198.51.100.1:7445", "[fd00::1]:7445"]
+
+
+@pytest.mark.parametrize("value", [[], "", ["10.0.0.1"], 7443, None, ["10.0.0.1:1", 7]])
+def test_what_is_no_list_of_addresses_is_refused_with_an_example(value: object) -> None:
+    with pytest.raises(ValueError, match=r"10\.0\.0\.1:7443"):
+        parse_addresses(value)
+
+
+def test_an_address_that_was_read_is_one_and_not_a_list() -> None:
+    address = Address("10.0.0.1", 7443)
+    assert parse_addresses(address) == parse_addresses((address,)) == (address,)
 
 
 MISTAKES = [

@@ -55,7 +55,9 @@ def silent(name: str) -> AgentRemote:
 
 def site(remote: FakeRemote) -> RemoteSite:
     address = Address("192.0.2.1", 7443)
-    settings = SiteSettings(name="ams", peers=address, tunnel=address, pools={"a": "b"}, networks={"lan": "office"})
+    settings = SiteSettings(
+        name="ams", peers=(address,), tunnel=(address,), pools={"a": "b"}, networks={"lan": "office"}
+    )
     return RemoteSite(cast("PeerRemote", remote), settings)
 
 

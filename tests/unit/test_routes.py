@@ -39,7 +39,7 @@ def to(name: str, failure: LandbridgeError | None = None) -> dict[str, Dialler]:
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     """One migration from fra-1 to ams-1, as `coordinating` says."""
-    return Ledger(Store(f"sqlite:///{tmp_path}/gateway.db"))
+    return Ledger(Store(f"sqlite:///{tmp_path}/gateway.db", "gw-1"))
 
 
 def knows(ledger: Ledger, *, coordinating: bool, state: State = State.COPYING_MEMORY) -> None:
