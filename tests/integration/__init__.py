@@ -11,5 +11,6 @@ test_autostart              who starts the VM when a host boots
 test_operator_errors        wrong requests, wrong certificates
 test_preflight_lab          what must be found before anything is touched
 test_round_trips            ten moves, and settling
+test_lab_wan                the lab's line does what it is told
 test_lab_down               nothing is left of the lab itself
 """

@@ -78,7 +78,8 @@ def _wan_state(lab: Lab) -> str:
         return "does not answer"
     if shown["cut"]:
         return "cut"
-    return f"{shown['rate'] / 1e6:g} Mbit/s, {shown['delay'] / 5e5:g} ms, {shown['loss'] * 100:g} %"
+    faults = "".join(f", {what} {port}" for what in ("blocked", "stalled") for port in shown[what])
+    return f"{shown['rate'] / 1e6:g} Mbit/s, {shown['delay'] / 5e5:g} ms, {shown['loss'] * 100:g} %{faults}"
 
 
 @main.group()
@@ -115,6 +116,39 @@ def cut(lab: Lab) -> None:
 def heal(lab: Lab) -> None:
     """Undo cut."""
     lab.wan.heal()
+
+
+@wan.command()
+@click.argument("ports", nargs=-1, required=True, type=click.IntRange(1, 65535))
+@pass_lab
+def block(lab: Lab, ports: tuple[int, ...]) -> None:
+    """Drop all packets of the TCP connections with such a port."""
+    lab.wan.block(*ports)
+
+
+@wan.command()
+@click.argument("ports", nargs=-1, required=True, type=click.IntRange(1, 65535))
+@pass_lab
+def stall(lab: Lab, ports: tuple[int, ...]) -> None:
+    """Let through a trickle of the TCP connections with such a port."""
+    lab.wan.stall(*ports)
+
+
+@wan.command()
+@click.argument("ports", nargs=-1, type=click.IntRange(1, 65535))
+@pass_lab
+def unblock(lab: Lab, ports: tuple[int, ...]) -> None:
+    """Undo block and stall: of these ports, or of all."""
+    lab.wan.unblock(*ports)
+
+
+@wan.command()
+@click.option("--port", type=click.IntRange(1, 65535), help="Only those with this port at either end.")
+@pass_lab
+def flows(lab: Lab, port: int | None) -> None:
+    """The TCP connections of the last ten seconds, busiest first, as JSON lines."""
+    for flow in lab.wan.flows(port):
+        click.echo(json.dumps(asdict(flow)))
 
 
 @wan.command()

@@ -146,16 +146,37 @@ class Network:
                 run("ip", "netns", "del", path.name)
 
 
+@dataclass(frozen=True)
+class Flow:
+    """A TCP connection on the WAN: its port at each site, and the bytes of its IP packets that each site has sent."""
+
+    ports: dict[str, int]
+    sent: dict[str, int]
+    # Seconds since its last packet, dropped ones too.
+    idle: float
+    # "", "stalled" or "blocked".
+    fault: str
+
+    @property
+    def carried(self) -> int:
+        """Bytes both ways."""
+        return sum(self.sent.values())
+
+    def dialled_from(self, site: str, port: int) -> bool:
+        """Whether a site dialled it, to this port at the other one."""
+        return self.ports[site] != port and port in self.ports.values()
+
+
 class Wan:
     """The line between the sites, by its program's control socket."""
 
     def __init__(self, control: Path) -> None:
         self._control = control
 
-    def set(self, settings: WanSettings) -> dict[str, Any]:
+    def set(self, settings: WanSettings) -> None:
         """Change the line while traffic flows."""
         queue = settings.queue * 1024 or max(64 << 10, int(settings.rate * 125_000 * 0.05)) if settings.rate else 0
-        return self._say(
+        self._say(
             f"set rate={settings.rate * 1e6:.0f} delay={settings.rtt * 5e5:.0f} loss={settings.loss / 100} queue={queue}"
         )
 
@@ -167,22 +188,52 @@ class Wan:
         """Undo `cut`."""
         self._say("heal")
 
+    def block(self, *ports: int) -> None:
+        """Drop every packet of the TCP connections that have one of these ports at either end."""
+        self._say(f"block {_words(ports)}")
+
+    def stall(self, *ports: int) -> None:
+        """Let through a trickle, about 2 KiB/s each way, of each of the TCP connections that have one of these ports."""
+        self._say(f"stall {_words(ports)}")
+
+    def unblock(self, *ports: int) -> None:
+        """Undo `block` and `stall` for these ports, or for all."""
+        self._say(f"unblock {_words(ports)}")
+
+    def flows(self, port: int | None = None, *, within: float = 10.0) -> list[Flow]:
+        """The TCP connections (those that have this port at either end) with a packet in the last seconds, busiest first."""
+        flows = [
+            Flow(
+                ports={"east": said["a_port"], "west": said["b_port"]},
+                sent={"east": said["a_to_b"], "west": said["b_to_a"]},
+                idle=said["idle"],
+                fault=said["fault"],
+            )
+            for said in self._say("flows")
+            if said["idle"] <= within and port in {None, said["a_port"], said["b_port"]}
+        ]
+        return sorted(flows, key=lambda flow: flow.carried, reverse=True)
+
     def show(self) -> dict[str, Any]:
         """Settings and counters, as the program tells them: rate in bit/s, delay in ns each way, loss as a share."""
-        return self._say("show")
+        shown: dict[str, Any] = self._say("show")
+        return shown
 
     def bytes_carried(self) -> int:
         """Bytes of IP packets put on the line since it is up, both directions."""
         shown = self.show()
         return int(shown["a_to_b"]["bytes"] + shown["b_to_a"]["bytes"])
 
-    def _say(self, line: str) -> dict[str, Any]:
+    def _say(self, line: str) -> Any:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
                 control.settimeout(5.0)
                 control.connect(str(self._control))
                 control.send(line.encode())
-                answer: dict[str, Any] = json.loads(control.recv(4096))
-                return answer
+                return json.loads(control.recv(1 << 16))
         except OSError as error:
             raise LabError(f"the WAN does not answer ({error}): is the lab up? python -m tests.lab up") from error
+
+
+def _words(ports: tuple[int, ...]) -> str:
+    return " ".join(map(str, ports))
