@@ -43,10 +43,13 @@ def prepare() -> None:
     help="Route between the sites and open libvirtd's TCP port, for comparisons.",
 )
 @click.option("--pool-size", default=0, help="MiB of each host's storage pool; 0: no limit.")
+@click.option("--standby", is_flag=True, help="A second gateway at each site.")
 @pass_lab
-def up(lab: Lab, rate: float, rtt: float, loss: float, bare: bool, direct_lan: bool, pool_size: int) -> None:
+def up(
+    lab: Lab, rate: float, rtt: float, loss: float, bare: bool, direct_lan: bool, pool_size: int, standby: bool
+) -> None:
     """Build the lab."""
-    settings = LabSettings(direct_lan, pool_size, WanSettings(rate, rtt, loss))
+    settings = LabSettings(direct_lan, pool_size, WanSettings(rate, rtt, loss), standby)
     click.echo(f"lab {lab.name} is up" if lab.up(settings, product=not bare) else f"lab {lab.name} is up already")
 
 

@@ -95,7 +95,7 @@ class Lab:
             if certificates is not None:
                 certificates.result()
         if product:
-            self.product.configure()
+            self.product.configure(standby=settings.standby, outage=settings.outage)
             self.product.start()
 
     def _start_wan(self, settings: LabSettings) -> None:

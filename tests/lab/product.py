@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,8 +23,57 @@ BIN = Path(sys.executable).parent
 TRUST_DOMAIN = "landbridge.test"
 
 
+@dataclass(frozen=True)
+class GatewaySeat:
+    """A place for a gateway: the first of a site, or the second, which stands by on the same node on other ports."""
+
+    site: str
+    number: int
+
+    @property
+    def label(self) -> str:
+        """What it is called in the lab: east-gw, east-gw-2."""
+        return f"{self.site}-gw" if self.number == 1 else f"{self.site}-gw-{self.number}"
+
+    @property
+    def name(self) -> str:
+        """What it is called in its certificate."""
+        return f"gw-{self.number}"
+
+    @property
+    def operators(self) -> str:
+        """Where operators reach it."""
+        return f"{node(f'{self.site}-gw').lan}:{self._port(7443)}"
+
+    @property
+    def agents(self) -> str:
+        """Where its site's agents reach it with channels."""
+        return f"{node(f'{self.site}-gw').lan}:{self._port(7444)}"
+
+    @property
+    def peers(self) -> str:
+        """Where other sites' gateways reach it with calls."""
+        return f"{WAN_ADDRESS[self.site]}:{self._port(7443)}"
+
+    @property
+    def tunnel_port(self) -> int:
+        """The port that the links of a tunnel to it have at this end."""
+        return self._port(7445)
+
+    @property
+    def tunnel(self) -> str:
+        """Where other sites' gateways reach it with links."""
+        return f"{WAN_ADDRESS[self.site]}:{self.tunnel_port}"
+
+    def _port(self, first: int) -> int:
+        return first + (self.number - 1) * 1000
+
+
+SEATS = tuple(GatewaySeat(site, number) for number in (1, 2) for site in SITES)
+
+
 class Product:
-    """Landbridge, installed in one lab."""
+    """Landbridge, installed in one lab. Agents go by the names of their hosts, gateways by the labels of their seats."""
 
     def __init__(
         self, hosts: Mapping[str, HostNode], network: Network, run_directory: Path, big_directory: Path
@@ -45,13 +95,14 @@ class Product:
         for site, other in (SITES, SITES[::-1]):
             hosts = [n.name for n in NODES if n.site == site and not n.is_gateway]
             for role, name in (
-                (Role.GATEWAY, "gw-1"),
+                *((Role.GATEWAY, seat.name) for seat in SEATS if seat.site == site),
                 (Role.OPERATOR, "alice"),
                 *((Role.HOST, h) for h in hosts),
             ):
                 leaf = issue(authorities[site], Identity(TRUST_DOMAIN, site, role, name), now)
                 save_identity(self.identity(site, role, name), leaf)
-            add_trust(self.identity(site, "gateway", "gw-1"), self.authority(other) / "ca.pem")
+            for seat in (seat for seat in SEATS if seat.site == site):
+                add_trust(self.identity(site, "gateway", seat.name), self.authority(other) / "ca.pem")
 
     def authority(self, site: str) -> Path:
         """The directory of a site's CA."""
@@ -63,17 +114,38 @@ class Product:
 
     # Processes
 
-    def configure(self) -> None:
-        """Write every configuration file."""
+    def configure(self, *, standby: bool = False, outage: float = 0.0) -> None:
+        """Write every configuration file, for one gateway at each site or two; `outage` as in LabSettings."""
+        seats = [seat for seat in SEATS if standby or seat.number == 1]
+        for seat in SEATS:
+            self._config(seat.label).unlink(missing_ok=True)
+        for seat in seats:
+            self._gateway_toml(seat, [s for s in seats if s.site != seat.site], outage)
         for n in NODES:
-            (self._gateway_toml(n.site) if n.is_gateway else self._agent_toml(n.name))
+            if not n.is_gateway:
+                self._agent_toml(n.name, [s for s in seats if s.site == n.site])
+
+    def seats(self, site: str | None = None) -> list[GatewaySeat]:
+        """The gateways (of a site) that are configured, the first of each site first."""
+        return [seat for seat in SEATS if site in {None, seat.site} and self._config(seat.label).exists()]
 
     def start(self) -> None:
         """Start everything and wait until it serves."""
-        for n in NODES:
-            (self.launch_gateway(n.site) if n.is_gateway else self.launch_agent(n.name))
-        for n in NODES:
-            self.wait_ready(n.name)
+        for host in self._hosts:
+            self.launch_agent(host)
+        for number in (1, 2):  # one after the other: who comes first makes the site's store
+            seats = [seat for seat in self.seats() if seat.number == number]
+            for seat in seats:
+                self.launch_gateway(seat.site, number)
+            for seat in seats:
+                self.wait_ready(seat.label)
+        for host in self._hosts:
+            self.wait_ready(host)
+
+    def stop(self) -> None:
+        """End every agent and gateway."""
+        records = processes.recorded(self._records)
+        processes.end(r for r in records if r.label.startswith("landbridge-") and r.is_alive())
 
     def launch_agent(self, host: str) -> None:
         """Start the agent of a host."""
@@ -85,40 +157,40 @@ class Product:
         ]
         self._launch(host, argv)
 
-    def launch_gateway(self, site: str) -> None:
-        """Start the gateway of a site."""
-        name = f"{site}-gw"
-        argv = ["ip", "netns", "exec", self._network.namespace(name), str(BIN / "landbridge-gateway")]
-        self._launch(name, [*argv, "--config", str(self._config(name))])
+    def launch_gateway(self, site: str, number: int = 1) -> None:
+        """Start a gateway of a site."""
+        label = GatewaySeat(site, number).label
+        argv = ["ip", "netns", "exec", self._network.namespace(f"{site}-gw"), str(BIN / "landbridge-gateway")]
+        self._launch(label, [*argv, "--config", str(self._config(label))])
 
     def kill(self, name: str, sign: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to the agent or gateway of a node."""
+        """Send a signal to an agent or gateway."""
         record = processes.find(self._records, f"landbridge-{name}")
         if record is None:
-            raise LabError(f"neither agent nor gateway runs on {name}")
+            raise LabError(f"no agent or gateway {name} runs")
         processes.send(record, sign)
         if sign in {signal.SIGKILL, signal.SIGTERM}:
-            processes.wait_until(
-                lambda: not record.is_alive(), seconds=15, otherwise=f"the process on {name} does not end"
-            )
+            processes.wait_until(lambda: not record.is_alive(), seconds=15, otherwise=f"{name} does not end")
 
     def restart(self, name: str) -> None:
-        """Start the agent or gateway of a node again, and wait until it serves."""
-        n = node(name)
-        (self.launch_gateway(n.site) if n.is_gateway else self.launch_agent(name))
+        """Start an agent or gateway again, and wait until it serves."""
+        if seat := next((seat for seat in SEATS if seat.label == name), None):
+            self.launch_gateway(seat.site, seat.number)
+        else:
+            self.launch_agent(name)
         self.wait_ready(name)
 
     def log(self, name: str) -> Path:
-        """What the agent or gateway of a node has logged, over all its runs."""
+        """What an agent or gateway has logged, over all its runs."""
         return self._run / f"landbridge-{name}.log"
 
     def wait_ready(self, name: str, seconds: float = 30.0) -> None:
-        """Wait until the present run of a node's agent or gateway has said that it serves."""
+        """Wait until the present run of an agent or gateway has said that it serves."""
         record = processes.find(self._records, f"landbridge-{name}")
 
         def ready() -> bool:
             if record is None or not record.is_alive():
-                raise LabError(f"landbridge on {name} has ended: {self.log(name).read_text().splitlines()[-1:]}")
+                raise LabError(f"landbridge's {name} has ended: {self.log(name).read_text().splitlines()[-1:]}")
             text = self.log(name).read_text()[self._started_at(name) :]
             return any(
                 json.loads(line).get("event", "").endswith(".ready")
@@ -127,15 +199,15 @@ class Product:
             )
 
         processes.wait_until(
-            ready, seconds=seconds, otherwise=f"landbridge on {name} does not serve: see {self.log(name)}"
+            ready, seconds=seconds, otherwise=f"landbridge's {name} does not serve: see {self.log(name)}"
         )
 
     def operator_environment(self, site: str) -> dict[str, str]:
-        """What makes `landbridge` speak to a site's gateway as its operator."""
+        """What makes `landbridge` speak to a site's gateways as its operator."""
         return {
             **os.environ,
             "PATH": f"{BIN}:{os.environ.get('PATH', '')}",
-            "LANDBRIDGE_GATEWAY": f"{node(f'{site}-gw').lan}:7443",
+            "LANDBRIDGE_GATEWAY": ",".join(seat.operators for seat in self.seats(site)),
             "LANDBRIDGE_IDENTITY": str(self.identity(site, "operator", "alice")),
         }
 
@@ -151,7 +223,7 @@ class Product:
     def _config(self, name: str) -> Path:
         return self._run / f"{name}.toml"
 
-    def _agent_toml(self, host: str) -> None:
+    def _agent_toml(self, host: str, seats: list[GatewaySeat]) -> None:
         n = node(host)
         self._config(host).write_text(f"""\
 site = "{n.site}"
@@ -162,12 +234,13 @@ directory = "{self.identity(n.site, "host", host)}"
 control = "{n.lan}:7443"
 stream = "{n.lan}:7444"
 [gateway]
-stream = ["{node(f"{n.site}-gw").lan}:7444"]
+stream = {json.dumps([seat.agents for seat in seats])}
 """)
 
-    def _gateway_toml(self, site: str) -> None:
-        other = next(s for s in SITES if s != site)
-        lan, wan = node(f"{site}-gw").lan, WAN_ADDRESS[site]
+    def _gateway_toml(self, seat: GatewaySeat, others: list[GatewaySeat], outage: float) -> None:
+        site = seat.site
+        # Gateways of one site share its store. One SQLite file does where they share a machine, as here; real sites,
+        # whose gateways stand apart, use PostgreSQL.
         state = self._big / f"{site}-gw"
         state.mkdir(parents=True, exist_ok=True)
         hosts = "".join(
@@ -175,28 +248,34 @@ stream = ["{node(f"{n.site}-gw").lan}:7444"]
             for n in NODES
             if n.site == site and not n.is_gateway
         )
-        self._config(f"{site}-gw").write_text(f"""\
+        limit = f"\noutage = {outage}" if outage else ""
+        self._config(seat.label).write_text(f"""\
 site = "{site}"
-name = "gw-1"
+name = "{seat.name}"
 [identity]
-directory = "{self.identity(site, "gateway", "gw-1")}"
+directory = "{self.identity(site, "gateway", seat.name)}"
 [listen]
-operators = "{lan}:7443"
-agents = "{lan}:7444"
-peers = "{wan}:7443"
-tunnel = "{wan}:7445"
+operators = "{seat.operators}"
+agents = "{seat.agents}"
+peers = "{seat.peers}"
+tunnel = "{seat.tunnel}"
 [store]
 url = "sqlite:///{state}/gateway.db"
 [patience]
 agent = 10.0
-cleanup = 5.0
+cleanup = 5.0{limit}
 {hosts}
 [[sites]]
-name = "{other}"
-peers = "{WAN_ADDRESS[other]}:7443"
-tunnel = "{WAN_ADDRESS[other]}:7445"
+name = "{others[0].site}"
+peers = {_one_or_several([s.peers for s in others])}
+tunnel = {_one_or_several([s.tunnel for s in others])}
 [sites.pools]
 default = "default"
 [sites.networks]
 lan = "lan"
 """)
+
+
+def _one_or_several(addresses: list[str]) -> str:
+    """As TOML, which writes strings as JSON does."""
+    return json.dumps(addresses if len(addresses) > 1 else addresses[0])

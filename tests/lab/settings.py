@@ -33,6 +33,10 @@ class LabSettings:
     pool_size: int = 0
     """MiB of each host's storage pool, 0: as large as the disk below it."""
     wan: WanSettings = WanSettings()
+    standby: bool = False
+    """A second gateway at each site."""
+    outage: float = 0.0
+    """Seconds that the sites may be apart before a migration ends, 0: as the product has it."""
 
 
 @dataclass(frozen=True)
