@@ -16,13 +16,15 @@ import contextlib
 
 import structlog
 
+from agent.channels import NAMES, make_directory, remove_directory
 from agent.hypervisor.base import Presence, VmChange, VmEvent
 from agent.journal import Record
 from agent.move import ENDED, HostContext, Move, call, end
-from agent.relay import Traffic, make_directory, remove_directory
+from agent.relay import Traffic
 from agent.source import remove_moved
-from agent.stream.libvirt_rpc import MessageReader, Procedure
-from landbridge.errors import AlreadyExists, Conflict, LandbridgeError, NotFound, ProtocolError
+from agent.stream.libvirt_rpc import Message, Procedure
+from landbridge import ticket
+from landbridge.errors import AlreadyExists, Conflict, LandbridgeError, NotFound, PermissionDenied
 from landbridge.v1.agent_pb2 import (
     ActivateResponse,
     CancelResponse,
@@ -31,12 +33,15 @@ from landbridge.v1.agent_pb2 import (
     Role,
     Stage,
 )
+from landbridge.v1.channel_pb2 import ChannelOpen
 from landbridge.v1.types_pb2 import VmState
 
 log = structlog.get_logger()
 
 # Seconds that a prepared migration waits for its first channel before it is given up.
 PREPARED_LEASE = 300.0
+# Channels of one migration: more than a VM has disks.
+MOST_CHANNELS = 512
 # Seconds that libvirt gets to end an incoming VM whose rpc channel has ended.
 AUTODESTROY_PATIENCE = 10.0
 # How a VM that came whole is seen: libvirt forgets why it is paused when it is restarted.
@@ -51,8 +56,12 @@ class DestinationMove(Move):
     def __init__(self, host: HostContext, record: Record) -> None:
         super().__init__(host, record, Traffic())
         self.traffic.on_close = self._on_channel_close
-        self.traffic.on_reply = self._on_call
-        self._calls: dict[int, MessageReader] = {}
+        self.traffic.on_message_to_libvirtd = self._on_call
+        # What its channels are opened with, and who they are said to be between; none is opened after a restart.
+        self._secret = b""
+        self._ends = ("", "", "", "")
+        # The tickets that have opened a channel, by kind and index.
+        self._tickets: set[tuple[int, int]] = set()
         # Whether libvirt at the source has begun to finish or to stop the move; what ends here after that is no cause.
         self._finishing = False
         # Whether it has asked libvirtd here to hang up; else libvirtd does not, unless it ends.
@@ -89,6 +98,7 @@ class DestinationMove(Move):
             raise AlreadyExists(f"{host.name} already has the image {check.existing_images[0]}; remove or rename it")
         record.images = images
         move = cls(host, record)
+        move.agree(request)
         move.advance(Stage.STAGE_PREPARED)
         try:
             await call(hypervisor.create_disks, vm, request.mapping)
@@ -99,11 +109,35 @@ class DestinationMove(Move):
         move._watchdog = asyncio.create_task(move._expire(), name=f"lease of {record.migration}")
         return move
 
-    def socket_path(self, kind: str) -> str:
-        """Where QEMU listens."""
+    def agree(self, request: PrepareRequest) -> None:
+        """Take over what the coordinator says of the channels, as long as none was opened."""
+        if not self._tickets:
+            self.traffic.outage_limit = request.outage_limit_ms / 1000
+            self._secret = request.channel_secret
+            self._ends = (request.source_site, request.source_host, request.destination_site, request.destination_host)
+
+    def admit(self, opening: ChannelOpen, libvirtd: str) -> tuple[str, Traffic]:
+        """Where to connect a new channel. Raises PermissionDenied for one without a good and unused ticket, or Conflict."""
         if self.stage != Stage.STAGE_PREPARED:
             raise Conflict(f"migration {self.record.migration} takes no channels on {self.host.name} any more")
-        return str(self.directory / f"{kind}.sock")
+        ends = (opening.source_site, opening.source_host, opening.destination_site, opening.destination_host)
+        if ends != self._ends or not ticket.is_good(self._secret, opening):
+            raise PermissionDenied(
+                f"host {opening.source_host} of site {opening.source_site} opened a channel of migration {self.record.migration} "
+                f"on {self.host.name} without a ticket for it"
+            )
+        if (opening.kind, opening.index) in self._tickets:
+            # Also by the same channel, once it is forgotten: what it carried has arrived, and could be written over.
+            raise PermissionDenied(
+                f"a ticket of migration {self.record.migration} was used a second time on {self.host.name}"
+            )
+        if len(self._tickets) >= MOST_CHANNELS:
+            raise Conflict(
+                f"migration {self.record.migration} has {MOST_CHANNELS} channels on {self.host.name} already"
+            )
+        self._tickets.add((opening.kind, opening.index))
+        kind = NAMES[opening.kind]
+        return (libvirtd if kind == "rpc" else str(self.directory / f"{kind}.sock")), self.traffic
 
     async def _expire(self) -> None:
         await asyncio.sleep(PREPARED_LEASE)
@@ -118,13 +152,11 @@ class DestinationMove(Move):
         if not self._cause and not self._finishing and self.traffic.failure is None:
             self._cause = f"QEMU ended on {self.host.name} while it took the VM in ({event.detail})"
 
-    def _on_call(self, channel: int, data: bytes) -> None:
-        with contextlib.suppress(ProtocolError):
-            for header in self._calls.setdefault(channel, MessageReader()).receive_data(data):
-                self._hung_up = self._hung_up or header.is_call_of(Procedure.CONNECT_CLOSE)
-                if self._hung_up or header.is_call_of(Procedure.DOMAIN_MIGRATE_FINISH3_PARAMS):
-                    self._note_dead_qemu()
-                    self._finishing = True
+    def _on_call(self, message: Message) -> None:
+        self._hung_up = self._hung_up or message.is_call_of(Procedure.CONNECT_CLOSE)
+        if self._hung_up or message.is_call_of(Procedure.DOMAIN_MIGRATE_FINISH3_PARAMS):
+            self._note_dead_qemu()
+            self._finishing = True
 
     def _note_dead_qemu(self) -> None:
         """QEMU hangs up first only if it has ended, or is told to by a FINISH call."""

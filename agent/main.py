@@ -15,19 +15,19 @@ import click
 import structlog
 from grpc import aio
 
+from agent.channels import Gateways, Incoming
 from agent.config import AgentSettings
 from agent.hypervisor.base import Hypervisor
 from agent.hypervisor.libvirt_driver import LibvirtHypervisor
 from agent.journal import Journal
 from agent.move import HostContext
-from agent.relay import Links
 from agent.service import AgentService, Moves
 from certs import tls
 from certs.guard import SERVER_OPTIONS, Access, Guard
 from certs.identity import Role
 from certs.links import Target, listen
 from certs.store import StoredIdentity, load_identity
-from landbridge import config, log
+from landbridge import config, log, memory
 from landbridge.errors import ConfigError, LandbridgeError
 from landbridge.v1.agent_pb2_grpc import add_AgentServicer_to_server
 
@@ -47,6 +47,7 @@ logger = structlog.get_logger()
 def main(path: Path, verbose: bool) -> None:
     """The Landbridge agent of one host: drives its libvirt for this site's gateways."""
     log.configure("agent", verbose=verbose)
+    memory.keep_heap()
     try:
         settings = config.load(path, AgentSettings)
         identity = load_identity(settings.identity.directory, datetime.now(UTC))
@@ -85,12 +86,12 @@ async def running(settings: AgentSettings, identity: StoredIdentity, hypervisor:
         tls.client_context(identity, settings.site),
         tls.server_name(Role.GATEWAY, settings.site, domain),
     )
-    gateways = [Target("this site's gateway", address, context, name) for address in settings.gateway.stream]
-    links = Links(gateways, lambda opening: moves.incoming(opening, str(settings.libvirt.socket)))
+    gateways = Gateways([Target("this site's gateway", address, context, name) for address in settings.gateway.stream])
+    incoming = Incoming(lambda opening: moves.admit(opening, str(settings.libvirt.socket)))
     host = HostContext(
         hypervisor,
         Journal(settings.paths.state / "migrations"),
-        links,
+        gateways,
         settings.paths.runtime,
         qemu_owner(settings.libvirt.qemu_user),
         f"host {settings.name}",
@@ -103,13 +104,13 @@ async def running(settings: AgentSettings, identity: StoredIdentity, hypervisor:
     if server.add_secure_port(str(settings.listen.control), tls.grpc_server_credentials(identity)) == 0:
         raise ConfigError(f"nothing can listen on {settings.listen.control}; see listen.control")
     await server.start()
-    stream = await listen(settings.listen.stream, identity, access, lambda link, _peer: links.accept(link))
+    stream = await listen(settings.listen.stream, identity, access, lambda link, _peer: incoming.accept(link))
     try:
         yield
     finally:
         stream.close()
         await moves.close()
-        await links.close()
+        await incoming.close()
         await server.stop(grace=1.0)
         await asyncio.to_thread(hypervisor.close)
 

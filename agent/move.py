@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from agent.channels import Gateways
 from agent.hypervisor.base import Hypervisor
 from agent.journal import Journal, Record
-from agent.relay import KINDS, Links, Traffic
-from landbridge.v1.agent_pb2 import CancelResponse, Role, Stage, WatchResponse
+from agent.relay import KINDS, Traffic
+from landbridge.v1.agent_pb2 import CancelResponse, PrepareRequest, Role, Stage, WatchResponse
 from landbridge.v1.types_pb2 import ChannelBytes, Progress
 
 P = ParamSpec("P")
@@ -27,7 +28,8 @@ class HostContext:
 
     hypervisor: Hypervisor
     journal: Journal
-    links: Links
+    # Where channels to other sites go.
+    gateways: Gateways
     # Where each migration has its directory of sockets.
     runtime: Path
     # User and group ids of QEMU.
@@ -89,6 +91,10 @@ class Move:
             if not self.record.is_source:
                 ours, theirs = theirs, ours
             response.channels.append(ChannelBytes(kind=kind, to_destination=ours, to_source=theirs))
+        silent = self.traffic.silent(asyncio.get_running_loop().time())
+        if silent is not None and self.stage not in ENDED:
+            response.silent_ms = int(silent * 1000)
+        response.bytes_repeated = self.traffic.repeated_bytes
         if self.suspended_at is not None:
             response.suspended_at.FromNanoseconds(int(self.suspended_at * 1e9))
         return response
@@ -102,6 +108,10 @@ class Move:
             if snapshot.stage in ENDED:
                 return
             await changed.wait()
+
+    def agree(self, request: PrepareRequest) -> None:
+        """Take over what the coordinator says of the channels, as long as none was opened: it may have been restarted."""
+        raise NotImplementedError
 
     async def cancel(self, *, discard_arrived: bool) -> CancelResponse:
         """Stop, remove what was made here, and say who has the VM."""

@@ -1,428 +1,527 @@
-"""The only file that moves bytes on a host: between the sockets of libvirt and QEMU, and the channels to the other host.
+"""The only file that moves bytes on a host: between a local socket of libvirtd or QEMU, and a channel to the other host.
 
-    source        libvirtd and QEMU connect to DIRECTORY/{rpc,ram,disk}.sock: `listen`
-                  each connection becomes a channel on a link to a gateway:     `Links.to_gateway`
-    destination   a gateway's link brings channels:                             `Links.accept`
-                  each is connected to libvirtd's socket, or to the one on which QEMU listens
+    local socket ── bytes ──> channel ── frames ──> link to a gateway          (asked for as the link takes them)
+    local socket <── bytes ── channel <── frames ── link                       (acknowledged once the socket has them)
 
-A channel whose local socket ends is closed; one whose link dies is reset, and its local socket is closed (at the source after
-LOST_GRACE), so that libvirt sees a lost connection and lets the guest run on at the source.
+A `Carrier` is one channel with its socket. Its link may end and another take its place at any time: the channel goes on from what
+the other agent has. It is given up when it is reset, when its bytes arrive altered, or when nothing was heard of the other agent
+for longer than the migration's outage limit; its local socket is then closed (at the source after LOST_GRACE), so that libvirt
+sees a lost connection and lets the guest run on at the source.
+
+What waits on this host: at most `landbridge.channel.CEILING` in each direction of a channel, and on an rpc channel MOST_WAITING
+and one message of libvirt's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import structlog
-from google.protobuf.message import DecodeError
 
-from certs.links import Target, dial
-from landbridge.channel import SEGMENT, Accepted, Channel, ChannelState, Data, EndOfData, Event, Reset
-from landbridge.errors import LandbridgeError, ProtocolError, Unreachable
-from landbridge.frame import Frame, FrameType, reset
-from landbridge.link import Link
-from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
+from agent.stream.libvirt_rpc import Message, RpcEnd
+from landbridge.channel import (
+    LARGEST_SEGMENT,
+    Accepted,
+    Channel,
+    ChannelState,
+    Data,
+    EndOfData,
+    Event,
+    Reset,
+)
+from landbridge.errors import AlteredError, LandbridgeError, ProtocolError
+from landbridge.frame import Frame, FrameType, Payload, reason_of
+from landbridge.link import POOL, Link
 
 log = structlog.get_logger()
 
-KINDS = {
-    "rpc": ChannelKind.CHANNEL_KIND_RPC,
-    "ram": ChannelKind.CHANNEL_KIND_RAM,
-    "disk": ChannelKind.CHANNEL_KIND_DISK,
-}
-NAMES = {kind: name for name, kind in KINDS.items()}
+KINDS = ("rpc", "ram", "disk")
 
-# Seconds to have a channel accepted by the destination.
+# Seconds to have a new channel accepted by the destination.
 ACCEPT_TIMEOUT = 20.0
 # Seconds that libvirt gets to stop a move in good order after a channel was lost. If QEMU's connections break before it is
 # told to stop, while the guest stands still for the switch-over, QEMU 7.2 goes on with a filter node that nobody owns on
 # top of the disk, and refuses to copy this disk ever again ("Need a root block node").
 LOST_GRACE = 3.0
+# Seconds of silence that are told; an agent that is well is heard every two seconds (`landbridge.channel.KEEPALIVE`).
+SILENCE = 5.0
+# Seconds for which the end that was called answers repetitions after a channel has ended well.
+LINGER = 30.0
+# Seconds that the last frames of a channel have to leave before its link is closed.
+FAREWELL = 0.5
+# Seconds between two looks at how long the other agent has been silent.
+TICK = 0.5
+# Bytes of messages that may wait for libvirtd before the other agent is held back: below `landbridge.channel.CEILING`, so that
+# the longest message can arrive behind them.
+MOST_WAITING = 8 << 20
 
 
 @dataclass
 class Traffic:
-    """What one migration's channels have carried at this host, and how they ended. Owned by the event loop."""
+    """What one migration's channels carry at this host, and how they ended. Owned by the event loop."""
 
+    # Seconds for which the other agent may be silent.
+    outage_limit: float = 900.0
     # Bytes per kind, read from and written to the local sockets.
     read: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     written: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
-    # Why the first channel was reset from outside, if one was: the cause behind libvirt's "lost connection".
+    # Why the first channel was lost, if one was: the cause behind libvirt's "lost connection".
     failure: str | None = None
     # The kinds of channels whose local socket was closed on this host while the far end still had it open.
     closed_here: set[str] = field(default_factory=set)
-    open_channels: int = 0
+    # Every channel so far.
+    carriers: list[Carrier] = field(default_factory=list)
     # Called when a channel was lost; its socket then stays open for LOST_GRACE, unless somebody closes it before.
     on_lost: Callable[[], None] | None = None
-    # Called with the kind when a channel has ended.
+    # Called with the kind when the local socket of a channel has ended.
     on_close: Callable[[str], None] | None = None
-    # Called with channel and bytes of an rpc channel: after they were read from libvirtd and before they go on, and after
-    # libvirtd was given them. At the source, the former are calls and the latter replies; at the destination, vice versa.
-    on_call: Callable[[int, bytes], None] | None = None
-    on_reply: Callable[[int, bytes], None] | None = None
+    # Called with each message of an rpc channel: those that libvirtd has written before they go on, and those for libvirtd
+    # after it was given them.
+    on_message_from_libvirtd: Callable[[Message], None] | None = None
+    on_message_to_libvirtd: Callable[[Message], None] | None = None
+
+    def silent(self, now: float) -> float | None:
+        """For how many seconds the other agent has not been heard, if that is worth telling."""
+        silences = [now - c.channel.heard_at for c in self.carriers if c.is_waiting]
+        longest = max(silences, default=0.0)
+        return longest if longest > SILENCE else None
+
+    @property
+    def repeated_bytes(self) -> int:
+        """Bytes that this host has sent more than once."""
+        return sum(carrier.channel.outgoing.repeated_bytes for carrier in self.carriers)
+
+    def fail(self, why: str) -> None:
+        """Note a cause; the first one stays."""
+        self.failure = self.failure or why
+
+    # The gate
+
+    def is_whole(self) -> bool | None:
+        """Whether memory and disks have arrived unaltered; None while that is not known yet."""
+        streams = [carrier for carrier in self.carriers if carrier.kind != "rpc"]
+        if self.failure is not None or not streams or any(carrier.is_broken for carrier in streams):
+            return False
+        return True if all(carrier.has_arrived for carrier in streams) else None
+
+    def look_at_gate(self) -> None:
+        """Let a FINISH call that is held pass, if it is known by now as what."""
+        whole = self.is_whole()
+        for carrier in self.carriers:
+            if carrier.rpc is not None and carrier.rpc.is_held and whole is not None:
+                log.info("gate.open" if whole else "gate.cancel", reason=self.failure)
+                carrier.pass_gate(whole)
 
 
 class Carrier:
-    """Carries one channel: two tasks, one per direction."""
+    """Carries one channel. Owned by the event loop; all of it happens in callbacks."""
 
-    def __init__(self, mux: Mux, channel: Channel, kind: str, traffic: Traffic) -> None:
+    def __init__(self, channel: Channel, kind: str, traffic: Traffic, *, name: str) -> None:
         self.channel = channel
-        self.accepted = asyncio.Event()
-        self._mux = mux
-        self._kind = kind
+        self.kind = kind
+        # For messages: "the ram channel to host west-1".
+        self.name = name
+        self.link: Link | None = None
+        # The rules of libvirt's calls, on an rpc channel.
+        self.rpc = RpcEnd(has_gate=not channel.opened_by_us) if kind == "rpc" else None
+        # Set when the local socket has ended, in both directions; and when nothing more is to be said to the other agent.
+        self.ended = asyncio.Event()
+        self.over = asyncio.Event()
+        # Why the way to the other agent does not work, by the last who knew.
+        self.trouble = ""
         self._traffic = traffic
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._room = asyncio.Event()
-        self._connection: socket.socket | None = None
-        # Cleared while the socket of a lost channel is not to be closed yet.
-        self._let_go = asyncio.Event()
-        self._let_go.set()
+        channel.outgoing.on_released = POOL.give
+        self._loop = asyncio.get_running_loop()
+        self._local: socket.socket | None = None
+        self._is_reading = False
+        self._is_writing = False
+        # What the local socket is to be given: bytes, or a whole message of which so many bytes are left.
+        self._for_local: deque[Payload] = deque()
+        self._message: Message | None = None
         self._far_end_closed = False
+        self._has_read_all = False
+        self._has_written_all = False
+        # Whether the other agent has accepted it, if it was opened here.
+        self._is_accepted = False
+        # Bytes of an rpc channel that were taken, and not said to be delivered.
+        self._unsaid = 0
+        self._began_at = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._grace: asyncio.TimerHandle | None = None
+        self._leaving: asyncio.TimerHandle | None = None
+        self._ticker = self._loop.call_later(TICK, self._tick)
+        traffic.carriers.append(self)
 
-    def receive_frame(self, frame: Frame) -> None:
-        """Take a frame that the link brought; a broken rule resets the channel."""
+    # What others see
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the other agent should be heard from."""
+        return self.channel.state in {ChannelState.OPEN, ChannelState.OPENING} and not self.over.is_set()
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the far end's stream has ended, unaltered, and the local socket has all of it."""
+        incoming = self.channel.incoming
+        return incoming.is_ended and incoming.delivered == incoming.received
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it has ended before the far end's stream had arrived."""
+        return self.channel.state is ChannelState.RESET and not self.has_arrived
+
+    # The local socket
+
+    def connect(self, local: socket.socket) -> None:
+        """Carry this socket's bytes; it is closed in the end."""
+        if self.ended.is_set():
+            local.close()  # it was reset in the meantime
+            return
+        self._local = local
+        self._write_local()
+        self._after()
+
+    def _after(self) -> None:
+        """Something has changed: see what can go on."""
+        self._read_if_there_is_room()
+        if self.link is not None:
+            self.link.kick()
+        self._set_timer()
+
+    @property
+    def _room(self) -> int:
+        # While there is no way, libvirtd is still heard: it hangs up if its PINGs are not answered for 30 s.
+        if self.rpc is not None and self._is_accepted and self.channel.state is ChannelState.OPENING:
+            return self.channel.outgoing.room
+        return self.channel.room
+
+    def _read_if_there_is_room(self) -> None:
+        local = self._local
+        wants_reading = not self._has_read_all and self._room > 0
+        if local is None or wants_reading is self._is_reading:
+            return
+        if wants_reading:
+            self._loop.add_reader(local, self._read_local)
+        else:
+            self._loop.remove_reader(local)
+        self._is_reading = wants_reading
+
+    def _read_local(self) -> None:
+        room = self._room
+        if self._local is None or room <= 0:
+            self._read_if_there_is_room()
+            return
+        buffer = POOL.take(min(room, LARGEST_SEGMENT))
         try:
-            events = self.channel.receive_frame(frame, self._mux.now())
-        except ProtocolError as error:
+            count = self._local.recv_into(buffer)
+        except (BlockingIOError, InterruptedError):
+            POOL.give(buffer)
+            return
+        except OSError as error:
+            self._local_broke(error)
+            return
+        data, now = POOL.keep(buffer, count), self._loop.time()
+        if data:
+            self._traffic.read[self.kind] += len(data)
+            try:
+                self._take(data, now)
+            except LandbridgeError as error:
+                # What libvirt said on this host cannot be followed: better no move than one that nobody understands.
+                self.lost(error.message)
+                return
+        else:
+            self._has_read_all = True
+            if not self._far_end_closed and self.channel.state is ChannelState.OPEN:
+                self._traffic.closed_here.add(self.kind)
+            self.channel.send_eof(now)
+            self._end_if_done()
+        self._after()
+
+    def _take(self, data: memoryview, now: float) -> None:
+        if self.rpc is None:
+            self.channel.send_data(data, now)
+            return
+        for message in self.rpc.from_libvirtd(data):
+            if self._traffic.on_message_from_libvirtd is not None:
+                self._traffic.on_message_from_libvirtd(message)
+            for start in range(0, len(message.raw), LARGEST_SEGMENT):
+                self.channel.send_data(message.raw[start : start + LARGEST_SEGMENT], now)
+        self._write_local()  # an answer to a ping
+
+    def _give(self, data: Payload, now: float) -> None:
+        if self.rpc is None:
+            self._for_local.append(data)
+        else:
+            self.rpc.from_channel(data)
+            self._unsaid += len(data)
+            self._say_delivered(self.rpc, now)
+            self._traffic.look_at_gate()
+
+    def _say_delivered(self, rpc: RpcEnd, now: float) -> None:
+        # Before libvirtd has taken them: the end of a message may be on the way. But no more than wait here at most.
+        if self._unsaid and rpc.waiting_bytes <= MOST_WAITING:
+            self.channel.delivered(self._unsaid, now)
+            self._unsaid = 0
+
+    def pass_gate(self, whole: bool) -> None:
+        """Let the FINISH call that is held go on to libvirtd, as it is or as one that cancels."""
+        if self.rpc is not None and whole:
+            self.rpc.open_gate()
+        elif self.rpc is not None:
+            self.rpc.cancel_gate()
+        self._write_local()
+        self._after()
+
+    def _write_local(self) -> None:
+        now = self._loop.time()
+        local = self._local
+        while local is not None and self._next_for_local():
+            data = self._for_local[0]
+            try:
+                count = local.send(data)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                self._local_broke(error)
+                return
+            self._for_local.popleft()
+            if count < len(data):
+                self._for_local.appendleft(memoryview(data)[count:])
+            else:
+                POOL.give(data)
+            self._given(count, now)
+            local = self._local
+        if local is None:
+            return
+        wants_writing = bool(self._for_local)
+        if wants_writing and not self._is_writing:
+            self._loop.add_writer(local, self._write_more)
+        elif not wants_writing and self._is_writing:
+            self._loop.remove_writer(local)
+        self._is_writing = wants_writing
+        if not wants_writing and self._far_end_closed and not self._has_written_all:
+            self._end_local_writing(now)
+
+    def _write_more(self) -> None:
+        self._write_local()
+        self._after()
+
+    def _next_for_local(self) -> bool:
+        if not self._for_local and self.rpc is not None and (message := self.rpc.next_for_libvirtd()) is not None:
+            self._message = message
+            self._for_local.append(message.raw)
+            self._say_delivered(self.rpc, self._loop.time())
+        return bool(self._for_local)
+
+    def _given(self, count: int, now: float) -> None:
+        self._traffic.written[self.kind] += count
+        if self.rpc is None:
+            self.channel.delivered(count, now)
+        elif not self._for_local and (message := self._message) is not None:
+            self._message = None
+            if self._traffic.on_message_to_libvirtd is not None:
+                self._traffic.on_message_to_libvirtd(message)
+
+    def _end_local_writing(self, now: float) -> None:
+        if self.rpc is not None and self.rpc.is_held:
+            return  # what is held is still to be written
+        self._has_written_all = True
+        if self._local is not None:
+            with contextlib.suppress(OSError):
+                self._local.shutdown(socket.SHUT_WR)
+        self.channel.delivered_eof(now)
+        self._traffic.look_at_gate()
+        self._end_if_done()
+
+    def _local_broke(self, error: OSError) -> None:
+        # EPIPE and ECONNRESET: libvirt or QEMU went away with bytes on the way. The reason is read at the far end.
+        if self.channel.state is ChannelState.OPEN:
+            self._traffic.closed_here.add(self.kind)
+        self.channel.reset(f"the {self.kind} socket of the other host was closed: {error.strerror or error}")
+        self._end_local()
+
+    def _end_if_done(self) -> None:
+        if self._has_read_all and self._has_written_all:
+            self._end_local()
+
+    def _end_local(self) -> None:
+        """The local socket is of no more use."""
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+        if self._local is not None:
+            self._loop.remove_reader(self._local)
+            self._loop.remove_writer(self._local)
+            self._local.close()
+            self._local = None
+        self._is_reading = self._is_writing = False
+        self._for_local.clear()
+        if not self.ended.is_set():
+            self.ended.set()
+            if self._traffic.on_close is not None:
+                self._traffic.on_close(self.kind)
+        self._traffic.look_at_gate()
+        self._after()
+        self._leave_if_done()
+
+    # The link
+
+    def attach(self, link: Link) -> None:
+        """Carry on with another link, which was started with this as its receiver."""
+        former, self.link = self.link, link
+        if former is not None:
+            former.abort("another link has taken its place")
+        self.channel.connect(self._loop.time())
+        self._after()
+        self._leave_if_done()
+
+    def next_frame(self, link: Link) -> Frame | None:
+        """What the link asks."""
+        if link is not self.link:
+            return None
+        frame = self.channel.next_frame(self._loop.time())
+        if frame is None:
+            self._leave_if_done()
+        elif not self._is_reading:
+            self._read_if_there_is_room()
+        return frame
+
+    def frame_received(self, link: Link, frame: Frame) -> None:
+        """A frame of the other agent, or of a gateway on the way, has come."""
+        if link is not self.link:
+            return
+        now = self._loop.time()
+        if frame.channel != self.channel.identity:
+            raise ProtocolError(f"a frame of another channel came on the link for {self.name}")
+        if frame.type is FrameType.UNKNOWN:
+            self.trouble = reason_of(frame) or self.trouble
+        elif frame.type is FrameType.OPEN and (self._local is not None or self.ended.is_set()):
+            self.channel.accept(now)
+        try:
+            events = self.channel.receive_frame(frame, now)
+            self._handle(events, now)
+        except AlteredError as error:
+            self.lost(
+                f"bytes {error.start} to {error.end} of {self.name} arrived altered: somebody on the way changed them"
+            )
+            return
+        except LandbridgeError as error:
             self.lost(error.message)
             return
+        self._after()
+
+    def _handle(self, events: list[Event], now: float) -> None:
         for event in events:
-            if isinstance(event, Accepted):
-                self.accepted.set()
-            elif isinstance(event, Reset):
-                self.lost(event.reason)
-                return
-            else:
-                self._far_end_closed = self._far_end_closed or isinstance(event, EndOfData)
-                self._events.put_nowait(event)
-        self._room.set()
+            match event:
+                case Data(data):
+                    self._give(data, now)
+                case EndOfData():
+                    self._far_end_closed = True
+                case Reset(reason):
+                    self._gone(reason)
+                    return
+                case Accepted():
+                    self._is_accepted = True
+        if events:
+            self._write_local()
+
+    def link_closed(self, link: Link, reason: str) -> None:
+        """The link is over; whoever opened the channel finds another."""
+        if link is self.link:
+            self.link = None
+            self.trouble = reason
+            self.channel.disconnect()
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        at = None if self.link is None else self.channel.next_timeout()
+        if self._timer is not None:
+            if at is not None and self._timer.when() <= at:
+                return  # it will be set anew then
+            self._timer.cancel()
+            self._timer = None
+        if at is not None:
+            self._timer = self._loop.call_at(at, self._timed)
+
+    def _timed(self) -> None:
+        self._timer = None
+        self.channel.timeout(self._loop.time())
+        self._after()
+
+    # The end
+
+    def _tick(self) -> None:
+        self._ticker = self._loop.call_later(TICK, self._tick)
+        now = self._loop.time()
+        if not self.is_waiting:
+            return
+        if self.channel.opened_by_us and not self._is_accepted:
+            if now - self._began_at > ACCEPT_TIMEOUT:
+                why = f": {self.trouble}" if self.trouble else ""
+                self.lost(f"{self.name} was not accepted within {ACCEPT_TIMEOUT:.0f} s{why}")
+        elif now - self.channel.heard_at > self._traffic.outage_limit:
+            why = f" ({self.trouble})" if self.trouble else ""
+            self.lost(f"nothing was heard on {self.name} for {self._traffic.outage_limit:.0f} s{why}")
 
     def lost(self, reason: str) -> None:
-        """The channel is gone: the far end has reset it, it has broken a rule, or its link has died."""
-        self._traffic.failure = self._traffic.failure or reason
+        """Give the channel up, and tell the other agent why, if that can be told."""
+        if self.ended.is_set():
+            self.channel.reset(reason)
+            self._after()
+            self._leave_if_done()
+            return
+        log.warning("channel.lost", channel=self.name, reason=reason)
         self.channel.reset(reason)
-        self._events.put_nowait(Reset(reason))
-        self._room.set()
-        self.accepted.set()
+        self._gone(reason)
+
+    def _gone(self, reason: str) -> None:
+        if self.ended.is_set():
+            self._leave_if_done()
+            return
+        self._traffic.fail(reason)
+        if self.rpc is None:
+            self._for_local.clear()  # libvirtd is not left with half a message
         if self._traffic.on_lost is None:
-            self._wake()
-        else:
-            self._let_go.clear()
-            asyncio.get_running_loop().call_later(LOST_GRACE, self._wake)
+            self._end_local()
+        elif self._grace is None:
+            self._grace = self._loop.call_later(LOST_GRACE, self._end_local)
             self._traffic.on_lost()
+        self._after()
 
-    def _wake(self) -> None:
-        self._let_go.set()
-        if self._connection is not None:
-            # Wake whoever reads from it, or writes to it, for bytes that never come or that nobody takes.
-            with contextlib.suppress(OSError):
-                self._connection.shutdown(socket.SHUT_RDWR)
+    def abandon(self) -> None:
+        """This host wants no more of it."""
+        self.channel.reset(f"the {self.kind} socket of the other host was closed")
+        self._end_local()
 
-    async def run(self, connection: socket.socket) -> None:
-        """Carry bytes both ways until the channel is closed; closes the socket."""
-        self._connection = connection
-        self._traffic.open_channels += 1
-        up = asyncio.create_task(self._from_socket(connection))
-        down = asyncio.create_task(self._to_socket(connection))
-        try:
-            await asyncio.gather(up, down)
-            await self._let_go.wait()
-        except OSError as error:
-            # EPIPE and ECONNRESET: libvirt or QEMU went away with bytes on the way. The reason is read at the far end.
-            if self.channel.state is ChannelState.OPEN:
-                self._traffic.closed_here.add(self._kind)
-            self.channel.reset(f"the {self._kind} socket of the other host was closed: {error.strerror or error}")
-        except LandbridgeError as error:
-            # What libvirt said on this host cannot be followed: better no move than one that nobody understands.
-            self._traffic.failure = self._traffic.failure or error.message
-            self.channel.reset(error.message)
-        except asyncio.CancelledError:
-            self.channel.reset(f"the {self._kind} socket of the other host was closed")
-            raise
-        finally:
-            up.cancel()
-            down.cancel()
-            await asyncio.gather(up, down, return_exceptions=True)
-            self._flush()
-            connection.close()
-            self._mux.forget(self.channel.number)
-            self._traffic.open_channels -= 1
-            if self._traffic.on_close is not None:
-                self._traffic.on_close(self._kind)
-
-    async def _from_socket(self, connection: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        channel = self.channel
-        while channel.state is ChannelState.OPEN:
-            self._room.clear()
-            if channel.room == 0:
-                await self._room.wait()
-                continue
-            data = await loop.sock_recv(connection, min(channel.room, SEGMENT))
-            if not data:
-                if not self._far_end_closed and channel.state is ChannelState.OPEN:
-                    self._traffic.closed_here.add(self._kind)
-                channel.send_eof()
-                self._flush()
-                return
-            self._traffic.read[self._kind] += len(data)
-            if self._kind == "rpc" and self._traffic.on_call is not None:
-                self._traffic.on_call(channel.number, data)
-            channel.send_data(data, self._mux.now())
-            self._flush()
-
-    async def _to_socket(self, connection: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while self.channel.state is not ChannelState.CLOSED:
-            match await self._events.get():
-                case Data(data):
-                    await loop.sock_sendall(connection, data)
-                    self._traffic.written[self._kind] += len(data)
-                    if self._kind == "rpc" and self._traffic.on_reply is not None:
-                        self._traffic.on_reply(self.channel.number, data)
-                    self.channel.delivered(len(data))
-                    self._flush()
-                case EndOfData():
-                    connection.shutdown(socket.SHUT_WR)
-                    self.channel.delivered_eof()
-                    return
-                case Reset():
-                    return
-
-    def _flush(self) -> None:
-        for frame in self.channel.frames_to_send():
-            self._mux.link.send(frame)
-
-
-Incoming = Callable[[ChannelOpen], tuple[str, Traffic]]
-
-
-class Mux:
-    """The channels of one link."""
-
-    def __init__(self, link: Link, incoming: Incoming | None = None) -> None:
-        self.link = link
-        self._incoming = incoming
-        self._carriers: dict[int, Carrier] = {}
-        self._next_number = 1
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    @staticmethod
-    def now() -> float:
-        """The clock of the channels, in seconds."""
-        return asyncio.get_running_loop().time()
-
-    async def run(self) -> None:
-        """Read frames until the link ends; then every channel of it is lost."""
-        reason = "this agent stops"
-        try:
-            async for frame in self.link.frames():
-                carrier = self._carriers.get(frame.channel)
-                if carrier is not None:
-                    carrier.receive_frame(frame)
-                elif frame.type is FrameType.OPEN:
-                    self._accept(frame)
-        except LandbridgeError as error:
-            reason = error.message
-        finally:
-            for carrier in list(self._carriers.values()):
-                carrier.lost(reason)
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def carry(self, connection: socket.socket, opening: ChannelOpen, traffic: Traffic) -> None:
-        """Open a channel for a local connection and carry it to its end."""
-        number = self._next_number
-        self._next_number += 1
-        channel = Channel(number, opened_by_us=True, open_payload=opening.SerializeToString())
-        carrier = self._carriers[number] = Carrier(self, channel, NAMES[opening.kind], traffic)
-        for frame in channel.frames_to_send():
-            self.link.send(frame)
-        try:
-            async with asyncio.timeout(ACCEPT_TIMEOUT):
-                await carrier.accepted.wait()
-        except TimeoutError:
-            channel.reset(f"the destination did not accept the channel within {ACCEPT_TIMEOUT:.0f} s")
-            traffic.failure = traffic.failure or "the destination did not answer"
-        except asyncio.CancelledError:
-            self.link.send(reset(number, f"the {NAMES[opening.kind]} socket of the other host was closed"))
-            self.forget(number)
-            raise
-        await carrier.run(connection)
-
-    def _accept(self, frame: Frame) -> None:
-        if self._incoming is None:
-            self.link.send(reset(frame.channel, "this end opens channels and accepts none"))
+    def _leave_if_done(self) -> None:
+        """Close the link once the last frames had time to leave, and again if another one has come since."""
+        if not self.ended.is_set() or self.channel.state not in {ChannelState.RESET, ChannelState.FINISHED}:
             return
-        try:
-            opening = ChannelOpen.FromString(frame.payload)
-            path, traffic = self._incoming(opening)
-            carrier = Carrier(self, Channel(frame.channel, opened_by_us=False), NAMES[opening.kind], traffic)
-        except (LandbridgeError, DecodeError, KeyError) as error:
-            self._refuse(frame.channel, error)
-            return
-        # Registered before anything is awaited, so that a RESET that follows at once finds it.
-        self._carriers[frame.channel] = carrier
-        self._spawn(self._connect(carrier, path))
+        self.over.set()
+        is_known = self.channel.state is ChannelState.RESET or self.channel.may_be_forgotten
+        leave_at = self._loop.time() + (FAREWELL if is_known else LINGER)
+        if self._leaving is None or leave_at < self._leaving.when():
+            self._cancel_timers(self._leaving)
+            self._leaving = self._loop.call_at(leave_at, self._leave)
 
-    async def _connect(self, carrier: Carrier, path: str) -> None:
-        channel = carrier.channel
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.setblocking(False)
-        try:
-            await asyncio.get_running_loop().sock_connect(connection, path)
-        except OSError as error:
-            connection.close()
-            self.forget(channel.number)
-            self._refuse(channel.number, error)
-            return
-        channel.accept()
-        for answer in channel.frames_to_send():
-            self.link.send(answer)
-        await carrier.run(connection)
+    def _leave(self) -> None:
+        if self.link is not None:
+            self.link.close()
+        self._cancel_timers(self._ticker, self._timer, self._leaving)
+        self._timer = self._leaving = None
 
-    def _refuse(self, number: int, error: Exception) -> None:
-        self.link.send(reset(number, f"the destination host refused the channel: {error}"))
+    def _cancel_timers(self, *timers: asyncio.TimerHandle | None) -> None:
+        for timer in timers:
+            if timer is not None:
+                timer.cancel()
 
-    def forget(self, number: int) -> None:
-        """A channel has ended."""
-        self._carriers.pop(number, None)
-
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-class Links:
-    """This host's links: the one to a gateway, dialled when a channel needs it, and those that gateways dial."""
-
-    def __init__(self, gateways: Sequence[Target], incoming: Incoming) -> None:
-        self._gateways = list(gateways)
-        self._incoming = incoming
-        self._dialled: Mux | None = None
-        self._dialling = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def to_gateway(self) -> Mux:
-        """The link to a gateway, dialled if there is none. Raises Unreachable if no gateway answers."""
-        async with self._dialling:
-            if self._dialled is not None and self._dialled.link.closed_because is None:
-                return self._dialled
-            failures = []
-            for gateway in self._gateways:
-                try:
-                    link = await dial(gateway)
-                except Unreachable as error:
-                    failures.append(error.message)
-                    continue
-                self._dialled = self._start(link, None)
-                return self._dialled
-            raise Unreachable(f"no gateway of this site answers: {'; '.join(failures)}")
-
-    def accept(self, link: Link) -> None:
-        """Take a link that an authenticated gateway has dialled."""
-        self._start(link, self._incoming)
-
-    def _start(self, link: Link, incoming: Incoming | None) -> Mux:
-        mux = Mux(link, incoming)
-        task = asyncio.create_task(mux.run(), name=f"link with {link.name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return mux
-
-    async def close(self) -> None:
-        """End every link, and with them their channels."""
-        if self._dialled is not None:
-            self._dialled.link.abort("this agent stops")
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-class LocalSockets:
-    """The three sockets of one migration at its source; whoever makes them calls `close`."""
-
-    def __init__(self, links: Links, migration: str, destination_site: str, directory: Path) -> None:
-        self.directory = directory
-        self.traffic = Traffic()
-        self._links = links
-        self._migration = migration
-        self._destination_site = destination_site
-        self._servers: list[socket.socket] = []
-        # Connections so far, per kind.
-        self._accepted = dict.fromkeys(KINDS, 0)
-        self._connections: set[asyncio.Task[None]] = set()
-
-    def path(self, kind: str) -> str:
-        """Where libvirtd or QEMU connects."""
-        return str(self.directory / f"{kind}.sock")
-
-    def listen(self, owner: tuple[int, int]) -> None:
-        """Make the sockets, connectable by root and by `owner` (QEMU's user and group ids) only."""
-        for kind in KINDS:
-            server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            server.setblocking(False)
-            with contextlib.suppress(FileNotFoundError):
-                Path(self.path(kind)).unlink()
-            server.bind(self.path(kind))
-            Path(self.path(kind)).chmod(0o600)
-            if kind != "rpc":
-                os.chown(self.path(kind), *owner)
-            server.listen(64)
-            asyncio.get_running_loop().add_reader(server, self._accept, kind, server)
-            self._servers.append(server)
-
-    def _accept(self, kind: str, server: socket.socket) -> None:
-        # Not a task that accepts: to cancel it could lose a connection that has just been accepted.
-        try:
-            connection, _ = server.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return
-        connection.setblocking(False)
-        task = asyncio.create_task(self._carry(kind, self._accepted[kind], connection))
-        self._accepted[kind] += 1
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
-        # Also if it is cancelled before it begins.
-        task.add_done_callback(lambda _: connection.close())
-
-    async def _carry(self, kind: str, index: int, connection: socket.socket) -> None:
-        opening = ChannelOpen(
-            migration=self._migration, kind=KINDS[kind], index=index, destination_site=self._destination_site
-        )
-        try:
-            mux = await self._links.to_gateway()
-            await mux.carry(connection, opening, self.traffic)
-        except LandbridgeError as error:
-            self.traffic.failure = self.traffic.failure or error.message
-            log.warning("channel.refused", migration=self._migration, kind=kind, reason=error.message)
-
-    async def close(self) -> None:
-        """Close the sockets and whatever is connected to them, and remove the directory."""
-        for server in self._servers:
-            asyncio.get_running_loop().remove_reader(server)
-            server.close()
-        self._servers.clear()
-        for task in list(self._connections):
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-        remove_directory(self.directory)
-
-
-def make_directory(directory: Path, owner: tuple[int, int]) -> None:
-    """Make a migration's socket directory, for QEMU's user alone. One left by a killed agent is taken over."""
-    directory.mkdir(parents=True, exist_ok=True)
-    directory.chmod(0o700)
-    os.chown(directory, *owner)
-
-
-def remove_directory(directory: Path) -> None:
-    """Remove a migration's socket directory with whatever is in it; it may be gone already."""
-    shutil.rmtree(directory, ignore_errors=True)
+    def close(self) -> None:
+        """The agent stops: let go of everything now."""
+        self.abandon()
+        self.over.set()
+        self._leave()

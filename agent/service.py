@@ -13,7 +13,7 @@ import structlog
 from agent.destination import DestinationMove
 from agent.journal import Record
 from agent.move import HostContext, Move, call
-from agent.relay import NAMES, Traffic
+from agent.relay import Traffic
 from agent.source import SourceMove
 from landbridge.errors import Conflict, LandbridgeError, NotFound, UsageError
 from landbridge.v1 import agent_pb2 as pb
@@ -41,7 +41,7 @@ class Moves:
         for record in self._host.journal.load():
             move: Move
             if record.is_source:
-                move = SourceMove(self._host, record, "", Vm(name=record.vm, uuid=record.vm_uuid))
+                move = SourceMove(self._host, record, Vm(name=record.vm, uuid=record.vm_uuid))
             else:
                 move = DestinationMove(self._host, record)
             self._moves[record.migration] = move
@@ -75,6 +75,8 @@ class Moves:
             task = self._preparing[request.migration] = asyncio.create_task(self._prepare(request))
             task.add_done_callback(lambda _: self._preparing.pop(request.migration))
             move = await asyncio.shield(task)
+        else:
+            move.agree(request)
         if move.stage == pb.Stage.STAGE_FAILED:
             raise Conflict(f"migration {request.migration} has ended on {self._host.name}: {move.record.error}")
         return move.record.domain_xml
@@ -109,13 +111,12 @@ class Moves:
             raise NotFound(f"{self._host.name} is not the destination of a migration {migration}")
         return move
 
-    def incoming(self, opening: ChannelOpen, rpc_socket: str) -> tuple[str, Traffic]:
-        """Where to connect a channel that a gateway brings. Raises NotFound or Conflict."""
+    def admit(self, opening: ChannelOpen, libvirtd: str) -> tuple[str, Traffic]:
+        """Where to connect a channel that a gateway brings. Raises NotFound, PermissionDenied or Conflict."""
         move = self._moves.get(opening.migration)
         if not isinstance(move, DestinationMove):
             raise NotFound(f"{self._host.name} expects no migration {opening.migration}")
-        path = move.socket_path(NAMES[opening.kind])
-        return (rpc_socket if NAMES[opening.kind] == "rpc" else path), move.traffic
+        return move.admit(opening, libvirtd)
 
     async def close(self) -> None:
         """The agent stops."""

@@ -14,11 +14,12 @@ import contextlib
 
 import structlog
 
+from agent.channels import LocalSockets, Way, make_directory, remove_directory
 from agent.hypervisor.base import MoveRequest, Presence, VmChange, VmEvent
 from agent.journal import Record
 from agent.move import ENDED, HostContext, Move, call, end
-from agent.relay import LocalSockets, make_directory, remove_directory
-from agent.stream.libvirt_rpc import FinishWatch
+from agent.relay import Traffic
+from agent.stream.libvirt_rpc import FinishWatch, Message
 from landbridge.errors import Conflict, HypervisorError, LandbridgeError, NotFound
 from landbridge.v1.agent_pb2 import CancelResponse, Possession, PrepareRequest, Role, SettleResponse, Stage
 from landbridge.v1.types_pb2 import Progress, Vm, VmState
@@ -36,16 +37,15 @@ MARK_RETRY = 2.0
 class SourceMove(Move):
     """One migration, at the host the VM leaves."""
 
-    def __init__(self, host: HostContext, record: Record, destination_site: str, vm: Vm) -> None:
-        sockets = LocalSockets(host.links, record.migration, destination_site, host.runtime / record.migration)
-        super().__init__(host, record, sockets.traffic)
-        self._sockets = sockets
+    def __init__(self, host: HostContext, record: Record, vm: Vm) -> None:
+        super().__init__(host, record, Traffic())
+        self._sockets = LocalSockets(host.gateways, host.runtime / record.migration, self.traffic)
         self._vm = vm
         self._run: asyncio.Task[None] | None = None
         self._began_at = 0.0
-        self._finishes: dict[int, FinishWatch] = {}
-        self.traffic.on_call = self._on_call
-        self.traffic.on_reply = self._on_reply
+        self._finish = FinishWatch()
+        self.traffic.on_message_from_libvirtd = self._finish.called
+        self.traffic.on_message_to_libvirtd = self._on_reply
         self.traffic.on_lost = self._on_lost
         self._aborting: asyncio.Task[None] | None = None
 
@@ -54,11 +54,25 @@ class SourceMove(Move):
         """Make the sockets."""
         vm = request.vm
         record = Record(migration=request.migration, role=Role.ROLE_SOURCE, vm=vm.name, vm_uuid=vm.uuid)
-        move = cls(host, record, request.destination_site, vm)
+        move = cls(host, record, vm)
+        move.agree(request)
         move.advance(Stage.STAGE_PREPARED)
         make_directory(move.directory, host.qemu_owner)
         move._sockets.listen(host.qemu_owner)
         return move
+
+    def agree(self, request: PrepareRequest) -> None:
+        """Take over what the coordinator says of the channels, as long as none was opened."""
+        if self._run is None:
+            self.traffic.outage_limit = request.outage_limit_ms / 1000
+            self._sockets.way = Way(
+                request.migration,
+                request.source_site,
+                request.source_host,
+                request.destination_site,
+                request.destination_host,
+                request.channel_secret,
+            )
 
     async def start(self, domain_xml: str) -> None:
         """Begin to move the VM; returns once that has begun. A second call changes nothing."""
@@ -105,13 +119,10 @@ class SourceMove(Move):
         if self._aborting is None and self.stage not in ENDED:
             self._aborting = asyncio.create_task(self._abort(), name=f"end of {self.record.migration}")
 
-    def _on_call(self, channel: int, data: bytes) -> None:
-        self._finishes.setdefault(channel, FinishWatch()).called(data)
-
-    def _on_reply(self, channel: int, data: bytes) -> None:
+    def _on_reply(self, message: Message) -> None:
         # libvirtd has these bytes already, and only now is the release recorded: were it the other way round, and this agent
         # killed in between, libvirtd would let the guest run here again, and the record would let it run there as well.
-        if self._finishes.setdefault(channel, FinishWatch()).replied(data) and self.stage not in ENDED:
+        if self._finish.replied(message) and self.stage not in ENDED:
             self.advance(Stage.STAGE_RELEASED)
 
     def _cause(self, said: str) -> str:
@@ -165,6 +176,7 @@ class SourceMove(Move):
             if self.stage != Stage.STAGE_SWITCHING:
                 with contextlib.suppress(LandbridgeError):
                     await self._look(loop.time())
+            self.changed()  # for how long the other host has been silent changes by itself
             await asyncio.sleep(PROGRESS_INTERVAL)
 
     async def _look(self, now: float) -> None:
@@ -176,7 +188,6 @@ class SourceMove(Move):
         self.progress = progress
         if progress.memory_total and self.stage == Stage.STAGE_COPYING_DISKS:
             self.advance(Stage.STAGE_COPYING_MEMORY)
-        self.changed()
 
     async def cancel(self, *, discard_arrived: bool = False) -> CancelResponse:
         """Stop the move if it still can be stopped, and say whether the VM is here."""

@@ -1,12 +1,23 @@
-"""Links with both sides authenticated: how they are dialled, and how they are accepted."""
+"""Links with both sides authenticated: how they are dialled, and how they are accepted.
+
+    dial      connect, handshake, and only then a Link; all within DIAL_TIMEOUT
+    listen    accept, handshake within HANDSHAKE_TIMEOUT, ask `access` who may come in, and only then a Link
+
+A caller that sends garbage, one byte a second, or never finishes its handshake costs one of HANDSHAKES for so long, and
+nobody else anything: a caller that comes when all are taken is turned away.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import structlog
 
@@ -16,11 +27,28 @@ from certs.identity import Identity
 from certs.store import StoredIdentity
 from landbridge.config import Address
 from landbridge.errors import ConfigError, LandbridgeError, Unreachable
+from landbridge.frame import Payload
 from landbridge.link import Link
 
 log = structlog.get_logger()
 
-DIAL_TIMEOUT = 10.0
+# As socket.getaddrinfo gives them.
+AddressInfo = tuple[int, int, int, str, Any]
+
+DIAL_TIMEOUT = 5.0
+HANDSHAKE_TIMEOUT = 5.0
+HANDSHAKES = 128
+# Seconds for which nobody is accepted once this process has no file descriptor left, or the machine no memory.
+EXHAUSTION_PAUSE = 0.5
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+# What Python's socket module does not name on every platform (linux/tcp.h).
+_TCP_CONGESTION = 13
+_TCP_NOTSENT_LOWAT = 25
+# Bytes that a tunnel's socket may hold which TCP has not sent yet: with four links, 5 ms at 200 Mbit/s.
+UNSENT_ON_TUNNEL = 32 << 10
+# The same inside a site, and what may wait there to be read, unless somebody knows better: 10 ms at 200 Mbit/s, together.
+UNSENT_ON_LAN = WAITING_ON_LAN = 128 << 10
 
 
 @dataclass(frozen=True)
@@ -32,6 +60,49 @@ class Target:
     address: Address
     context: ssl.SSLContext
     server_name: str
+    # Whether the link crosses the WAN.
+    is_tunnel: bool = False
+
+
+class TlsConnection:
+    """A socket under TLS, as a Link wants it."""
+
+    def __init__(self, connection: ssl.SSLSocket) -> None:
+        self._connection = connection
+
+    def fileno(self) -> int:
+        """For the event loop."""
+        return self._connection.fileno()
+
+    def receive_into(self, buffer: memoryview) -> int | None:
+        """Read what is there; 0 at the end, None if nothing is there now."""
+        # OpenSSL gives at most one record of 16 KiB at a time: this loop is the most frequent one of all.
+        read, wanted, count = self._connection.read, len(buffer), 0
+        try:
+            while count < wanted:
+                got: int = read(wanted - count, buffer[count:])  # type: ignore[assignment]  # with a buffer, it counts
+                if got == 0:
+                    break
+                count += got
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return count or None
+        return count
+
+    def send(self, data: Payload) -> int | None:
+        """Write all of it; None if it does not fit now: the same data must then be given again."""
+        try:
+            return self._connection.send(data)
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return None
+
+    def set_receive_buffer(self, size: int) -> None:
+        """Have the kernel hold so many bytes, and no more, that were not read yet."""
+        with contextlib.suppress(OSError):
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+
+    def close(self) -> None:
+        """Close at once, without a farewell: frames have an end of their own."""
+        self._connection.close()
 
 
 async def dial(target: Target) -> Link:
@@ -39,9 +110,7 @@ async def dial(target: Target) -> Link:
     address = target.address
     try:
         async with asyncio.timeout(DIAL_TIMEOUT):
-            reader, writer = await asyncio.open_connection(
-                address.host, address.port, ssl=target.context, server_hostname=target.server_name
-            )
+            connection = await _connect(target)
     except TimeoutError:
         raise Unreachable(
             f"{target.name} does not answer at {address} within {DIAL_TIMEOUT:.0f} s; see whether it runs"
@@ -49,30 +118,205 @@ async def dial(target: Target) -> Link:
     except OSError as error:
         why = error.strerror or str(error)
         raise Unreachable(f"{target.name} cannot be reached at {address} ({why}); see whether it runs") from error
-    return Link(reader, writer, target.name)
+    return Link(TlsConnection(connection), target.name, must_answer=target.is_tunnel)
 
 
-async def listen(
-    address: Address, local: StoredIdentity, access: Access, attach: Callable[[Link, Identity], None]
-) -> asyncio.Server:
-    """Accept links from those whom `access` admits, before a byte of theirs is read. Raises ConfigError."""
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection: ssl.SSLObject = writer.get_extra_info("ssl_object")
+async def _connect(target: Target) -> ssl.SSLSocket:
+    loop = asyncio.get_running_loop()
+    found = await _resolve(target.address)
+    failure: OSError | None = None
+    for family, kind, protocol, _, where in found:
+        raw = socket.socket(family, kind, protocol)
         try:
-            peer = tls.peer_identity(connection, local.trust, datetime.now(UTC))
-            access.check(peer, "a stream")
+            raw.setblocking(False)
+            _tune(raw, is_tunnel=target.is_tunnel)
+            await loop.sock_connect(raw, where)
+            return await _shake_hands(
+                target.context.wrap_socket(raw, server_hostname=target.server_name, do_handshake_on_connect=False)
+            )
+        except OSError as error:
+            failure = error
+            raw.close()
+        except BaseException:
+            raw.close()
+            raise
+    raise failure or OSError("the name has no address")
+
+
+async def _resolve(address: Address, flags: int = 0) -> Sequence[AddressInfo]:
+    """What a name stands for; a thread is needed only for what is not a number, for all threads may be waiting for libvirt."""
+    try:
+        return socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=flags | socket.AI_NUMERICHOST
+        )
+    except socket.gaierror:
+        loop = asyncio.get_running_loop()
+        return await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=flags)
+
+
+async def _shake_hands(connection: ssl.SSLSocket) -> ssl.SSLSocket:
+    loop = asyncio.get_running_loop()
+    try:
+        while True:
+            ready: asyncio.Future[None] = loop.create_future()
+            try:
+                connection.do_handshake()
+            except ssl.SSLWantReadError:
+                watch, unwatch = loop.add_reader, loop.remove_reader
+            except ssl.SSLWantWriteError:
+                watch, unwatch = loop.add_writer, loop.remove_writer
+            else:
+                return connection
+            watch(connection, _set, ready)
+            try:
+                await ready
+            finally:
+                unwatch(connection)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _tune(raw: socket.socket, *, is_tunnel: bool, holds_back: bool = False) -> None:
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # BBR fills a line that loses packets, where others give up; not every kernel has it. Inside a site, its pacing only costs.
+    with contextlib.suppress(OSError):
+        raw.setsockopt(socket.IPPROTO_TCP, _TCP_CONGESTION, b"bbr" if is_tunnel else b"cubic")
+    if holds_back:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WAITING_ON_LAN)
+    unsent = UNSENT_ON_TUNNEL if is_tunnel else UNSENT_ON_LAN
+    raw.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, unsent)
+
+
+class Listener:
+    """Accepts links until it is closed. Owned by one event loop."""
+
+    def __init__(
+        self,
+        server: socket.socket,
+        local: StoredIdentity,
+        access: Access,
+        attach: Callable[[Link, Identity], None],
+        *,
+        is_tunnel: bool,
+        holds_back: bool,
+    ) -> None:
+        self._server = server
+        self._holds_back = holds_back
+        self._context = tls.server_context(local)
+        self._local = local
+        self._access = access
+        self._attach = attach
+        self._is_tunnel = is_tunnel
+        self._loop = asyncio.get_running_loop()
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._pausing: asyncio.TimerHandle | None = None
+        self._loop.add_reader(server, self._accept)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        port: int = self._server.getsockname()[1]
+        return port
+
+    def _accept(self) -> None:
+        try:
+            raw, address = self._server.accept()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                # The caller stays in the queue, and would have us called again and again.
+                log.warning("link.refused", address="", reason=f"nothing can be accepted: {error.strerror}")
+                self._loop.remove_reader(self._server)
+                self._pausing = self._loop.call_later(EXHAUSTION_PAUSE, self._go_on)
+            return
+        if len(self._handshakes) >= HANDSHAKES:
+            log.warning("link.refused", address=address[0], reason="too many callers have not finished their handshake")
+            raw.close()
+            return
+        task = self._loop.create_task(self._admit(raw, str(address[0])))
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
+        # Also if it is cancelled before it begins; what TLS has taken over by then is not touched.
+        task.add_done_callback(lambda ended: raw.close() if ended.cancelled() else None)
+
+    def _go_on(self) -> None:
+        self._pausing = None
+        self._loop.add_reader(self._server, self._accept)
+
+    async def _admit(self, raw: socket.socket, address: str) -> None:
+        try:
+            raw.setblocking(False)
+            _tune(raw, is_tunnel=self._is_tunnel, holds_back=self._holds_back)
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+                connection = await _shake_hands(
+                    self._context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
+                )
+        except TimeoutError:
+            log.warning("link.refused", address=address, reason="it did not finish its handshake in time")
+            raw.close()
+            return
+        except OSError as error:
+            log.warning("link.refused", address=address, reason=f"no TLS handshake: {error.strerror or error}")
+            raw.close()
+            return
+        except BaseException:
+            raw.close()
+            raise
+        try:
+            peer = tls.peer_identity(connection, self._local.trust, datetime.now(UTC))
+            self._access.check(peer, "a stream")
         except LandbridgeError as error:
-            log.warning("link.refused", reason=error.message)
-            writer.transport.abort()
+            log.warning("link.refused", address=address, reason=error.message)
+            connection.close()
             return
         name = f"{peer.role} {peer.name} of site {peer.site}"
         log.info("link.accepted", link=name)
-        attach(Link(reader, writer, name), peer)
+        self._attach(Link(TlsConnection(connection), name, must_answer=self._is_tunnel), peer)
 
+    def close(self) -> None:
+        """Accept no more; links that were accepted live on."""
+        if self._server.fileno() < 0:
+            return
+        if self._pausing is not None:
+            self._pausing.cancel()
+        self._loop.remove_reader(self._server)
+        self._server.close()
+        for task in list(self._handshakes):
+            task.cancel()
+
+
+async def listen(
+    address: Address,
+    local: StoredIdentity,
+    access: Access,
+    attach: Callable[[Link, Identity], None],
+    *,
+    is_tunnel: bool = False,
+    holds_back: bool = False,
+) -> Listener:
+    """Accept links from those whom `access` admits, before a byte of theirs is read. Raises ConfigError.
+
+    `holds_back` for links that are not always read: little waits in their sockets then.
+    """
     try:
-        return await asyncio.start_server(accept, address.host, address.port, ssl=tls.server_context(local))
+        found = await _resolve(address, socket.AI_PASSIVE)
+        family, kind, protocol, _, where = found[0]
+        server = socket.socket(family, kind, protocol)
+        try:
+            server.setblocking(False)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(where)
+            server.listen(HANDSHAKES)
+        except OSError:
+            server.close()
+            raise
     except OSError as error:
         raise ConfigError(
             f"nothing can listen on {address} ({error.strerror}); see [listen] in the configuration"
         ) from error
+    return Listener(server, local, access, attach, is_tunnel=is_tunnel, holds_back=holds_back)

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from landbridge.config import AddressesField, AddressField, Settings
 
+# Connections of one tunnel, at most.
+MOST_LINKS = 64
+
 
 class IdentitySettings(Settings):
     """Who this gateway is: a directory as `landbridge certs issue` writes it."""
@@ -60,6 +63,17 @@ class PatienceSettings(Settings):
     agent: float = 30.0
     # For the destination site, when a migration has failed and is to be cleaned up there.
     cleanup: float = 30.0
+    # For the network between the two hosts of a migration, which holds as long; then it ends, with the VM at the source.
+    outage: float = Field(default=900.0, gt=0)
+
+
+class TunnelSettings(Settings):
+    """Tunnels to other sites, as this gateway dials them."""
+
+    # Connections of each.
+    links: int = Field(default=4, ge=1, le=MOST_LINKS)
+    # Mbit/s that each may use; 0: no limit.
+    limit: float = Field(default=0.0, ge=0)
 
 
 class GatewayConfig(Settings):
@@ -73,3 +87,4 @@ class GatewayConfig(Settings):
     hosts: tuple[HostSettings, ...] = ()
     sites: tuple[SiteSettings, ...] = ()
     patience: PatienceSettings = PatienceSettings()
+    tunnel: TunnelSettings = TunnelSettings()

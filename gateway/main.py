@@ -17,22 +17,20 @@ from grpc import aio
 from certs import tls
 from certs.guard import SERVER_OPTIONS, Access, Guard
 from certs.identity import Role
-from certs.links import Target, listen
+from certs.links import listen
 from certs.store import StoredIdentity, load_identity
 from gateway.config import GatewayConfig
 from gateway.migration.coordinator import Coordinator
 from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory, RemoteSite
 from gateway.migration.ledger import Ledger
-from gateway.migration.routes import FromHost, FromSite
 from gateway.migration.succession import Succession
 from gateway.remote import AgentRemote, PeerRemote
 from gateway.service.operators import GatewayService
 from gateway.service.peers import PeerService
 from gateway.store import Store
-from gateway.tunnel.dial import Dialler
-from gateway.tunnel.pump import Pump
-from landbridge import config, log
+from gateway.tunnel.tunnels import Tunnels
+from landbridge import config, log, memory
 from landbridge.config import Address
 from landbridge.errors import ConfigError, LandbridgeError
 from landbridge.v1.gateway_pb2_grpc import add_GatewayServicer_to_server
@@ -54,6 +52,7 @@ logger = structlog.get_logger()
 def main(path: Path, verbose: bool) -> None:
     """The Landbridge gateway of one site: coordinates migrations and carries their bytes."""
     log.configure("gateway", verbose=verbose)
+    memory.keep_heap()
     try:
         settings = config.load(path, GatewayConfig)
         identity = load_identity(settings.identity.directory, datetime.now(UTC))
@@ -88,15 +87,14 @@ async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIte
         ledger = Ledger(store)
         await ledger.load()
         stack.push_async_callback(leave, store)
-        pump = Pump()
+        tunnels = Tunnels(settings, identity)
+        pump = tunnels.pump
         stack.push_async_callback(pump.close)
-        hosts, tunnels = diallers(settings, identity, pump)
-        for dialler in (*hosts.values(), *tunnels.values()):
-            stack.push_async_callback(dialler.close)
+        stack.push_async_callback(tunnels.close)
         inventory = remotes(settings, identity, stack)
-        coordinator = Coordinator(ledger, inventory, pump, settings.patience)
+        coordinator = Coordinator(ledger, inventory, tunnels, settings.patience)
 
-        await listen_for_links(settings, identity, pump, ledger, hosts, tunnels, stack)
+        await listen_for_links(settings, identity, tunnels, stack)
         operators = Guard(identity.trust, {"landbridge.v1.Gateway": Access(Role.OPERATOR, settings.site)})
         peers = Guard(identity.trust, {"landbridge.v1.Peer": Access(Role.GATEWAY, settings.site, local=False)})
         for guard, address, section in (
@@ -111,8 +109,7 @@ async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIte
             bind(server, address, identity, section)
             await server.start()
             stack.push_async_callback(server.stop, 1.0)
-        for tunnel in tunnels.values():
-            tunnel.keep_up()
+        tunnels.keep_up()
         coordinator.resume()
         stack.push_async_callback(coordinator.close)
         succession = Succession(store, ledger, coordinator)
@@ -127,25 +124,6 @@ async def leave(store: Store) -> None:
         await store.leave()
 
 
-def diallers(
-    settings: GatewayConfig, identity: StoredIdentity, pump: Pump
-) -> tuple[dict[str, Dialler], dict[str, Dialler]]:
-    """The links that this gateway dials: to its hosts, and to other sites."""
-    domain = identity.identity.trust_domain
-    hosts, tunnels = {}, {}
-    for host in settings.hosts:
-        name = tls.server_name(Role.HOST, settings.site, domain, host.name)
-        target = Target(f"host {host.name}", host.stream, tls.client_context(identity, settings.site), name)
-        hosts[host.name] = Dialler(pump, target, tunnel=False)
-    for site in settings.sites:
-        name = tls.server_name(Role.GATEWAY, site.name, domain)
-        target = Target(
-            f"the gateway of site {site.name}", site.tunnel[0], tls.client_context(identity, site.name), name
-        )
-        tunnels[site.name] = Dialler(pump, target, tunnel=True)
-    return hosts, tunnels
-
-
 def remotes(settings: GatewayConfig, identity: StoredIdentity, stack: contextlib.AsyncExitStack) -> Inventory:
     """Whom this gateway calls: the agents of its hosts, and the gateways of other sites."""
     agents = {host.name: AgentRemote(host.name, host.control, identity) for host in settings.hosts}
@@ -156,29 +134,15 @@ def remotes(settings: GatewayConfig, identity: StoredIdentity, stack: contextlib
 
 
 async def listen_for_links(
-    settings: GatewayConfig,
-    identity: StoredIdentity,
-    pump: Pump,
-    ledger: Ledger,
-    hosts: dict[str, Dialler],
-    tunnels: dict[str, Dialler],
-    stack: contextlib.AsyncExitStack,
+    settings: GatewayConfig, identity: StoredIdentity, tunnels: Tunnels, stack: contextlib.AsyncExitStack
 ) -> None:
     """Accept links from this site's agents and from other sites' gateways."""
-    agents = await listen(
-        settings.listen.agents,
-        identity,
-        Access(Role.HOST, settings.site),
-        lambda link, peer: pump.attach(link, router=FromHost(peer.name, ledger, tunnels)),
-    )
+    hosts = Access(Role.HOST, settings.site)
+    agents = await listen(settings.listen.agents, identity, hosts, tunnels.pump.attach_agent, holds_back=True)
     stack.callback(agents.close)
-    tunnel = await listen(
-        settings.listen.tunnel,
-        identity,
-        Access(Role.GATEWAY, settings.site, local=False),
-        lambda link, peer: pump.attach(link, router=FromSite(peer.site, ledger, hosts), tunnel=True),
-    )
-    stack.callback(tunnel.close)
+    others = Access(Role.GATEWAY, settings.site, local=False)
+    accepted = await listen(settings.listen.tunnel, identity, others, tunnels.attach, is_tunnel=True)
+    stack.callback(accepted.close)
 
 
 def bind(server: aio.Server, address: Address, identity: StoredIdentity, section: str) -> None:

@@ -69,11 +69,11 @@ class Outgoing:
                 if request.disks:
                     self._send_disks(request.disk_socket, disks)
                 self._send_memory(request.ram_socket, memory)
-                libvirtd.call(wire.FINISH, finish + persistent + flags + wire.number(0))
             except OSError:
                 with contextlib.suppress(OSError):
                     libvirtd.call(wire.FINISH, finish + cookie + flags + wire.number(1))
                 raise
+            libvirtd.call(wire.FINISH, finish + persistent + flags + wire.number(0))
             with contextlib.suppress(OSError):  # the VM has left: nothing that happens now brings it back
                 libvirtd.leave()
 

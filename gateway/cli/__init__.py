@@ -1,6 +1,6 @@
 """The command line, `landbridge`: one file for each verb, and below them what they share.
 
-    sites hosts vms migrations show settle                ask once and print
+    sites hosts vms migrations show settle limit          ask once and print
     migrate watch cancel                                  and then follow a migration to its end
     certs                                                 works on files, asks no gateway
 
@@ -28,6 +28,7 @@ from gateway.cli.cancel import cancel
 from gateway.cli.certs import certs
 from gateway.cli.connection import Access
 from gateway.cli.hosts import hosts
+from gateway.cli.limit import limit
 from gateway.cli.migrate import migrate
 from gateway.cli.migrations import migrations
 from gateway.cli.settle import settle
@@ -64,7 +65,7 @@ def cli(ctx: click.Context, gateway: str | None, identity: Path | None) -> None:
     ctx.obj = Access(gateway, identity)
 
 
-for _verb in (sites, hosts, vms, migrate, migrations, show, watch, cancel, settle, certs):
+for _verb in (sites, hosts, vms, migrate, migrations, show, watch, limit, cancel, settle, certs):
     cli.add_command(_verb)
 
 

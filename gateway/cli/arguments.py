@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 import click
 
@@ -13,6 +14,14 @@ as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object 
 _ID = re.compile("[0-9A-Za-z-]{4,64}")
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[0-9A-Za-z._-]+):(?P<port>[0-9]{1,5})")
 _VM_CHARACTERS = 255  # libvirt's names are file names
+_RATE = re.compile(r"(?P<number>[0-9]{1,15}(\.[0-9]{1,15})?) *(?P<unit>[A-Za-z]*?)(?P<second>/s)?")
+# Bytes per second of one unit. "Mb" is missing: some mean bits by it, and some bytes.
+_RATE_UNITS = {
+    **{f"{prefix}bit": Fraction(1000**power, 8) for power, prefix in enumerate(("", "k", "M", "G", "T"))},
+    **{f"{prefix}B": Fraction(1000**power) for power, prefix in enumerate(("", "k", "M", "G", "T"))},
+    **{f"{prefix}iB": Fraction(1024**power) for power, prefix in enumerate(("K", "M", "G", "T"), 1)},
+}
+_MOST_BYTES_PER_S = 10**14
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,18 @@ class _DestinationType(click.ParamType[Destination]):
         except IdentityError as error:
             self.fail(f"{error.message} Give SITE or SITE/HOST, such as ams or ams/host-b.", param, ctx)
         return Destination(site, host)
+
+
+class _SiteType(click.ParamType[str]):
+    name = "SITE"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        try:
+            Identity("any", text, Role.HOST, "any")
+        except IdentityError as error:
+            self.fail(f"{error.message} Give a site as `landbridge sites` shows it.", param, ctx)
+        return text
 
 
 class _VmType(click.ParamType[str]):
@@ -71,6 +92,40 @@ class _IdType(click.ParamType[str]):
         return text
 
 
+class _RateType(click.ParamType[int]):
+    """Bytes per second, 0 for no limit; written as a number and a unit, or as "0" or "none".
+
+    50Mbit/s, 200 Mbit, 1.5Gbit/s      bits:  bit kbit Mbit Gbit Tbit, in powers of ten
+    12.5MB/s, 800kB                    bytes: B kB MB GB TB, in powers of ten
+    6MiB/s                             bytes: KiB MiB GiB TiB, in powers of two
+
+    The "/s" and the space may be left out. A fraction of a byte is dropped.
+    """
+
+    name = "RATE"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value).strip()
+        if text in {"0", "none"}:
+            return 0
+        match = _RATE.fullmatch(text)
+        if not match or match["unit"] not in _RATE_UNITS:
+            self.fail(
+                f"{_shown(text)} is no rate: give a number with its unit, such as 50Mbit/s, 1Gbit/s or 12.5MB/s, "
+                "or none for no limit.",
+                param,
+                ctx,
+            )
+        exact = Fraction(match["number"]) * _RATE_UNITS[match["unit"]]
+        if 0 < exact < 1:
+            self.fail(f"{_shown(text)} is less than a byte per second: give more, or none for no limit.", param, ctx)
+        if exact > _MOST_BYTES_PER_S:
+            self.fail(f"{_shown(text)} is more than any line carries: give less, or none for no limit.", param, ctx)
+        return int(exact)
+
+
 class _AddressesType(click.ParamType[str]):
     name = "HOST:PORT[,...]"
 
@@ -93,6 +148,9 @@ def _shown(text: str) -> str:
 
 
 DESTINATION = _DestinationType()
+SITE = _SiteType()
 ADDRESSES = _AddressesType()
+ID = _IdType()
+RATE = _RateType()
 vm = click.argument("vm", type=_VmType())
-migration_id = click.argument("migration_id", metavar="ID", type=_IdType())
+migration_id = click.argument("migration_id", metavar="ID", type=ID)

@@ -3,7 +3,12 @@
     web-01: fra/host-a to ams/host-b                              copying memory
     disks   ━━━━━━━━━━━━━━━━━━━━━━━━━━━━ 100 %   20.0 GiB done        0 B left
     memory  ━━━━━━━━━━━━╺━━━━━━━━━━━━━━━  44 %    1.8 GiB done    2.2 GiB left
-    pass 2   rate 118 MiB/s   dirty 12.1 MiB/s        elapsed 1:23   ETA 18.4 s
+    pass 2   rate 118 MiB/s   dirty 12.1 MiB/s        elapsed 1:23   ETA 0:18
+
+While the hosts do not hear each other, the last line has no rates, which would be those of before, but this below it:
+
+    pass 2                                                        elapsed 2:05
+    WAN to site ams down 42 s, migration holds, guest runs on at fra
 
 It is drawn at 4 Hz by a thread of rich, so that the clock runs while the gateway is silent.
 """
@@ -19,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.cli import words
-from gateway.cli.views import heading
+from gateway.cli.views import heading, outage
 from landbridge.v1.types_pb2 import (
     MIGRATION_STATE_COPYING_DISKS,
     MIGRATION_STATE_COPYING_MEMORY,
@@ -85,9 +90,10 @@ class LiveView:
             *_bars(migration.progress, self._width),
             _spread(_speed(migration), _time(migration, since_shown_ms), self._width),
         ]
-        sentences = (words.safe(migration.reason), _doubt(migration), self._trouble)
+        sentences = (outage(migration) or words.safe(migration.reason), _doubt(migration), self._trouble)
         lines.extend(Text(sentence, style="yellow") for sentence in sentences if sentence)
-        lines.append(Text("Ctrl-C detaches; the migration goes on.", style="dim"))
+        limit = f"Limited to {words.limit(migration.limit)}. " if migration.limit else ""
+        lines.append(Text(f"{limit}Ctrl-C detaches; the migration goes on.", style="dim"))
         return Group(*lines)
 
 
@@ -123,16 +129,19 @@ def _bars(progress: Progress, width: int) -> list[RenderableType]:
 
 def _speed(migration: Migration) -> Text:
     progress = migration.progress
-    parts = [f"rate {words.rate(progress.rate)}"] if progress.rate else []
+    is_telling = not outage(migration)
+    parts = [f"rate {words.rate(progress.rate)}"] if progress.rate and is_telling else []
     if migration.state == MIGRATION_STATE_COPYING_MEMORY:
-        parts = [f"pass {progress.iteration}", *parts, f"dirty {words.rate(progress.dirty_rate)}"]
+        parts = [f"pass {progress.iteration}", *parts]
+        if is_telling:
+            parts.append(f"dirty {words.rate(progress.dirty_rate)}")
     return Text("   ".join(parts))
 
 
 def _time(migration: Migration, since_shown_ms: int) -> Text:
     progress = migration.progress
     parts = [f"elapsed {words.clock(progress.elapsed_ms + since_shown_ms)}"]
-    if progress.HasField("eta_ms") and migration.state in _COPYING:
+    if progress.HasField("eta_ms") and migration.state in _COPYING and not outage(migration):
         parts.append(f"ETA {words.clock(max(0, progress.eta_ms - since_shown_ms))}")
     return Text("   ".join(parts))
 
@@ -143,6 +152,7 @@ def _doubt(migration: Migration) -> str:
         migration.state == MIGRATION_STATE_COPYING_MEMORY
         and progress.iteration >= _FIRST_TELLING_PASS
         and 0 < progress.rate <= progress.dirty_rate
+        and not outage(migration)
     ):
         return "The guest dirties memory faster than it can be sent: at these rates it does not converge."
     return ""

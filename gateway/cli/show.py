@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import click
 
-from gateway.cli import arguments, connection, findings, json_lines, output, summary, words
-from landbridge.v1.types_pb2 import Migration, Progress
+from gateway.cli import arguments, connection, findings, json_lines, output, summary, views, words
+from landbridge.v1.types_pb2 import Migration
 
 
 @click.command()
@@ -22,8 +22,8 @@ def show(ctx: click.Context, migration_id: str, *, as_json: bool) -> None:
     pairs = [
         *_plan(migration),
         *_times(migration),
-        *(_progress(migration.progress) if migration.HasField("progress") else ()),
-        *(summary.pairs(migration.summary) if migration.HasField("summary") else ()),
+        *(_progress(migration) if migration.HasField("progress") else ()),
+        *summary.pairs(migration),
         *_channels(migration),
     ]
     output.facts([(name, value) for name, value in pairs if value])
@@ -48,7 +48,8 @@ def _times(migration: Migration) -> Iterator[tuple[str, str]]:
     yield "ended", words.moment(migration.ended_at) or ""
 
 
-def _progress(progress: Progress) -> Iterator[tuple[str, str]]:
+def _progress(migration: Migration) -> Iterator[tuple[str, str]]:
+    progress = migration.progress
     for name, total, remaining in (
         ("disks", progress.disk_total, progress.disk_remaining),
         ("memory", progress.memory_total, progress.memory_remaining),
@@ -58,7 +59,7 @@ def _progress(progress: Progress) -> Iterator[tuple[str, str]]:
             yield name, f"{words.size(done)} of {words.size(total)} ({words.percent(done, total)} %)"
     if progress.iteration:
         yield "pass", str(progress.iteration)
-    if progress.rate:
+    if progress.rate and not views.outage(migration):
         yield "rate", f"{words.rate(progress.rate)}, the guest dirties {words.rate(progress.dirty_rate)}"
     yield "elapsed", words.duration(progress.elapsed_ms)
 

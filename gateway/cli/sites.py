@@ -11,6 +11,7 @@ _COLUMNS = (
     output.Column("RTT", right=True),
     output.Column("HOSTS", right=True),
     output.Column("VERSION", cut=True),
+    output.Column("LIMIT", right=True),
 )
 
 
@@ -20,7 +21,8 @@ _COLUMNS = (
 def sites(ctx: click.Context, *, as_json: bool) -> None:
     """List this site and the sites that it is joined with.
 
-    HOSTS is how many of a site's hosts answer, of how many it has.
+    TUNNEL is whether the tunnel to a site is up, and how many of its links are, of how many there should
+    be. HOSTS is how many of a site's hosts answer, of how many it has. LIMIT is what may be sent to it.
     """
     with connection.connect(ctx) as gateway:
         found = gateway.sites()
@@ -32,10 +34,14 @@ def sites(ctx: click.Context, *, as_json: bool) -> None:
 
 
 def _row(site: Site) -> output.Row:
+    name, tunnel = words.safe(site.name), words.safe(site.tunnel)
+    if site.links:
+        tunnel = f"{tunnel} {site.links_up}/{site.links}"
+    limit = words.limit(site.limit) if site.limit else ""
     if site.unreachable:
-        cells = (words.safe(site.name), words.safe(site.tunnel), "", "", "")
-        return output.Row(cells, f"unreachable: {words.safe(site.unreachable)}", "red")
+        note = f"unreachable: {words.safe(site.unreachable)}"
+        return output.Row((name, tunnel, "", "", "", limit), note, "red")
     rtt = "" if site.local else words.duration(site.rtt_ms)
     answering = f"{site.hosts_reachable}/{site.hosts}"
-    cells = (words.safe(site.name), words.safe(site.tunnel), rtt, answering, words.safe(site.gateway_version))
-    return output.Row(cells)
+    cells = (name, tunnel, rtt, answering, words.safe(site.gateway_version), limit)
+    return output.Row(cells, style="yellow" if site.links_up < site.links else "")

@@ -24,16 +24,23 @@ def show(migration: Migration) -> None:
         source = words.place(migration.source_site, migration.source_host)
         destination = words.place(migration.destination_site, migration.destination_host)
         output.say(f"{words.safe(migration.vm)} has moved from {source} to {destination}.")
-    figures = list(pairs(migration.summary, succeeded=succeeded)) if migration.HasField("summary") else []
-    rows = [("migration", words.safe(migration.id)), *figures]
+    rows = [("migration", words.safe(migration.id)), *pairs(migration)]
     if migration.state == MIGRATION_STATE_COMPLETED:
         rows.append(("next", f"landbridge settle {words.safe(migration.id)}"))
     output.facts(rows)
 
 
-def pairs(summary: Summary, *, succeeded: bool = True) -> Iterator[tuple[str, str]]:
-    """The figures by their names; there is no downtime where the guest never left."""
-    yield "total time", words.duration(summary.total_ms)
+def pairs(migration: Migration) -> Iterator[tuple[str, str]]:
+    """The figures by their names; no times where it has not ended, and no downtime where the guest never left."""
+    if migration.HasField("summary"):
+        yield from _figures(migration.summary, succeeded=migration.state in SUCCEEDED)
+    if migration.limit:
+        yield "limit", f"{words.limit(migration.limit)} on the WAN, {words.rate(migration.limit)}"
+
+
+def _figures(summary: Summary, *, succeeded: bool) -> Iterator[tuple[str, str]]:
+    if summary.total_ms:
+        yield "total time", words.duration(summary.total_ms)
     if succeeded or summary.downtime_ms:
         yield "downtime", words.duration(summary.downtime_ms)
     yield "hypervisor", f"{words.size(summary.bytes_hypervisor)} read at the source"
@@ -41,6 +48,8 @@ def pairs(summary: Summary, *, succeeded: bool = True) -> Iterator[tuple[str, st
     if summary.bytes_hypervisor:
         share = f", {summary.bytes_wan * 100 / summary.bytes_hypervisor:.0f} % of that"
     yield "WAN", f"{words.size(summary.bytes_wan)} on the tunnel{share}"
+    if summary.bytes_repeated:
+        yield "sent again", f"{words.size(summary.bytes_repeated)} after faults of the network"
 
 
 def failure(migration: Migration) -> LandbridgeError | None:

@@ -1,7 +1,8 @@
 """How the command line says sizes, durations, moments and states. Pure.
 
-Sizes have binary units. Text that comes from a gateway goes through `safe` before it reaches a terminal: a
-VM's name or a host's error message must not be able to move the cursor.
+Sizes and rates have binary units; limits are in bits, as what a line carries. Text that comes from a gateway
+goes through `safe` before it reaches a terminal: a VM's name or a host's error message must not be able to
+move the cursor.
 """
 
 from datetime import datetime, timedelta
@@ -12,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from landbridge.v1 import types_pb2
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_BIT_UNITS = ("bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s")
 
 
 def size(count: int) -> str:
@@ -26,6 +28,14 @@ def size(count: int) -> str:
 def rate(count: int) -> str:
     """Bytes per second."""
     return f"{size(count)}/s"
+
+
+def limit(count: int) -> str:
+    """A limit, given in bytes per second, as "50 Mbit/s" or "1.25 Gbit/s"."""
+    amount, unit = float(count * 8), 0
+    while amount >= 999.95 and unit < len(_BIT_UNITS) - 1:
+        amount, unit = amount / 1000, unit + 1
+    return f"{amount:.4g} {_BIT_UNITS[unit]}"
 
 
 def percent(done: int, total: int) -> int:
@@ -43,6 +53,11 @@ def duration(milliseconds: int) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02} s"
     return f"{seconds // 3600} h {seconds // 60 % 60:02} min"
+
+
+def whole(milliseconds: int) -> str:
+    """A duration that is still growing, without fractions: "42 s", "2 min 05 s"."""
+    return f"{milliseconds // 1000} s" if milliseconds < 60_000 else duration(milliseconds // 1000 * 1000)
 
 
 def clock(milliseconds: int) -> str:

@@ -11,6 +11,7 @@ Of the migrations from this site, a gateway runs those whose row names it. `look
 from __future__ import annotations
 
 import asyncio
+import secrets
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -25,8 +26,9 @@ from gateway.migration.states import CANCELLABLE, TRANSITIONS, Input, State
 from gateway.migration.survey import Survey
 from gateway.remote import FACTS, WORK
 from gateway.store import Row
-from gateway.tunnel.pump import Pump
+from gateway.tunnel.tunnels import Tunnels
 from landbridge.errors import Conflict, LandbridgeError, NotFound, PreflightFailed, TakenOver
+from landbridge.ticket import SECRET_SIZE
 from landbridge.v1 import agent_pb2
 from landbridge.v1.agent_pb2 import Possession, Role, Stage
 from landbridge.v1.peer_pb2 import (
@@ -57,6 +59,8 @@ class Outcome:
 @dataclass
 class _Run:
     row: Row
+    # What this migration had sent over the WAN before this gateway counted.
+    bytes_wan: int = 0
     task: asyncio.Task[None] | None = None
     step: asyncio.Task[Outcome] | None = None
 
@@ -67,7 +71,7 @@ class Coordinator:
 
     ledger: Ledger
     inventory: Inventory
-    pump: Pump
+    tunnels: Tunnels
     patience: PatienceSettings
     _runs: dict[str, _Run] = field(default_factory=dict)
 
@@ -187,6 +191,23 @@ class Coordinator:
         self._reports.send(row)
         return row, removed
 
+    async def limit(self, prefix: str, bytes_per_second: int) -> Row:
+        """Limit what a migration may use of the WAN; 0: no limit. Raises Conflict if it has ended or is not ours."""
+        row = await self.ledger.find(prefix)
+        migration = row.migration
+        if not row.coordinating:
+            raise Conflict(
+                f"migration {migration.id} is coordinated at its source: ask the gateway of site {migration.source_site} to limit it"
+            )
+        if has_ended(row):
+            raise Conflict(f"migration {migration.id} has ended already ({state_of(row).name.lower()})")
+        if not self.ledger.is_own(row):
+            raise Conflict(f"migration {migration.id} is coordinated by gateway {row.coordinator}: ask it to limit it")
+        migration.limit = bytes_per_second
+        await self.ledger.save(row)
+        self.tunnels.set_migration_limit(migration.id, bytes_per_second)
+        return row
+
     async def close(self) -> None:
         """Stop running; the store has what the next run needs."""
         tasks = [run.task for run in self._runs.values() if run.task]
@@ -215,7 +236,8 @@ class Coordinator:
     def _start(self, row: Row) -> None:
         if row.migration.id in self._runs:
             return
-        run = self._runs[row.migration.id] = _Run(row)
+        run = self._runs[row.migration.id] = _Run(row, row.migration.summary.bytes_wan)
+        self.tunnels.set_migration_limit(row.migration.id, row.migration.limit)
         run.task = asyncio.create_task(self._run(run), name=f"migration {row.migration.id}")
 
     def _interrupt(self, row: Row) -> None:
@@ -241,13 +263,15 @@ class Coordinator:
                         await asyncio.sleep(RETRY)
                         continue
                     row.cause = row.cause or outcome.reason or ""
+                row.migration.ClearField("silent_ms")
                 await self.ledger.advance(row, outcome.event, outcome.reason)
                 self._reports.send(row)
         except TakenOver as error:
             log.warning("migration.lost", migration=row.migration.id, reason=error.message)
         finally:
             self._runs.pop(row.migration.id, None)
-            self.pump.wan_bytes.pop(row.migration.id, None)
+            self.tunnels.pump.wan_bytes.pop(row.migration.id, None)
+            self.tunnels.set_migration_limit(row.migration.id, 0)
 
     async def _step(self, run: _Run) -> Outcome | None:
         """Run the step of the present state; None if the operator's wish to cancel has interrupted it."""
@@ -294,6 +318,10 @@ class Coordinator:
             mapping=remote.mapping(),
             destination_site=migration.destination_site,
             destination_host=migration.destination_host,
+            source_site=migration.source_site,
+            source_host=migration.source_host,
+            channel_secret=secrets.token_bytes(SECRET_SIZE),
+            outage_limit_ms=int(self.patience.outage * 1000),
         )
         prepared = await remote.remote.ask(
             remote.remote.stub.Prepare,
@@ -327,7 +355,7 @@ class Coordinator:
                     # Asked for just as the guest stood still, and it goes on at the source.
                     return Outcome(Input.CANCEL, row.cause)
             else:
-                row.migration.reason = ""
+                row.migration.reason = self._silence(row)
                 self.ledger.changed(row)
         return Outcome(Input.TROUBLE, f"the agent of host {row.migration.source_host} stopped telling of the migration")
 
@@ -349,8 +377,24 @@ class Coordinator:
                 self._note(row, f"{error.message}; waiting for it")
             await asyncio.sleep(RETRY)
 
+    def _silence(self, row: Row) -> str:
+        """What is known while the two hosts do not hear each other; empty while they do."""
+        migration = row.migration
+        if not migration.HasField("silent_ms"):
+            return ""
+        seconds = migration.silent_ms // 1000
+        if self.tunnels.is_up(migration.destination_site):
+            what = f"host {migration.destination_host} of site {migration.destination_site} not heard for {seconds} s"
+        else:
+            what = f"WAN to site {migration.destination_site} down {seconds} s"
+        guest = "stands still" if state_of(row) is State.SWITCHING else "runs on"
+        return f"{what}, migration holds, guest {guest} at {migration.source_site}"
+
     def _take_progress(self, row: Row, snapshot: agent_pb2.WatchResponse) -> None:
         migration = row.migration
+        migration.ClearField("silent_ms")
+        if snapshot.HasField("silent_ms"):
+            migration.silent_ms = snapshot.silent_ms
         if snapshot.HasField("progress"):
             migration.progress.CopyFrom(snapshot.progress)
         if snapshot.HasField("suspended_at"):
@@ -359,7 +403,12 @@ class Coordinator:
         del summary.channels[:]
         summary.channels.extend(snapshot.channels)
         summary.bytes_hypervisor = sum(channel.to_destination for channel in snapshot.channels)
-        summary.bytes_wan = max(summary.bytes_wan, self.pump.wan_bytes.get(migration.id, 0))
+        summary.bytes_repeated = snapshot.bytes_repeated
+        self._count_wan(row)
+
+    def _count_wan(self, row: Row) -> None:
+        if run := self._runs.get(row.migration.id):
+            row.migration.summary.bytes_wan = run.bytes_wan + self.tunnels.pump.wan_bytes.get(row.migration.id, 0)
 
     async def _resolving(self, row: Row) -> Outcome:
         """Who has the VM? Asked until it is known."""
@@ -393,7 +442,7 @@ class Coordinator:
         """Have the destination remove what it made; its agent does so by itself if nobody can tell it to."""
         migration = row.migration
         remote = self.inventory.site_named(migration.destination_site).remote
-        self.pump.close_channels(migration.id, row.cause)
+        self.tunnels.pump.close_channels(migration.id, row.cause)
         request = PeerCancelRequest(cancel=agent_pb2.CancelRequest(migration=migration.id, discard_arrived=True))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.patience.cleanup
@@ -450,7 +499,8 @@ class Coordinator:
         summary.total_ms = (migration.ended_at.ToNanoseconds() - began) // 1_000_000
         if row.suspended_at and resumed_at:  # else: an agent was killed before it could note the time
             summary.downtime_ms = max(ended - row.suspended_at, 0) // 1_000_000
-        summary.bytes_wan = max(summary.bytes_wan, self.pump.wan_bytes.pop(migration.id, 0))
+        migration.ClearField("silent_ms")
+        self._count_wan(row)
 
 
 # What a stage that the source's agent tells of means in a state; anything else is no news.

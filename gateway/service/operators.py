@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import Any
 
@@ -13,8 +13,8 @@ from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger
 from gateway.migration.preflight import refuses
 from gateway.migration.survey import Survey
-from gateway.tunnel.dial import Dialler
-from landbridge.errors import LandbridgeError
+from gateway.tunnel.tunnels import Tunnels
+from landbridge.errors import LandbridgeError, UsageError
 from landbridge.v1 import gateway_pb2 as pb
 from landbridge.v1 import gateway_pb2_grpc
 from landbridge.v1.types_pb2 import Host
@@ -23,9 +23,7 @@ from landbridge.v1.types_pb2 import Host
 class GatewayService(gateway_pb2_grpc.GatewayServicer):
     """What operators ask."""
 
-    def __init__(
-        self, coordinator: Coordinator, ledger: Ledger, inventory: Inventory, tunnels: Mapping[str, Dialler]
-    ) -> None:
+    def __init__(self, coordinator: Coordinator, ledger: Ledger, inventory: Inventory, tunnels: Tunnels) -> None:
         self._coordinator = coordinator
         self._survey = Survey(ledger, inventory)
         self._ledger = ledger
@@ -50,7 +48,15 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         )
 
     async def _remote_site(self, name: str) -> pb.Site:
-        site = pb.Site(name=name, tunnel="up" if self._tunnels[name].up else "down")
+        dialler = self._tunnels.to_site(name)
+        tunnel = dialler.tunnel
+        site = pb.Site(
+            name=name,
+            tunnel="up" if tunnel.is_up else "down",
+            links_up=len(tunnel.links),
+            links=dialler.wanted,
+            limit=tunnel.limit,
+        )
         try:
             facts = await self._inventory.remote_site(name)
         except LandbridgeError as error:
@@ -122,3 +128,19 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         """Remove what is left at the source."""
         row, removed = await self._coordinator.settle(request.id)
         return pb.SettleMigrationResponse(migration=row.migration, removed=removed)
+
+    async def SetLimit(self, request: pb.SetLimitRequest, context: Any) -> pb.SetLimitResponse:
+        """How much of the WAN a migration or a tunnel may use."""
+        match request.WhichOneof("target"):
+            case "migration":
+                if not request.HasField("bytes_per_second"):
+                    raise UsageError("say how many bytes per second the migration may use; 0: no limit")
+                await self._coordinator.limit(request.migration, request.bytes_per_second)
+            case "site":
+                if request.HasField("links"):
+                    self._tunnels.set_links(request.site, request.links)
+                if request.HasField("bytes_per_second"):
+                    self._tunnels.set_limit(request.site, request.bytes_per_second)
+            case _:
+                raise UsageError("say what is to be limited: a migration, or the tunnel to a site")
+        return pb.SetLimitResponse()

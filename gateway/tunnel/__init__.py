@@ -1,8 +1,8 @@
-"""The way of the bytes through a gateway.
+"""The way of the bytes through a gateway. The rules of channels are the agents' (`landbridge.channel`): here, frames only pass.
 
-    pump      frames from the link on which a channel was opened to the link that leads on, and back
-    schedule  which frame goes next into a tunnel's links, and whose agent is held back; sans-I/O
-    dial      links to other sites' gateways (the tunnel), and to agents of this site
-
-Links that agents and other gateways dial come from `certs.links.listen`, authenticated, straight to the pump.
+routes      who may open which channel, and where it leads
+pump        an agent's links <-> a tunnel; the only file that moves bytes
+schedule    which frame goes next (pure): what is urgent, what is fair, what is limited, and how much may wait
+tunnel      the links with another site's gateway, and the frames that they take
+dial        keeps the links of tunnels up
 """

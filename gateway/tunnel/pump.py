@@ -1,193 +1,346 @@
-"""The only file that moves bytes in a gateway: frames of a channel, from one link to another.
+"""The only file that moves channels through a gateway: from an agent's link into a tunnel, and from a tunnel to an agent's link.
 
-    1. OPEN arrives on a link; `Router` says whether the channel may exist, and on which link it goes on.
-    2. The channel gets a number on that link; from here on each frame that comes under one number leaves under the other.
-    3. The channel is over when both ends have sent and acknowledged all, when one end resets it, or when a link dies.
+    agent's link ── OPEN ──> a route ── frames ──> scheduler of the tunnel ──> its links
+    agent's link <── frames ── its route <── tunnel
 
-Nothing waits here except in the sockets' buffers: the agents' windows bound what is under way by time (see
-`landbridge.channel`). A link that queues more than its high-water mark stops the link that feeds it from being read, so
-an agent that ignores its window costs itself, not memory.
+    1. An agent has a link of its own for each channel. Its first frame is OPEN; `Routes` says whether this host may open it,
+       and to which tunnel it leads.
+    2. At the other site, OPEN comes out of a tunnel; `Routes` says whether that site may, and which host it leads to, whose
+       agent is dialled.
+    3. From then on frames pass by the channel's number. Nothing is remembered beyond the process, and nothing is needed: of a
+       channel that it does not know, a gateway says UNKNOWN, and the agent that opened it opens it again.
+
+What waits is bounded by time: when a tunnel has queued enough of a channel, the agent's link is not read any further. Towards an
+agent, what waits is bounded by what the other agent may have under way; more is dropped, as any frame may be.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Awaitable, Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 from google.protobuf.message import DecodeError
 
+from certs.identity import Identity
+from certs.links import WAITING_ON_LAN, Target, dial
+from gateway.tunnel.tunnel import Tunnel
+from landbridge.channel import CEILING, MOST_SEGMENTS
 from landbridge.errors import LandbridgeError, ProtocolError
-from landbridge.frame import Frame, FrameType, reset
+from landbridge.frame import BULK_TYPES, MAX_REASON, Frame, FrameType, reset
 from landbridge.link import Link
 from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
 
 log = structlog.get_logger()
 
+# Frames to which "I do not know this channel" is no answer.
+_NO_ANSWER = frozenset({FrameType.OPEN, FrameType.RESET, FrameType.CLOSE, FrameType.UNKNOWN})
+# Seconds of what a tunnel drains that may wait in an agent's socket, and bytes at most.
+WAITING_TIME = 0.005
+MOST_WAITING = 2 << 20
+# Bytes that may wait for an agent: a whole window, and the frames' headers.
+MOST_FOR_AGENT = CEILING + (CEILING >> 4)
+# Frames that may: a whole window and its acknowledgements, and their memory beside their bytes.
+MOST_FRAMES = 2 * MOST_SEGMENTS
+# Channels of a host here with another site, in each direction: more than its migrations have disks. And links that an agent may
+# have dialled, before or after they say which channel they are for.
+MOST_CHANNELS = 512
+MOST_PORTS = 2 * MOST_CHANNELS
+# Migrations whose bytes are counted: nothing is known here of when one is over that was never begun.
+MOST_COUNTED = 4096
 
-class Router(Protocol):
-    """Says where a channel goes on."""
 
-    async def route(self, opening: ChannelOpen) -> Link:
-        """The link that leads on. Raises an error of our tree if the channel may not exist or nobody answers."""
+class Routes(Protocol):
+    """Which channels may exist, and where they lead. Raises an error of our tree for one that may not."""
+
+    def from_host(self, opening: ChannelOpen, host: str) -> Tunnel:
+        """For a channel that a host of this site opens."""
+        ...
+
+    def from_site(self, opening: ChannelOpen, site: str) -> Target:
+        """For a channel that comes from another site: the agent of a host here."""
         ...
 
 
-@dataclass(eq=False)
-class _End:
-    """One of a channel's two ends, as seen on one link."""
+class Port:
+    """An agent's end of one channel: its link, and the frames that wait for it."""
 
-    link: Link
-    number: int
-    # Length of the stream that this end sends, once it has said so; and how much of it the other has acknowledged.
-    length: int | None = None
-    acknowledged: int = 0
+    def __init__(self, pump: Pump, host: str) -> None:
+        self.host = host
+        self.link: Link | None = None
+        self.channel: int | None = None
+        self._pump = pump
+        self._waiting = WAITING_ON_LAN
+        self._frames: deque[Frame] = deque()
+        self._bytes = 0
 
-    @property
-    def done(self) -> bool:
-        return self.length is not None and self.acknowledged >= self.length
+    def attach(self, link: Link) -> None:
+        """Its link is up."""
+        self.link = link
+        link.gives_back = True
+        link.start(self)
+
+    def widen(self, rate: float) -> None:
+        """Let the agent's socket hold more if the tunnel drains it quickly: fewer and longer reads cost less."""
+        size = min(max(int(rate * WAITING_TIME), WAITING_ON_LAN), MOST_WAITING)
+        if self.link is not None and not self._waiting / 2 < size < self._waiting * 2:
+            self._waiting = size
+            self.link.set_receive_buffer(size)
+
+    def put(self, frame: Frame) -> None:
+        """Queue a frame for the agent; dropped if too much waits already, or nobody may take it yet."""
+        if self._bytes + frame.size() > MOST_FOR_AGENT or len(self._frames) >= MOST_FRAMES:
+            return
+        if self.link is None and frame.type in BULK_TYPES:
+            return
+        self._frames.append(frame)
+        self._bytes += frame.size()
+        if self.link is not None:
+            self.link.kick()
+
+    def next_frame(self, link: Link) -> Frame | None:
+        """What the link asks."""
+        del link
+        if not self._frames:
+            return None
+        frame = self._frames.popleft()
+        self._bytes -= frame.size()
+        return frame
+
+    def frame_received(self, link: Link, frame: Frame) -> None:
+        """A frame has come from the agent."""
+        del link
+        self._pump.frame_from_agent(self, frame)
+
+    def link_closed(self, link: Link, reason: str) -> None:
+        """The link is over."""
+        self._pump.port_closed(self, link, reason)
 
 
 @dataclass(eq=False)
 class _Route:
     migration: str
-    opener: _End
-    acceptor: _End
-
-    def other(self, end: _End) -> _End:
-        return self.acceptor if end is self.opener else self.opener
-
-
-@dataclass(eq=False)
-class Port:
-    """A link in service at this gateway."""
-
-    link: Link
-    # Where channels that are opened on it lead; None if none may be.
-    router: Router | None
-    # Whether it is part of a tunnel, so that its bytes count as WAN bytes.
-    tunnel: bool
-    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    ends: dict[int, tuple[_Route, _End]] = field(default_factory=dict)
-    # Channels opened on it whose way is being sought; a reset or the end of the link takes them out.
-    opening: set[int] = field(default_factory=set)
+    # Whether the agent at this site opened the channel.
+    is_outgoing: bool
+    opening: bytes
+    # Calls of libvirt are few, and everything waits for them.
+    is_urgent: bool
+    port: Port
+    tunnel: Tunnel
+    on_sent: Callable[[int], None]
 
 
 class Pump:
     """All channels through this gateway. Owned by the event loop."""
 
-    def __init__(self) -> None:
-        self._ports: dict[Link, Port] = {}
+    def __init__(self, routes: Routes) -> None:
+        self._routes_of = routes
+        self._routes: dict[int, _Route] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ports: set[Port] = set()
         # Bytes of frames on tunnel links per migration, both directions.
         self.wan_bytes: dict[str, int] = {}
 
-    def attach(self, link: Link, *, router: Router | None = None, tunnel: bool = False) -> None:
-        """Put a link in service; frames that come on it are handled until it ends."""
-        port = Port(link, router, tunnel)
-        self._ports[link] = port
-        self._spawn(self._serve(port))
-
-    async def _serve(self, port: Port) -> None:
-        reason = ""
-        try:
-            async for frame in port.link.frames():
-                if (found := port.ends.get(frame.channel)) is not None:
-                    await self._forward(port, frame, *found)
-                elif frame.type is FrameType.OPEN and frame.channel not in port.opening:
-                    port.opening.add(frame.channel)
-                    self._spawn(self._open(port, frame))
-                elif frame.type is FrameType.RESET:
-                    port.opening.discard(frame.channel)
-        except LandbridgeError as error:
-            reason = error.message
-        log.info("link.down", link=port.link.name, reason=reason)
-        del self._ports[port.link]
-        port.opening.clear()
-        for route, end in list(port.ends.values()):
-            self._end(route)
-            beyond = route.other(end)
-            beyond.link.send(reset(beyond.number, reason))
-
-    async def _open(self, port: Port, frame: Frame) -> None:
-        try:
-            if port.router is None:
-                raise ProtocolError(f"{port.link.name} opened a channel on a link that takes none")
-            opening = ChannelOpen.FromString(frame.payload)
-            onward = self._ports[await port.router.route(opening)]
-        except (LandbridgeError, DecodeError, KeyError) as error:
-            reason = error.message if isinstance(error, LandbridgeError) else "the channel cannot be opened"
-            log.warning("channel.refused", link=port.link.name, reason=reason)
-            port.opening.discard(frame.channel)
-            port.link.send(reset(frame.channel, reason))
+    def attach_agent(self, link: Link, peer: Identity) -> None:
+        """Take a link that an agent of this site has dialled."""
+        if sum(port.host == peer.name for port in self._ports) >= MOST_PORTS:
+            link.abort(f"host {peer.name} has {MOST_PORTS} links already")
             return
-        if frame.channel not in port.opening:
+        port = Port(self, peer.name)
+        self._ports.add(port)
+        port.attach(link)
+
+    # From an agent
+
+    def frame_from_agent(self, port: Port, frame: Frame) -> None:
+        """Pass a frame on. Raises ProtocolError, which ends the link, for one that is not of the link's channel."""
+        if frame.type is FrameType.OPEN and port.channel in {None, frame.channel}:
+            self._open_from_agent(port, frame)
             return
-        port.opening.discard(frame.channel)
-        route = _Route(opening.migration, _End(port.link, frame.channel), _End(onward.link, next(onward.numbers)))
-        port.ends[frame.channel] = (route, route.opener)
-        onward.ends[route.acceptor.number] = (route, route.acceptor)
-        log.info(
-            "channel.open",
-            migration=opening.migration,
-            kind=ChannelKind.Name(opening.kind),
-            onward=onward.link.name,
+        if frame.channel != port.channel:
+            raise ProtocolError(f"the agent of host {port.host} sent a frame of another channel than its link is for")
+        route = self._routes.get(frame.channel)
+        if route is None or route.port is not port:
+            if frame.type not in _NO_ANSWER:
+                port.put(Frame(FrameType.UNKNOWN, frame.channel))
+            return
+        self._send(route, frame)
+        if frame.type in {FrameType.RESET, FrameType.CLOSE}:
+            self._forget(frame.channel)
+
+    def _open_from_agent(self, port: Port, frame: Frame) -> None:
+        try:
+            opening = ChannelOpen.FromString(bytes(frame.payload))
+            tunnel = self._routes_of.from_host(opening, port.host)
+        except (LandbridgeError, DecodeError) as error:
+            self._refuse(port.host, error, lambda answer: port.put(reset(frame.channel, answer)))
+            return
+        known = self._routes.get(frame.channel)
+        if known is not None and (not known.is_outgoing or known.opening != frame.payload):
+            port.put(reset(frame.channel, "another channel has this number; begin a new migration"))
+            return
+        if known is None and self._has_most(port.host, tunnel.site, is_outgoing=True):
+            port.put(
+                reset(frame.channel, f"host {port.host} has {MOST_CHANNELS} channels to site {tunnel.site} already")
+            )
+            return
+        port.channel = frame.channel
+        if known is None or known.port is not port:
+            self._establish(frame, opening, port, tunnel, is_outgoing=True)
+        if known is not None and known.port is not port and known.port.link is not None:
+            # It may be paused, and then would never be seen to end.
+            known.port.link.abort("another link has taken its place")
+        self._send(self._routes[frame.channel], frame)
+
+    def _has_most(self, host: str, site: str, *, is_outgoing: bool) -> bool:
+        end = (host, site, is_outgoing)
+        same = sum((r.port.host, r.tunnel.site, r.is_outgoing) == end for r in self._routes.values())
+        return same >= MOST_CHANNELS
+
+    def _establish(self, frame: Frame, opening: ChannelOpen, port: Port, tunnel: Tunnel, *, is_outgoing: bool) -> None:
+        migration = opening.migration
+
+        def on_sent(size: int) -> None:
+            self.wan_bytes[migration] = self.wan_bytes.get(migration, 0) + size
+            if len(self.wan_bytes) > MOST_COUNTED:
+                del self.wan_bytes[next(iter(self.wan_bytes))]
+
+        is_rpc = opening.kind == ChannelKind.CHANNEL_KIND_RPC
+        self._routes[frame.channel] = _Route(
+            migration, is_outgoing, bytes(frame.payload), is_rpc, port, tunnel, on_sent
         )
-        await self._send(route, route.acceptor, frame)
+        log.info("channel.open", migration=migration, kind=ChannelKind.Name(opening.kind), site=tunnel.site)
 
-    async def _forward(self, port: Port, frame: Frame, route: _Route, end: _End) -> None:
-        if port.tunnel:
-            self._count(route, frame)
-        beyond = route.other(end)
-        match frame.type:
-            case FrameType.FIN:
-                end.length = frame.position
-            case FrameType.ACK:
-                beyond.acknowledged = frame.position
-            case FrameType.RESET:
-                self._end(route)
-        await self._send(route, beyond, frame)
-        if end.done and beyond.done:
-            self._end(route)
+    def _send(self, route: _Route, frame: Frame) -> None:
+        route.port.widen(route.tunnel.scheduler.rate)
+        is_full = route.tunnel.put(frame, route.migration, route.on_sent, urgent=route.is_urgent)
+        if is_full and route.port.link is not None:
+            route.port.link.pause()
 
-    async def _send(self, route: _Route, to: _End, frame: Frame) -> None:
-        port = self._ports.get(to.link)
-        if port is None:
+    def channels_released(self, channels: list[int]) -> None:
+        """These channels have room in their tunnel again."""
+        for channel in channels:
+            route = self._routes.get(channel)
+            if route is not None and route.port.link is not None:
+                route.port.link.resume()
+
+    def port_closed(self, port: Port, link: Link, reason: str) -> None:
+        """An agent's link is over."""
+        log.info("channel.link_down", link=link.name, reason=reason)
+        self._ports.discard(port)
+        route = None if port.channel is None else self._routes.get(port.channel)
+        if port.channel is None or route is None or route.port is not port:
             return
-        if port.tunnel:
-            self._count(route, frame)
-        to.link.send(frame.on_channel(to.number))
-        await to.link.drain()
+        del self._routes[port.channel]
+        route.tunnel.drop(port.channel)
+        if not route.is_outgoing:
+            # Its opener is to find another way to the host, through here or elsewhere.
+            self._say_unknown(route.tunnel, port.channel, reason, route.migration)
 
-    def _count(self, route: _Route, frame: Frame) -> None:
-        self.wan_bytes[route.migration] = self.wan_bytes.get(route.migration, 0) + frame.size()
+    # From a tunnel
 
-    def _end(self, route: _Route) -> None:
-        for end in (route.opener, route.acceptor):
-            if port := self._ports.get(end.link):
-                port.ends.pop(end.number, None)
+    def frame_from_tunnel(self, tunnel: Tunnel, frame: Frame) -> None:
+        """Pass a frame on to the agent whose channel it is."""
+        if frame.type is FrameType.OPEN:
+            self._open_from_tunnel(tunnel, frame)
+            return
+        route = self._routes.get(frame.channel)
+        if route is None or route.tunnel.site != tunnel.site:
+            if frame.type not in _NO_ANSWER:
+                self._say_unknown(tunnel, frame.channel, "", "")
+            return
+        route.on_sent(frame.size())
+        if frame.type is FrameType.UNKNOWN and not route.is_outgoing:
+            return  # the other site has lost it; its agent, who opened it, will do so again
+        route.port.put(frame)
+        if frame.type in {FrameType.RESET, FrameType.CLOSE}:
+            self._forget(frame.channel)
 
-    def close_channels(self, migration: str, reason: str) -> None:
-        """Reset every channel of a migration, in both directions."""
-        for port in list(self._ports.values()):
-            for route, end in list(port.ends.values()):
-                if route.migration == migration and end is route.opener:
-                    self._end(route)
-                    for side in (route.opener, route.acceptor):
-                        side.link.send(reset(side.number, reason))
-
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def _open_from_tunnel(self, tunnel: Tunnel, frame: Frame) -> None:
+        try:
+            opening = ChannelOpen.FromString(bytes(frame.payload))
+            target = self._routes_of.from_site(opening, tunnel.site)
+        except (LandbridgeError, DecodeError) as error:
+            answer = f"site {tunnel.site}"
+            self._refuse(answer, error, lambda why: self._answer(tunnel, reset(frame.channel, why), ""))
+            return
+        known = self._routes.get(frame.channel)
+        if known is not None and (known.is_outgoing or known.opening != frame.payload):
+            self._answer(tunnel, reset(frame.channel, "another channel has this number; begin a new migration"), "")
+            return
+        if known is not None:
+            if known.tunnel is not tunnel:
+                # The other site has several gateways. What waits for the one that has left would hold the agent back for ever.
+                former, known.tunnel = known.tunnel, tunnel
+                former.drop(frame.channel)
+                if known.port.link is not None:
+                    known.port.link.resume()
+            known.port.put(frame)
+            return
+        if self._has_most(opening.destination_host, tunnel.site, is_outgoing=False):
+            why = f"host {opening.destination_host} has {MOST_CHANNELS} channels from site {tunnel.site} already"
+            self._answer(tunnel, reset(frame.channel, why), "")
+            return
+        port = Port(self, opening.destination_host)
+        port.channel = frame.channel
+        self._ports.add(port)
+        self._establish(frame, opening, port, tunnel, is_outgoing=False)
+        port.put(frame)
+        task = asyncio.get_running_loop().create_task(self._dial(port, target, frame.channel, opening.migration))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def _dial(self, port: Port, target: Target, channel: int, migration: str) -> None:
+        try:
+            link = await dial(target)
+        except LandbridgeError as error:
+            log.warning("channel.host_unreachable", host=port.host, reason=error.message)
+            self._ports.discard(port)
+            route = self._routes.get(channel)
+            if route is not None and route.port is port:
+                del self._routes[channel]
+                self._say_unknown(route.tunnel, channel, error.message, migration)
+            return
+        if port in self._ports:
+            port.attach(link)
+        else:
+            link.abort("the channel is gone")
+
+    # Both
+
+    def _refuse(self, who: str, error: Exception, answer: Callable[[str], None]) -> None:
+        reason = error.message if isinstance(error, LandbridgeError) else "the channel's description cannot be read"
+        log.warning("channel.refused", who=who, reason=reason)
+        answer(reason)
+
+    def _answer(self, tunnel: Tunnel, frame: Frame, migration: str) -> None:
+        tunnel.put(frame, migration, lambda _: None, urgent=True)
+
+    def _say_unknown(self, tunnel: Tunnel, channel: int, reason: str, migration: str) -> None:
+        self._answer(tunnel, Frame(FrameType.UNKNOWN, channel, 0, reason.encode()[:MAX_REASON]), migration)
+
+    def close_channels(self, migration: str, reason: str) -> None:
+        """Reset every channel of a migration, in both directions."""
+        for channel, route in list(self._routes.items()):
+            if route.migration == migration:
+                self._forget(channel)
+                route.port.put(reset(channel, reason))
+                self._answer(route.tunnel, reset(channel, reason), migration)
+
+    def _forget(self, channel: int) -> None:
+        route = self._routes.pop(channel)
+        if route.port.link is not None:
+            route.port.link.resume()  # a link that is not read is not seen to end
+
     async def close(self) -> None:
-        """End all links."""
-        for port in list(self._ports.values()):
-            await port.link.close()
-        for task in self._tasks:
+        """End all links with agents."""
+        for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for port in list(self._ports):
+            if port.link is not None:
+                port.link.close()
+        self._ports.clear()

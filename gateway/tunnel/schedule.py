@@ -49,7 +49,7 @@ QUANTUM = 65 << 10
 # Seconds of unused time that a bucket keeps: more than a loaded event loop's timers are late.
 BURST = 0.02
 # Seconds of queue: enough to keep the links busy while a channel's agent is told to go on.
-QUEUE_TARGET = 0.04
+QUEUE_TARGET = 0.02
 # Bytes that may wait at least, and the memory ceiling.
 MIN_QUEUE = 128 << 10
 MAX_QUEUE = 4 << 20

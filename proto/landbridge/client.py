@@ -238,6 +238,36 @@ class Client:
         request = api.SettleMigrationRequest(id=_text(migration_id))
         return self._ask(lambda stub: stub.SettleMigration, request, SETTLE_S)
 
+    def set_limit(
+        self,
+        bytes_per_second: int | None = None,
+        *,
+        migration: str | None = None,
+        site: str | None = None,
+        links: int | None = None,
+    ) -> None:
+        """Limit what a migration (by its id), or the tunnel to a site, may send over the WAN; at once, also while it runs.
+
+        0 bytes per second is no limit. `links` is for a site: how many connections its tunnel is to have.
+        A migration's limit lasts until it ends; a tunnel's, and its links, until the gateway that answers is restarted.
+        UsageError if it does not say what to change, or of what; Conflict if the migration has ended or is not coordinated there.
+        """
+        if (migration is None) == (site is None):
+            raise UsageError("Say what is to be limited: a migration, or the tunnel to a site.")
+        if links is not None and site is None:
+            raise UsageError("A migration has no links of its own: name the site whose tunnel is to have them.")
+        if bytes_per_second is None and links is None:
+            raise UsageError("Say what is to change: the bytes per second, or the number of links.")
+        for number, bits, what in ((bytes_per_second, 64, "bytes per second"), (links, 32, "links")):
+            if number is not None and not 0 <= number < 2**bits:
+                raise UsageError(f"{number} cannot be a number of {what}.")
+        request = api.SetLimitRequest(bytes_per_second=bytes_per_second, links=links)
+        if migration is not None:
+            request.migration = _text(migration)
+        if site is not None:
+            request.site = _text(site)
+        self._ask(lambda stub: stub.SetLimit, request)
+
     def _ask(
         self,
         verb: "Callable[[GatewayStub], grpc.UnaryUnaryMultiCallable[_Request, _Response]]",

@@ -15,6 +15,7 @@
     ├── PeerError                the other site
     │   ├── Unreachable          exit 7   UNAVAILABLE
     │   └── ProtocolError        exit 8   DATA_LOSS
+    │       └── AlteredError     exit 8   DATA_LOSS
     ├── HostError                an agent or its hypervisor
     │   ├── HostUnreachable      exit 7   UNAVAILABLE
     │   └── HypervisorError      exit 9   UNKNOWN
@@ -27,7 +28,7 @@ test; exit codes and codes are never reused. Raise the leaves; catch the branche
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 # Metadata keys of a failed call. A key that ends in "-bin" carries bytes (gRPC over HTTP/2, Custom-Metadata).
 CODE_KEY = "landbridge-code"
@@ -154,6 +155,28 @@ class ProtocolError(PeerError):
 
     code = "protocol"
     grpc_status = "DATA_LOSS"
+
+
+class AlteredError(ProtocolError):
+    """Bytes of a stream are not what the far end has sent; somebody on the way has changed them."""
+
+    code = "altered"
+
+    @classmethod
+    def between(cls, start: int, end: int) -> Self:
+        """Somewhere from offset `start` to offset `end`."""
+        message = f"bytes {start} to {end} arrived altered: somebody on the way has changed them"
+        return cls(message, details={"start": str(start), "end": str(end)})
+
+    @property
+    def start(self) -> int:
+        """The offset from which on they may differ."""
+        return int(self.details.get("start", 0))
+
+    @property
+    def end(self) -> int:
+        """The offset after the last that may differ."""
+        return int(self.details.get("end", 0))
 
 
 class HostError(LandbridgeError):

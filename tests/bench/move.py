@@ -28,6 +28,8 @@ from tests.lab.settings import GuestSettings, LabError, LabSettings, WanSettings
 GUEST = GuestSettings()
 # Seconds.
 MOVE_PATIENCE = 1800.0
+# What may wait on the way while the guest stands still.
+QUEUES_MS = 50.0
 VERDICT_PATIENCE = 90.0
 
 
@@ -110,7 +112,8 @@ def table(figures: Mapping[str, Figures]) -> str:
 @click.option("--loss", default=0.0, show_default=True, help="Percent.")
 @click.option("--runs", default=1, show_default=True, type=click.IntRange(1), help="Moves each way; medians are told.")
 @click.option("--json", "as_json", is_flag=True, help="One object per line: each move, then the medians.")
-def main(rate: float, rtt: float, loss: float, runs: int, *, as_json: bool) -> None:
+@click.option("--check", is_flag=True, help="Exit with 1 if the downtime is longer than it may be.")
+def main(rate: float, rtt: float, loss: float, runs: int, *, as_json: bool, check: bool) -> None:
     """Measure and tell."""
     settings = {"rate_mbit_s": rate, "rtt_ms": rtt, "loss_percent": loss}
     lab = Lab(name_of("b"))
@@ -131,9 +134,28 @@ def main(rate: float, rtt: float, loss: float, runs: int, *, as_json: bool) -> N
     medians = {way: median(figures) for way, figures in measured.items()}
     if as_json:
         closing = {way: asdict(figures) for way, figures in medians.items()}
-        click.echo(json.dumps({"type": "medians", **settings, "runs": runs, **closing, "ratio": ratios(medians)}))
+        click.echo(
+            json.dumps(
+                {
+                    "type": "medians",
+                    **settings,
+                    "runs": runs,
+                    **closing,
+                    "ratio": ratios(medians),
+                    "allowed_downtime_ms": allowed_downtime(medians, rtt),
+                }
+            )
+        )
     else:
         click.echo(table(medians))
+        click.echo(f"{'downtime may be':<40}{f'{allowed_downtime(medians, rtt):.0f} ms':>14}")
+    if check and medians["landbridge"].downtime_ms > allowed_downtime(medians, rtt):
+        sys.exit(1)
+
+
+def allowed_downtime(figures: Mapping[str, Figures], rtt: float) -> float:
+    """Milliseconds: as long as libvirt's own, one round trip for the activation, and what the gateways may queue."""
+    return figures["libvirt"].downtime_ms + rtt + QUEUES_MS
 
 
 def _guest() -> str:

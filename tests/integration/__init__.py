@@ -7,6 +7,7 @@ test_cancel                 the operator changes his mind
 test_killed                 an agent or gateway dies, in each phase
 test_destination_trouble    the destination's libvirtd, QEMU or storage fails
 test_wan_cut                the sites lose each other
+test_network_faults         the table of what happens to the network in mid-transfer, and what must hold
 test_autostart              who starts the VM when a host boots
 test_operator_errors        wrong requests, wrong certificates
 test_preflight_lab          what must be found before anything is touched

@@ -40,6 +40,7 @@ def lab() -> Iterator[Lab]:
 def guest(lab: Lab) -> Iterator[Guest]:
     """A guest that runs at one of its two homes, untouched by what the test before did; the WAN is fast."""
     lab.wan.heal()
+    lab.wan.unblock()
     lab.set_wan(FAST)
     guest = Guest(lab, "web")
     if not is_well(guest):
@@ -47,4 +48,5 @@ def guest(lab: Lab) -> Iterator[Guest]:
         lab.guests.start(guest.name, HOMES[0], GUEST)
     yield guest
     lab.wan.heal()
+    lab.wan.unblock()
     lab.set_wan(FAST)

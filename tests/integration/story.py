@@ -193,6 +193,7 @@ def moving(guest: Guest, wan: WanSettings = FAST) -> Iterator[Move]:
         move.abandon()
         if move.lines and move.last["state"] not in ENDED:
             guest.lab.wan.heal()
+            guest.lab.wan.unblock()
             guest.lab.set_wan(FAST)
             guest.lab.landbridge(move.source_site, "cancel", move.id)
             guest.lab.landbridge(move.source_site, "watch", move.id)

@@ -9,6 +9,7 @@
     guests      a guest's life; guest.c is inside it        kernel     what a guest boots
     console     records what a guest prints, with the time  judge      the verdict on it (pure)
     processes   records, so that `down` ends what is the lab's and nothing else
+    hostile_gateway     a gateway that flips a byte
 
 A guest is the judge of its own memory and disk; `python -m tests.lab vm check` adds what only the outside can tell.
 """

@@ -150,7 +150,7 @@ class Guests:
                     verdict = judge(lines, since=since, now=time.monotonic())
             except FileNotFoundError:
                 raise LabError(f"there is no guest {name}: python -m tests.lab vm list") from None
-            if (verdict.good and (verdict.host or "").startswith(at)) or verdict.problems or time.monotonic() > deadline:
+            if (verdict.good and verdict.host.startswith(at)) or verdict.problems or time.monotonic() > deadline:
                 return verdict
             time.sleep(0.2)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from certs.authority import create, issue
 from certs.identity import Identity, Role, Site
@@ -17,10 +18,12 @@ from certs.store import add_trust, save_authority, save_identity
 from tests.lab import processes
 from tests.lab.hosts import HostNode
 from tests.lab.network import NODES, SITES, WAN_ADDRESS, Network, node
-from tests.lab.settings import LabError
+from tests.lab.settings import SOURCE_DIRECTORY, LabError
 
 BIN = Path(sys.executable).parent
 TRUST_DOMAIN = "landbridge.test"
+# Bytes of a channel that a hostile gateway leaves as they are: some, and not all of a small guest's.
+FLIPPED_FROM = {"ram": 30 << 20, "disk": 3 << 20}
 
 
 @dataclass(frozen=True)
@@ -157,11 +160,16 @@ class Product:
         ]
         self._launch(host, argv)
 
-    def launch_gateway(self, site: str, number: int = 1) -> None:
-        """Start a gateway of a site."""
+    def launch_gateway(self, site: str, number: int = 1, *, hostile: Literal["ram", "disk"] | None = None) -> None:
+        """Start a gateway of a site; a hostile one flips a byte of a channel of this kind, see `hostile_gateway`."""
         label = GatewaySeat(site, number).label
-        argv = ["ip", "netns", "exec", self._network.namespace(f"{site}-gw"), str(BIN / "landbridge-gateway")]
-        self._launch(label, [*argv, "--config", str(self._config(label))])
+        program, environment = [str(BIN / "landbridge-gateway")], None
+        if hostile is not None:
+            program = [sys.executable, "-m", "tests.lab.hostile_gateway"]
+            flip = {"LANDBRIDGE_FLIP": hostile, "LANDBRIDGE_FLIP_FROM": str(FLIPPED_FROM[hostile])}
+            environment = {**os.environ, **flip, "PYTHONPATH": str(SOURCE_DIRECTORY.parents[1])}
+        space = ["ip", "netns", "exec", self._network.namespace(f"{site}-gw")]
+        self._launch(label, [*space, *program, "--config", str(self._config(label))], environment)
 
     def kill(self, name: str, sign: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to an agent or gateway."""
@@ -184,6 +192,10 @@ class Product:
         """What an agent or gateway has logged, over all its runs."""
         return self._run / f"landbridge-{name}.log"
 
+    def said(self, name: str) -> str:
+        """What the present run of an agent or gateway has logged."""
+        return self.log(name).read_text()[int((self._run / f"{name}.started-at").read_text()) :]
+
     def wait_ready(self, name: str, seconds: float = 30.0) -> None:
         """Wait until the present run of an agent or gateway has said that it serves."""
         record = processes.find(self._records, f"landbridge-{name}")
@@ -191,10 +203,9 @@ class Product:
         def ready() -> bool:
             if record is None or not record.is_alive():
                 raise LabError(f"landbridge's {name} has ended: {self.log(name).read_text().splitlines()[-1:]}")
-            text = self.log(name).read_text()[self._started_at(name) :]
             return any(
                 json.loads(line).get("event", "").endswith(".ready")
-                for line in text.splitlines()
+                for line in self.said(name).splitlines()
                 if line.startswith("{")
             )
 
@@ -211,14 +222,11 @@ class Product:
             "LANDBRIDGE_IDENTITY": str(self.identity(site, "operator", "alice")),
         }
 
-    def _launch(self, name: str, argv: list[str]) -> None:
+    def _launch(self, name: str, argv: list[str], environment: Mapping[str, str] | None = None) -> None:
         log = self.log(name)
         log.touch()
         (self._run / f"{name}.started-at").write_text(str(len(log.read_text())))
-        processes.launch(self._records, f"landbridge-{name}", argv, log=log)
-
-    def _started_at(self, name: str) -> int:
-        return int((self._run / f"{name}.started-at").read_text())
+        processes.launch(self._records, f"landbridge-{name}", argv, log=log, environment=environment)
 
     def _config(self, name: str) -> Path:
         return self._run / f"{name}.toml"

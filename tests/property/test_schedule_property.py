@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from gateway.tunnel.schedule import BURST, MAX_QUEUE, MIN_QUEUE, QUANTUM, Scheduler
+from gateway.tunnel.schedule import BURST, MAX_QUEUE, MIN_QUEUE, QUANTUM, QUEUE_TARGET, Scheduler
 
 # Channel, number within the channel, size, whether urgent.
 Item = tuple[int, int, int, bool]
@@ -210,7 +210,7 @@ def test_senders_that_stop_when_they_are_told_keep_what_waits_within_the_limit(
             scheduler.put(0, "m", (0, number, FRAME, False), FRAME, urgent=False)
         scheduler.next(step * FRAME / drained_at)
     scheduler.drop(0)
-    assert scheduler.limit >= 0.9 * drained_at * 0.04
+    assert scheduler.limit >= 0.9 * drained_at * QUEUE_TARGET
     now = 1.0
     stopped: set[int] = set()
     seen: set[int] = set()

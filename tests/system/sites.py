@@ -51,7 +51,7 @@ TRUST_DOMAIN = "landbridge.test"
 SITES = {"fra": "127.0.0.2", "ams": "127.0.0.3"}
 GATEWAYS = ("gw-1", "gw-2")
 # Seconds in which anything awaited here has to happen.
-PATIENCE = 10.0
+PATIENCE = 15.0
 
 # Below the range from which the kernel takes ports for outgoing connections.
 _ports = itertools.cycle(range(20_000 + os.getpid() % 97 * 100, 32_000))

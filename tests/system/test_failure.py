@@ -77,7 +77,7 @@ async def test_a_vm_that_crashes_before_it_was_activated_is_lost_and_said_to_be(
 async def test_the_destination_site_is_lost_for_good_and_cleans_up_by_itself_when_it_is_back(
     two: TwoSites,
 ) -> None:
-    two.fra.patience = two.fra.patience.model_copy(update={"cleanup": 0.2})
+    two.fra.patience = two.fra.patience.model_copy(update={"cleanup": 0.2, "outage": 2.0})
     await two.fra.gateway.restart()
     vm = two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
     two.fra.hypervisor.rate = CRAWL
@@ -87,9 +87,11 @@ async def test_the_destination_site_is_lost_for_good_and_cleans_up_by_itself_whe
     await two.ams.gateway.stop()
     ended = await two.fra.operator.ended(id_)
     assert State(ended.state) is State.FAILED
+    assert "nothing was heard" in ended.reason
+    assert "for 2 s" in ended.reason
     assert "site ams removes what is left there by itself" in ended.reason
     assert two.fra.hypervisor.presence(vm) is Presence.RUNNING
-    # Its agent needs nobody's word: the channels are gone.
+    # Its agent needs nobody's word: it has heard nothing for as long.
     await eventually(lambda: two.ams.is_clean(vm))
     await two.ams.gateway.start()
     there = await two.ams.operator.ended(id_)

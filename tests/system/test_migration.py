@@ -232,9 +232,13 @@ async def test_a_host_that_does_not_answer_is_a_finding(two: TwoSites) -> None:
 
 
 async def test_sites_are_shown_with_the_state_of_their_tunnel(two: TwoSites) -> None:
+    async def is_whole() -> bool:
+        return (await two.fra.operator.sites())["ams"].links_up == 4
+
+    await eventually(is_whole)
     sites = await two.fra.operator.sites()
     assert (sites["fra"].tunnel, sites["fra"].hosts_reachable) == ("local", 1)
-    assert (sites["ams"].tunnel, sites["ams"].hosts_reachable) == ("up", 1)
+    assert (sites["ams"].tunnel, sites["ams"].links, sites["ams"].hosts_reachable) == ("up", 4, 1)
 
 
 async def test_a_migration_that_cannot_be_is_refused_in_a_sentence(two: TwoSites) -> None:

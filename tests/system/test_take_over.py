@@ -20,6 +20,8 @@ pytestmark = pytest.mark.timeout(30)
 DISK = bytes(range(256)) * 1024
 MEMORY = bytes(range(255, -1, -1)) * 4096
 CRAWL = 50_000
+# Bytes per second with which a move takes some seconds.
+WALK = 400_000
 
 
 @pytest.fixture
@@ -95,25 +97,14 @@ async def test_while_disks_are_copied_the_other_gateway_brings_it_to_an_end(
     three: TwoSites, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     vm = three.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
-    three.fra.hypervisor.rate = CRAWL
+    three.fra.hypervisor.rate = WALK
     id_ = await three.fra.operator.migrate("web-01", "ams")
     await three.fra.operator.until(id_, State.COPYING_DISKS)
     await eventually(lambda: three.ams.hypervisor.presence(vm) is Presence.INCOMING)
-    three.fra.hypervisor.rate = 0
     await has_gone(three.fra, monkeypatch, how)
     await coordinated_by(three.fra, id_, "gw-2")
-    told = await three.fra.second_operator.ended(id_)
-    # The channels may die with the gateway that carried them; then the VM goes on at the source.
-    if State(told.state) is State.COMPLETED:
-        assert three.ams.hypervisor.memory(vm) == MEMORY
-    else:
-        await ended(three, id_, State.FAILED)
-        assert told.reason
-        assert three.fra.hypervisor.presence(vm) is Presence.RUNNING
-        await eventually(lambda: three.ams.is_clean(vm))
-        # And it is in nobody's way.
-        again = await three.fra.second_operator.migrate("web-01", "ams")
-        await ended(three, again, State.COMPLETED)
+    await ended(three, id_, State.COMPLETED)
+    assert three.ams.hypervisor.memory(vm) == MEMORY
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])

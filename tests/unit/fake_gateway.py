@@ -35,6 +35,13 @@ REQUESTED_S = 1_763_870_000  # 2025-11-23T03:53:20Z
 
 Step = Migration | Callable[[], None]
 
+_ENDED = {
+    types.MIGRATION_STATE_COMPLETED,
+    types.MIGRATION_STATE_FAILED,
+    types.MIGRATION_STATE_CANCELLED,
+    types.MIGRATION_STATE_SETTLED,
+}
+
 
 def migration(state: types.MigrationState.ValueType, **fields: Any) -> Migration:
     """The migration of web-01 from fra/host-a to ams/host-b, in this state."""
@@ -90,6 +97,15 @@ def copying_memory(
         eta_ms=eta_ms,
     )
     return migration(types.MIGRATION_STATE_COPYING_MEMORY, progress=progress, **fields)
+
+
+def outage(seconds: int, of: Migration | None = None, what: str = "WAN to site ams down") -> Migration:
+    """A migration that waits since so many seconds for the end of an outage."""
+    silent = Migration()
+    silent.CopyFrom(of or copying_memory())
+    silent.silent_ms = seconds * 1000 + 300
+    silent.reason = f"{what} {seconds} s, migration holds, guest runs on at fra"
+    return silent
 
 
 def summary(**fields: Any) -> types.Summary:
@@ -277,6 +293,28 @@ class FakeGateway(GatewayServicer):
             _abort(context, Conflict("Only a completed migration can be settled: this one is not."))
         found.state = types.MIGRATION_STATE_SETTLED
         return api.SettleMigrationResponse(migration=found, removed=self.removed)
+
+    def SetLimit(self, request: api.SetLimitRequest, context: grpc.ServicerContext) -> api.SetLimitResponse:
+        what = [f"limit {request.migration or request.site}"]
+        if request.HasField("bytes_per_second"):
+            what.append(f"{request.bytes_per_second} B/s")
+        if request.HasField("links"):
+            what.append(f"{request.links} links")
+        self._hear(" ".join(what), context)
+        if request.WhichOneof("target") == "migration":
+            found = self._find(request.migration, context)
+            if found.state in _ENDED:
+                _abort(context, Conflict(f"Migration {found.id} has ended already."))
+            found.limit = request.bytes_per_second
+            return api.SetLimitResponse()
+        site = next((each for each in self.sites if each.name == request.site and not each.local), None)
+        if site is None:
+            _abort(context, NotFound(f"This site is not joined with a site {request.site!r}."))
+        if request.HasField("bytes_per_second"):
+            site.limit = request.bytes_per_second
+        if request.HasField("links"):
+            site.links = request.links
+        return api.SetLimitResponse()
 
     def _hear(self, what: str, context: grpc.ServicerContext) -> None:
         self.asked.append(what)

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
+import click
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.cli import connection, main
+from gateway.cli import arguments, cli, connection, main, words
+from gateway.config import MOST_LINKS
 from landbridge.client import Client
 from landbridge.errors import BY_CODE
 from tests.unit.fake_gateway import ID, FakeGateway, cancelled, completed, requested
@@ -14,7 +16,8 @@ from tests.unit.fake_gateway import ID, FakeGateway, cancelled, completed, reque
 _CODES = {0, 2, *(kind.exit_code for kind in BY_CODE.values())} - {70}
 # "certs" is left out: it writes files.
 _WORDS = st.sampled_from(
-    "sites hosts vms migrate migrations show watch cancel settle --to --json --detach --dry-run --help "
+    "sites hosts vms migrate migrations show watch limit cancel settle --to --json --detach --dry-run --help "
+    "--site --links 3 50Mbit/s none "
     f"--gateway --identity --version -h -- - web-01 ams ams/host-b host-a:7443 {ID} 3f2a".split()
 )
 
@@ -60,6 +63,15 @@ def test_no_arguments_give_a_traceback(fake: FakeGateway, capsys: pytest.Capture
         ("--gateway host:7443,host sites", "'host' is no address: give HOST:PORT"),
         ("--gateway host:7443, sites", "'' is no address: give HOST:PORT"),
         ("sites --gateway host:1", "--gateway stands before the command"),
+        ("limit 3f2a", "Give a migration's ID and a RATE"),
+        ("limit 50Mbit/s", "Give a migration's ID and a RATE"),
+        ("limit 50Mbit/s 3f2a", "Invalid value for 'ID': '50Mbit/s' is no migration's id"),
+        ("limit 3f2a 50", "Invalid value for 'RATE': '50' is no rate: give a number with its unit"),
+        ("limit 3f2a 50Mbit/s --links 3", "name it with --site"),
+        ("limit --site ams", "Give a RATE for the tunnel, or --links N"),
+        ("limit --site AMS none", "'AMS' is no valid site name"),
+        ("limit --site ams 3f2a 50Mbit/s", "'3f2a 50Mbit/s' is no rate"),
+        ("limit --site ams --links 65", "65 is not in the range 1<=x<=64"),
         ("shw", "No such command 'shw'"),
         ("sites --nonsense", "see `landbridge sites --help`"),
     ],
@@ -107,3 +119,56 @@ def test_a_defect_of_ours_is_shown_with_its_traceback_and_exit_code_70(
     monkeypatch.setattr(connection, "connect", broken)
     assert main(["sites"]) == 70
     assert "please report it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_per_second"),
+    [
+        ("0", 0),
+        ("none", 0),
+        ("0 Mbit/s", 0),
+        ("50Mbit/s", 6_250_000),
+        ("50 Mbit/s", 6_250_000),
+        ("200 Mbit", 25_000_000),
+        (" 1Gbit/s ", 125_000_000),
+        ("1.5Gbit/s", 187_500_000),
+        ("800kbit/s", 100_000),
+        ("12bit/s", 1),
+        ("12.5MB/s", 12_500_000),
+        ("512B", 512),
+        ("6 MiB/s", 6_291_456),
+        ("0.1GiB/s", 107_374_182),
+        ("800Tbit/s", 10**14),
+    ],
+)
+def test_a_rate_is_a_number_with_its_unit(text: str, bytes_per_second: int) -> None:
+    assert arguments.RATE.convert(text, None, None) == bytes_per_second
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "50", "50M", "Mbit/s", "/s", "inf", "nan", "None", "\x1b[2J"),
+        *("50Mb/s", "50mB", "50Mbps", "50Mbit/h", "50Mbit/s/s"),
+        *("-1Mbit", "1e6bit", "1,5Gbit", ".5MB", "5.MB", "1 000kB", "\N{ARABIC-INDIC DIGIT FIVE}Mbit"),
+        *("0.1bit/s", "801Tbit/s", "999999999999999TiB", "9999999999999999kB"),
+    ],
+)
+def test_what_is_no_rate_is_told_so_in_one_sentence_that_shows_one(text: str) -> None:
+    with pytest.raises(click.BadParameter) as caught:
+        arguments.RATE.convert(text, None, None)
+    assert "none for no limit." in caught.value.message
+    assert caught.value.message.isprintable()
+
+
+@given(st.integers(0, 10**5), st.sampled_from(["kbit/s", "Mbit/s", "Gbit/s"]))
+def test_a_rate_of_four_figures_is_read_as_it_is_shown(tenths: int, unit: str) -> None:
+    number = float(f"{tenths / 10:.4g}")
+    rate = arguments.RATE.convert(f"{number:.1f}{unit}", None, None)
+    assert arguments.RATE.convert(words.limit(rate), None, None) == pytest.approx(rate, rel=1e-3, abs=1)
+
+
+def test_the_command_line_allows_as_many_links_as_the_gateway() -> None:
+    (links,) = (param for param in cli.commands["limit"].params if param.name == "links")
+    assert isinstance(links.type, click.IntRange)
+    assert links.type.max == MOST_LINKS

@@ -9,12 +9,12 @@ from google.protobuf.message import Message
 from gateway.cli.json_lines import as_object
 from landbridge.v1 import gateway_pb2 as api
 from landbridge.v1 import types_pb2 as types
-from tests.unit.fake_gateway import ID, completed, copying_memory, requested
+from tests.unit.fake_gateway import ID, completed, copying_memory, outage, requested
 
 _ROOT = Path(__file__).parents[2]
 
 _FIELDS: dict[type[Message], str] = {
-    api.Site: "name local unreachable hosts hosts_reachable gateway_version rtt_ms tunnel",
+    api.Site: "name local unreachable hosts hosts_reachable gateway_version rtt_ms tunnel links_up links limit",
     types.Host: "site name arch cpu_model cpu_features machine_types emulators "
     "libvirt_version hypervisor_version memory memory_free cpus pools networks agent_version clock "
     "unreachable clock_offset_ms",
@@ -24,14 +24,15 @@ _FIELDS: dict[type[Message], str] = {
     types.Disk: "target path format virtual_size allocation pool volume read_only source_type",
     types.ImmovableDevice: "kind description",
     types.Migration: "id vm vm_uuid source_site source_host destination_site destination_host state reason "
-    "requested_by requested_at updated_at ended_at progress summary findings",
+    "requested_by requested_at updated_at ended_at progress summary findings silent_ms limit",
     types.Progress: "disk_total disk_remaining memory_total memory_remaining rate dirty_rate iteration "
     "elapsed_ms eta_ms",
-    types.Summary: "total_ms downtime_ms bytes_hypervisor bytes_wan channels",
+    types.Summary: "total_ms downtime_ms bytes_hypervisor bytes_wan channels bytes_repeated",
     types.ChannelBytes: "kind to_destination to_source",
     types.Finding: "code severity message remedy",
     api.PreflightResponse: "vm_uuid source_host destination_host findings passed",
     api.SettleMigrationResponse: "migration removed",
+    api.SetLimitRequest: "migration site bytes_per_second links",
 }
 
 
@@ -73,8 +74,11 @@ def test_a_completed_migration_as_json() -> None:
                 {"kind": "ram", "to_destination": 4_294_967_296, "to_source": 0},
                 {"kind": "disk", "to_destination": 21_474_836_480, "to_source": 3_145_728},
             ],
+            "bytes_repeated": 0,
         },
         "findings": [],
+        "silent_ms": None,
+        "limit": 0,
     }
 
 
@@ -82,6 +86,8 @@ def test_what_is_not_set_is_null() -> None:
     assert as_object(requested())["ended_at"] is None
     assert as_object(copying_memory(eta_ms=None).progress)["eta_ms"] is None
     assert as_object(copying_memory(eta_ms=0).progress)["eta_ms"] == 0
+    assert as_object(copying_memory())["silent_ms"] is None
+    assert as_object(outage(42))["silent_ms"] == 42_300
 
 
 def test_a_state_of_a_newer_gateway_is_its_number() -> None:

@@ -28,6 +28,7 @@ from tests.unit.fake_gateway import (
     copying_memory,
     failed,
     migration,
+    outage,
 )
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -171,8 +172,50 @@ def test_a_frame_says_when_the_memory_does_not_converge_and_when_something_is_of
     assert "The tunnel is down.\nThe gateway is away." in drawn
 
 
+def test_a_frame_of_an_outage_says_so_instead_of_the_rates_of_before() -> None:
+    drawn = frame(outage(42, copying_memory(dirty_rate=200 * MIB)))
+    assert drawn[3] == f"{'pass 2':<68}elapsed 3:03"
+    assert drawn[4] == "WAN to site ams down 42 s, migration holds, guest runs on at fra"
+    assert drawn[5] == "Ctrl-C detaches; the migration goes on."
+
+
+def test_a_frame_names_the_limit() -> None:
+    assert frame(copying_memory(limit=6_250_000))[-1] == (
+        "Limited to 50 Mbit/s. Ctrl-C detaches; the migration goes on."
+    )
+
+
+def test_an_outage_is_yellow_on_a_terminal_and_gone_when_it_is_over(
+    fake: FakeGateway, on_terminal: OnTerminal, drawn: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = threading.Event()
+    render = LiveView.render
+
+    def rendered(view: LiveView) -> RenderableType:
+        if view._migration == outage(42):
+            silent.set()
+        return render(view)
+
+    monkeypatch.setattr(LiveView, "render", rendered)
+
+    def wait() -> None:
+        assert silent.wait(10)
+
+    fake.play(outage(42), wait, copying_memory(), drawn, completed())
+    code, screen = on_terminal("migrate", "web-01", "--to", "ams")
+    assert code == 0
+    down = screen.index("\x1b[33mWAN to site ams down 42 s")
+    assert "118 MiB/s" not in screen[:down]
+    assert screen.rindex("118 MiB/s") > screen.rindex("WAN to site ams down")
+    assert max(map(cell_len, lines(screen))) <= 80
+
+
 @pytest.mark.parametrize("state", types.MigrationState.values())
 def test_every_state_can_be_drawn_and_fits(state: types.MigrationState.ValueType) -> None:
-    drawn = frame(migration(state, vm="v" * 120, reason="r" * 300, progress=copying_memory().progress))
+    long = migration(state, vm="v" * 120, reason="r" * 300, progress=copying_memory().progress, limit=2**64 - 1)
+    drawn = frame(long)
+    assert max(map(cell_len, drawn)) <= 80
+    long.silent_ms = 2**63
+    drawn = frame(long)
     assert max(map(cell_len, drawn)) <= 80
     assert frame(migration(state, id=ID))

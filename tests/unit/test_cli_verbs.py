@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from tests.unit.fake_gateway import (
     FINDINGS,
     GIB,
     ID,
+    MIB,
     FakeGateway,
     cancelled,
     completed,
@@ -23,7 +25,9 @@ from tests.unit.fake_gateway import (
     copying_memory,
     failed,
     migration,
+    outage,
     requested,
+    summary,
 )
 
 Run = Callable[..., tuple[int, str, str]]
@@ -53,17 +57,33 @@ def objects(out: str) -> list[dict[str, object]]:
 def test_sites_shows_the_unreachable_one_with_its_reason(fake: FakeGateway, run: Run) -> None:
     fake.sites = [
         api.Site(name="fra", local=True, hosts=3, hosts_reachable=2, gateway_version="0.1.0", tunnel="local"),
-        api.Site(name="ams", tunnel="down", unreachable="no answer for 12 minutes"),
+        api.Site(name="ams", tunnel="down", links=4, unreachable="no answer for 12 minutes"),
     ]
     assert run("sites") == (
         0,
         (
-            "SITE  TUNNEL  RTT  HOSTS  VERSION  NOTE\n"
-            "fra   local     -    2/3  0.1.0    -\n"
-            "ams   down      -      -  -        unreachable: no answer for 12 minutes\n"
+            "SITE  TUNNEL    RTT  HOSTS  VERSION  LIMIT  NOTE\n"
+            "fra   local       -    2/3  0.1.0        -  -\n"
+            "ams   down 0/4    -      -  -            -  unreachable: no answer for 12 minutes\n"
         ),
         "",
     )
+
+
+def test_sites_shows_how_many_links_are_up_and_the_limit(fake: FakeGateway, run: Run) -> None:
+    known = {"tunnel": "up", "hosts": 2, "hosts_reachable": 2, "gateway_version": "0.1.0"}
+    fake.sites = [
+        api.Site(name="ams", links_up=4, links=4, rtt_ms=40, limit=6_250_000, **known),  # type: ignore[arg-type]
+        api.Site(name="lon", links_up=3, links=4, rtt_ms=12, **known),  # type: ignore[arg-type]
+        api.Site(name="old", rtt_ms=12, **known),  # type: ignore[arg-type]
+    ]
+    assert run("sites")[1] == (
+        "SITE  TUNNEL    RTT  HOSTS  VERSION      LIMIT  NOTE\n"
+        "ams   up 4/4  40 ms    2/2  0.1.0    50 Mbit/s  -\n"
+        "lon   up 3/4  12 ms    2/2  0.1.0            -  -\n"
+        "old   up      12 ms    2/2  0.1.0            -  -\n"
+    )
+    assert [each["links_up"] for each in objects(run("sites", "--json")[1])] == [4, 3, 0]
 
 
 def test_hosts_shows_sizes_clocks_that_are_off_and_unreachable_hosts(fake: FakeGateway, run: Run) -> None:
@@ -117,6 +137,146 @@ def test_show_prints_everything_of_one_migration(fake: FakeGateway, run: Run) ->
         assert part in out
     assert "Remedy: Let both hosts use the same time servers." in out
     assert run("show", "0000")[0] == 3
+
+
+def test_the_figures_name_what_was_sent_again_and_the_limit_only_where_there_was_any(
+    fake: FakeGateway, run: Run
+) -> None:
+    fake.know([completed(summary=summary(bytes_repeated=3 * MIB), limit=6_250_000)])
+    for argv in (("show", ID), ("watch", ID)):
+        out = run(*argv)[1]
+        assert re.search("^sent again +3.0 MiB after faults of the network$", out, re.MULTILINE)
+        assert re.search("^limit +50 Mbit/s on the WAN, 6.0 MiB/s$", out, re.MULTILINE)
+    fake.know([completed()])
+    for argv in (("show", ID), ("watch", ID)):
+        assert not re.search("^(sent again|limit)", run(*argv)[1], re.MULTILINE)
+
+
+def test_show_says_of_a_running_migration_nothing_that_only_its_end_tells(fake: FakeGateway, run: Run) -> None:
+    fake.know([copying_memory(summary=types.Summary(bytes_wan=6 * GIB))])
+    out = run("show", ID)[1]
+    assert "rate " in out
+    assert "6.0 GiB on the tunnel" in out
+    assert "total time" not in out
+    assert "downtime" not in out
+
+
+def test_show_leaves_out_the_rates_of_before_an_outage(fake: FakeGateway, run: Run) -> None:
+    fake.know([outage(42)])
+    out = run("show", ID)[1]
+    assert "WAN to site ams down 42 s" in out
+    assert "118 MiB/s" not in out
+
+
+# Limits
+
+
+def test_limit_of_a_migration_names_the_vm(fake: FakeGateway, run: Run) -> None:
+    fake.know([copying_memory()])
+    for argv, said in (
+        (["50Mbit/s"], "may use 50 Mbit/s"),
+        (["12.5", "MB/s"], "may use 100 Mbit/s"),
+        (["none"], "has no limit now"),
+    ):
+        assert run("limit", ID[:4], *argv) == (0, f"The migration of web-01 to ams/host-b {said}.\n", "")
+    limits = [asked for asked in fake.asked if asked.startswith("limit")]
+    assert limits == [f"limit {ID} {rate} B/s" for rate in (6_250_000, 12_500_000, 0)]
+
+
+def test_limit_of_a_tunnel_and_its_links(fake: FakeGateway, run: Run) -> None:
+    fake.sites = [api.Site(name="ams")]
+    assert run("limit", "--site", "ams", "1Gbit/s")[:2] == (0, "The tunnel to ams may use 1 Gbit/s.\n")
+    assert run("limit", "--site", "ams", "--links", "1")[:2] == (0, "The tunnel to ams is to have 1 link.\n")
+    assert run("limit", "--site", "ams", "--links", "8", "none")[:2] == (
+        0,
+        "The tunnel to ams has no limit now.\nThe tunnel to ams is to have 8 links.\n",
+    )
+    assert fake.asked == ["limit ams 125000000 B/s", "limit ams 1 links", "limit ams 0 B/s 8 links"]
+    assert run("limit", "--site", "lon", "none")[0] == 3
+
+
+def test_limit_as_json_is_what_was_set(fake: FakeGateway, run: Run) -> None:
+    fake.know([copying_memory()])
+    fake.sites = [api.Site(name="ams")]
+    assert objects(run("limit", ID[:4], "50Mbit/s", "--json")[1]) == [
+        {"type": "limit", "migration": ID, "site": None, "bytes_per_second": 6_250_000, "links": None}
+    ]
+    assert objects(run("limit", "--site", "ams", "--links", "8", "--json")[1]) == [
+        {"type": "limit", "migration": None, "site": "ams", "bytes_per_second": None, "links": 8}
+    ]
+
+
+def test_a_migration_that_has_ended_is_not_limited(fake: FakeGateway, run: Run) -> None:
+    fake.know([completed()])
+    code, out, err = run("limit", ID, "50Mbit/s", "--json")
+    assert (code, out) == (4, "")
+    assert "has ended" in err
+
+
+# Outages
+
+
+def lines_of(*shown: tuple[float, types.Migration], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What the plain view prints for what it is shown at these seconds."""
+    now = 0.0
+    view = views.PlainView(lambda: now)
+    for now, each in shown:  # noqa: B007 - the view's clock reads it
+        view.show(each)
+    return capsys.readouterr().out.splitlines()[1:]
+
+
+def test_an_outage_is_a_line_at_its_begin_then_ever_fewer_and_one_at_its_end(
+    fake: FakeGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silence = [(100.0 + second, outage(second)) for second in range(3, 244)]
+    said = lines_of((100.0, copying_memory()), *silence, (344.0, copying_memory()), (345.0, completed()), capsys=capsys)
+    holds = "migration holds, guest runs on at fra"
+    assert said == [
+        "   3:03  copying memory  50 %  2.0 GiB of 4.0 GiB  118 MiB/s  dirty 12.0 MiB/s  pass 2  ETA 18.4 s",
+        *(
+            f"   3:03  copying memory  50 %  2.0 GiB of 4.0 GiB  WAN to site ams down {seconds} s, {holds}"
+            for seconds in (3, 13, 33, 73, 133, 193)
+        ),
+        "   3:03  ams/host-b heard again after 4 min 03 s; the migration goes on",
+        "   3:24  completed",
+    ]
+
+
+def test_another_outage_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    said = lines_of((0.0, outage(3)), (1.0, copying_memory()), (2.0, outage(4)), (3.0, copying_memory()), capsys=capsys)
+    assert [("down" in line, "heard again" in line) for line in said] == [(True, False), (False, True)] * 2
+
+
+def test_a_change_of_state_during_an_outage_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    switching = outage(5, migration(types.MIGRATION_STATE_SWITCHING), "host host-b of site ams not heard for")
+    said = lines_of((0.0, outage(3)), (1.0, outage(4)), (2.0, switching), (3.0, switching), capsys=capsys)
+    assert [line.split()[1] for line in said] == ["copying", "switching"]
+
+
+def test_an_outage_that_flaps_between_two_sentences_is_no_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    whats = ("WAN to site ams down", "host host-b of site ams not heard for")
+    said = lines_of(*((float(second), outage(second, None, whats[second % 2])) for second in range(9)), capsys=capsys)
+    assert len(said) == 1
+
+
+def test_an_outage_that_ends_the_migration_is_not_said_to_be_over(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "the destination host was not heard for 900 s"
+    ending = migration(types.MIGRATION_STATE_CLEANING, reason=reason, silent_ms=900_000)
+    said = lines_of((0.0, outage(899)), (1.0, ending), (2.0, failed(reason)), capsys=capsys)
+    assert [line.split()[1] for line in said] == ["copying", "cleaning", "failed"]
+    assert not any("heard again" in line for line in said)
+
+
+def test_an_outage_without_a_sentence_of_the_gateway_is_told_by_its_length(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lines_of((0.0, copying_memory(silent_ms=7_400)), capsys=capsys) == [
+        "   3:03  copying memory  50 %  2.0 GiB of 4.0 GiB  ams/host-b not heard for 7 s"
+    ]
+
+
+def test_as_json_an_outage_is_an_object_for_each_change(fake: FakeGateway, run: Run) -> None:
+    fake.play(outage(3), outage(4), copying_memory(), completed())
+    told = objects(run("migrate", "web-01", "--to", "ams", "--json")[1])
+    assert [each["silent_ms"] for each in told] == [None, 3300, 4300, None, None]
 
 
 def test_migrate_in_a_pipe_writes_lines_and_the_summary(fake: FakeGateway, run: Run) -> None:

@@ -42,6 +42,36 @@ def test_durations_have_one_or_two_units(milliseconds: int, said: str) -> None:
     assert words.duration(milliseconds) == said
 
 
+@pytest.mark.parametrize(
+    ("bytes_per_second", "said"),
+    [
+        (1, "8 bit/s"),
+        (6_250_000, "50 Mbit/s"),
+        (6 * 2**20, "50.33 Mbit/s"),
+        (124_999_999, "1 Gbit/s"),
+        (156_250_000, "1.25 Gbit/s"),
+    ],
+)
+def test_limits_have_four_figures_and_are_in_bits(bytes_per_second: int, said: str) -> None:
+    assert words.limit(bytes_per_second) == said
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_any_limit_and_any_growing_duration_can_be_said(number: int) -> None:
+    assert words.limit(number).endswith("bit/s")
+    assert words.whole(number)
+
+
+def test_a_growing_duration_has_whole_seconds() -> None:
+    assert [words.whole(ms) for ms in (0, 42_900, 59_999, 60_000, 125_900)] == [
+        "0 s",
+        "42 s",
+        "59 s",
+        "1 min 00 s",
+        "2 min 05 s",
+    ]
+
+
 def test_hundred_percent_means_all() -> None:
     assert words.percent(999_999, 1_000_000) == 99
     assert words.percent(0, 0) == 100

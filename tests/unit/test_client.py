@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from landbridge.errors import (
     Unreachable,
     UsageError,
 )
+from landbridge.v1 import gateway_pb2 as api
 from landbridge.v1 import types_pb2 as types
 from tests.unit.fake_gateway import FINDINGS, ID, FakeGateway, completed, copying_memory, requested
 
@@ -103,6 +105,40 @@ def test_a_gateway_that_vanishes_ends_the_watch_with_unreachable(fake: FakeGatew
 def test_text_that_is_no_unicode_is_a_usage_error(fake: FakeGateway) -> None:
     with fake.client() as client, pytest.raises(UsageError, match="not Unicode"):
         client.migration("\udcff")
+
+
+def test_a_limit_is_set_for_a_migration_or_a_tunnel(fake: FakeGateway) -> None:
+    fake.know([copying_memory()])
+    fake.sites = [api.Site(name="ams")]
+    with fake.client() as client:
+        client.set_limit(6_250_000, migration=ID[:4])
+        assert client.migration(ID).limit == 6_250_000
+        client.set_limit(0, migration=ID)
+        assert client.migration(ID).limit == 0
+        client.set_limit(125_000_000, site="ams")
+        client.set_limit(site="ams", links=8)
+        (site,) = client.sites()
+    assert (site.limit, site.links) == (125_000_000, 8)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"bytes_per_second": 1},
+        {"bytes_per_second": 1, "migration": ID, "site": "ams"},
+        {"migration": ID},
+        {"site": "ams"},
+        {"bytes_per_second": 1, "migration": ID, "links": 4},
+        {"bytes_per_second": -1, "migration": ID},
+        {"bytes_per_second": 2**64, "site": "ams"},
+        {"links": -1, "site": "ams"},
+        {"links": 2**32, "site": "ams"},
+    ],
+)
+def test_a_limit_that_says_too_little_or_too_much_is_a_usage_error(fake: FakeGateway, given: dict[str, Any]) -> None:
+    with fake.client() as client, pytest.raises(UsageError):
+        client.set_limit(**given)
+    assert fake.asked == []
 
 
 # Several gateways of one site

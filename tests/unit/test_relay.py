@@ -1,484 +1,602 @@
-"""The agent's relay against a gateway of the test: bytes both ways, and every way in which a channel ends."""
+"""A channel with its local socket: bytes both ways, whatever becomes of its links, and every way in which it ends."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import stat
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from pathlib import Path
-from ssl import PROTOCOL_TLS_CLIENT, SSLContext
+from collections.abc import AsyncIterator
 
 import pytest
+import pytest_asyncio
+from blake3 import blake3
 
 from agent import relay
-from agent.relay import KINDS, Links, LocalSockets, Traffic
-from agent.stream.libvirt_rpc import FinishWatch
-from certs.links import Target
-from landbridge.channel import MIN_WINDOW
-from landbridge.config import Address
-from landbridge.errors import Conflict, Unreachable
-from landbridge.frame import Frame, FrameType, reason_of, reset
+from agent.relay import Carrier, Traffic
+from agent.stream.libvirt_rpc import Keepalive, MessageType, Procedure, keepalive
+from landbridge.channel import CEILING, UNSENT, Channel
+from landbridge.frame import Acknowledgement, Frame, FrameType, reason_of, reset
 from landbridge.link import Link
-from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
-from tests.unit.wires import SECONDS, End, settled, wire
+from tests.unit.locals import Local
+from tests.unit.test_libvirt_rpc import CALL, CANCELLING_CALL, EVENT, PREPARE, message
+from tests.unit.wires import SECONDS, End, Plain, no_exceptions, nothing_left, settled, sockets, until, wire
 
-RPC = ChannelOpen(migration="m-1", kind=ChannelKind.CHANNEL_KIND_RPC).SerializeToString()
-OWNER = (os.getuid(), os.getgid())
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """Short, as the paths of UNIX sockets have to be."""
-    with tempfile.TemporaryDirectory(prefix="lb-") as name:
-        yield Path(name)
+OPENING = b"which channel it is"
+PING, PONG = keepalive(Keepalive.PING), keepalive(Keepalive.PONG)
 
 
-class Local:
-    """libvirt or QEMU: one end of a connection on this host."""
+def said(kind: FrameType, delivered: int = 0, received: int | None = None, channel: int = 1) -> Frame:
+    return Acknowledgement(delivered, delivered if received is None else received).frame(kind, channel)
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        sock.setblocking(False)
-        self._loop = asyncio.get_running_loop()
 
-    @classmethod
-    async def connect(cls, path: str) -> Local:
-        sock = socket.socket(socket.AF_UNIX)
-        local = cls(sock)
-        await local._loop.sock_connect(sock, path)
-        return local
+def accept(delivered: int = 0) -> Frame:
+    return said(FrameType.ACCEPT, delivered)
 
-    async def send(self, data: bytes) -> None:
-        await self._loop.sock_sendall(self.sock, data)
 
-    async def receive(self, count: int) -> bytes:
-        data = b""
+def ack(delivered: int, received: int | None = None) -> Frame:
+    return said(FrameType.ACK, delivered, received)
+
+
+def data(payload: bytes, position: int = 0) -> Frame:
+    return Frame(FrameType.DATA, 1, position, payload)
+
+
+def fin(stream: bytes) -> Frame:
+    return Frame(FrameType.FIN, 1, len(stream), blake3(stream).digest())
+
+
+class Side:
+    """One channel at a host: libvirt or QEMU at one end of it, and the other agent at the other; both are the test."""
+
+    def __init__(self, traffic: Traffic, kind: str, *, opens: bool) -> None:
+        now = asyncio.get_running_loop().time()
+        channel = Channel(1, now, opening=OPENING if opens else None)
+        self.carrier = Carrier(channel, kind, traffic, name=f"the {kind} channel to host far")
+        self._ours, theirs = sockets()
+        self.local = Local(theirs)
+        self._ends: list[End] = []
+        self.far = self.relink()
+
+    def relink(self) -> End:
+        """Another link, whose other end is the test."""
+        link, self.far = wire("gateway gw-1")
+        self._ends.append(self.far)
+        self.carrier.attach(link)
+        link.start(self.carrier)
+        return self.far
+
+    def connect(self) -> None:
+        """The local socket is there."""
+        self.carrier.connect(self._ours)
+
+    async def is_over(self) -> None:
         async with asyncio.timeout(SECONDS):
-            while len(data) < count:
-                data += await self._loop.sock_recv(self.sock, count - len(data))
-        return data
-
-    async def is_closed(self) -> bool:
-        """Whether the other side ends the connection, now or soon; without another byte."""
-        async with asyncio.timeout(SECONDS):
-            try:
-                return await self._loop.sock_recv(self.sock, 1) == b""
-            except ConnectionError:
-                return True
+            await self.carrier.over.wait()
+        await self.far.ended()
 
     def close(self) -> None:
-        self.sock.close()
+        self.carrier.close()
+        self.local.close()
+        self._ours.close()
+        for end in self._ends:
+            end.link.abort("the test is over")
 
 
-class Source:
-    """The sockets of a migration at its source, with a gateway that the test plays."""
+class Host:
+    """A host of a migration."""
 
-    def __init__(self, links: Links, sockets: LocalSockets, gateway: End) -> None:
-        self.links = links
-        self.sockets = sockets
-        self.gateway = gateway
-        self.locals: list[Local] = []
+    def __init__(self) -> None:
+        self.traffic = Traffic()
+        self._sides: list[Side] = []
 
-    async def connect(self, kind: str = "rpc") -> Local:
-        self.locals.append(await Local.connect(self.sockets.path(kind)))
-        return self.locals[-1]
+    def side(self, kind: str, *, opens: bool) -> Side:
+        self._sides.append(Side(self.traffic, kind, opens=opens))
+        return self._sides[-1]
 
-    async def opened(self, kind: str = "rpc") -> tuple[Local, int]:
-        """A connection whose channel is accepted, and the channel's number."""
-        local = await self.connect(kind)
-        number = (await self.gateway.next()).channel
-        self.gateway.send(Frame(FrameType.ACCEPT, number))
-        return local, number
+    async def source(self, kind: str = "ram") -> Side:
+        """A channel that was opened here and is accepted."""
+        side = self.side(kind, opens=True)
+        side.connect()
+        assert (await side.far.next()).type is FrameType.OPEN
+        side.far.send(accept())
+        await until(lambda: side.carrier._is_accepted)
+        return side
 
+    async def destination(self, kind: str = "ram") -> Side:
+        """A channel that was opened by the other host and is accepted."""
+        side = self.side(kind, opens=False)
+        side.connect()
+        side.far.send(Frame(FrameType.OPEN, 1, 0, OPENING))
+        assert (await side.far.next()).type is FrameType.ACCEPT
+        return side
 
-def target(name: str) -> Target:
-    """Not dialled: the tests give the link."""
-    return Target(name, Address("127.0.0.1", 1), SSLContext(PROTOCOL_TLS_CLIENT), name)
-
-
-@pytest.fixture
-async def source(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Source]:
-    async with wire("host fra-1", "gateway") as (link, gateway):
-
-        async def dial(_: Target) -> Link:
-            return link
-
-        monkeypatch.setattr(relay, "dial", dial)
-        monkeypatch.setattr(relay, "LOST_GRACE", 0.1)
-        links = Links([target("gw-1")], refuse)
-        sockets = LocalSockets(links, "m-1", "ams", directory / "m-1")
-        relay.make_directory(sockets.directory, OWNER)
-        sockets.listen(OWNER)
-        made = Source(links, sockets, gateway)
-        yield made
-        for local in made.locals:
-            local.close()
-        await sockets.close()
-        await links.close()
+    def close(self) -> None:
+        for side in self._sides:
+            side.close()
 
 
-def refuse(opening: ChannelOpen) -> tuple[str, Traffic]:
-    raise Conflict(f"migration {opening.migration} takes no channels here")
+@pytest_asyncio.fixture
+async def host(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Host]:
+    for name, seconds in (("FAREWELL", 0.02), ("LOST_GRACE", 0.05), ("TICK", 0.01)):
+        monkeypatch.setattr(relay, name, seconds)
+    with no_exceptions():
+        async with nothing_left():
+            made = Host()
+            yield made
+            made.close()
 
 
-# At the source.
+# Bytes.
 
 
-async def test_a_connection_becomes_a_channel_that_says_what_it_is(source: Source) -> None:
-    for kind, number in (("rpc", 0), ("ram", 0), ("disk", 0), ("disk", 1)):
-        await source.connect(kind)
-        frame = await source.gateway.next()
-        assert frame.type is FrameType.OPEN
-        assert ChannelOpen.FromString(frame.payload) == ChannelOpen(
-            migration="m-1", kind=KINDS[kind], index=number, destination_site="ams"
-        )
+async def test_a_channel_is_opened_as_soon_as_there_is_a_link_and_not_read_before_it_is_accepted(host: Host) -> None:
+    side = host.side("ram", opens=True)
+    side.connect()
+    await side.local.send(b"early")
+    assert await side.far.next() == Frame(FrameType.OPEN, 1, 0, OPENING)
+    assert await side.far.nothing_comes()
+    side.far.send(accept())
+    assert await side.far.next() == data(b"early")
 
 
-def mode(path: Path) -> str:
-    return stat.filemode(path.stat().st_mode)
+async def test_bytes_go_both_ways_and_are_acknowledged_when_the_socket_has_them(host: Host) -> None:
+    side = await host.source()
+    await side.local.send(b"pages")
+    assert await side.far.next() == data(b"pages")
+    side.far.send(ack(5), data(b"thanks"))
+    assert await side.local.receive(6) == b"thanks"
+    assert await side.far.next() == ack(6)
+    assert host.traffic.read["ram"] == 5
+    assert host.traffic.written["ram"] == 6
 
 
-async def test_the_sockets_are_for_their_owner_only(source: Source) -> None:
-    for kind in KINDS:
-        assert mode(source.sockets.directory / f"{kind}.sock") == "srw-------"
-    assert mode(source.sockets.directory) == "drwx------"
+async def test_what_the_local_socket_does_not_take_is_not_acknowledged_as_delivered(host: Host) -> None:
+    side = await host.destination()
+    stream = bytes(1 << 20)
+    side.far.send(*(data(stream[at : at + (1 << 16)], at) for at in range(0, len(stream), 1 << 16)))
+    await until(lambda: side.carrier.channel.incoming.received == len(stream))
+    assert side.carrier.channel.incoming.delivered < len(stream)
+    assert await side.local.receive(len(stream)) == stream
+    await until(lambda: side.carrier.channel.incoming.delivered == len(stream))
 
 
-async def test_bytes_go_both_ways_and_are_acknowledged_when_they_are_written(source: Source) -> None:
-    local, number = await source.opened("ram")
-    await local.send(b"pages")
-    assert await source.gateway.next() == Frame(FrameType.DATA, number, 0, b"pages")
-    source.gateway.send(Frame(FrameType.ACK, number, 5), Frame(FrameType.DATA, number, 0, b"thanks"))
-    assert await local.receive(6) == b"thanks"
-    assert await source.gateway.next() == Frame(FrameType.ACK, number, 6)
-    assert source.sockets.traffic.read["ram"] == 5
-    assert source.sockets.traffic.written["ram"] == 6
-
-
-async def test_nothing_is_read_from_the_socket_before_the_destination_has_accepted(source: Source) -> None:
-    local = await source.connect()
-    await local.send(b"early")
-    number = (await source.gateway.next()).channel
-    assert await source.gateway.nothing_comes()
-    source.gateway.send(Frame(FrameType.ACCEPT, number))
-    assert await source.gateway.data(5) == b"early"
-
-
-async def test_no_more_is_read_than_the_window_lets_be_under_way(source: Source) -> None:
-    local, number = await source.opened("ram")
-    sending = asyncio.create_task(local.send(bytes(8 * MIN_WINDOW)))
-    await source.gateway.data(MIN_WINDOW)
-    assert await source.gateway.nothing_comes()
-    assert not sending.done()
-    source.gateway.send(Frame(FrameType.ACK, number, MIN_WINDOW))
-    assert await source.gateway.data(1)
+async def test_no_more_is_read_than_the_link_takes(host: Host) -> None:
+    side = await host.source()
+    side.far.link.pause()
+    sending = asyncio.create_task(side.local.send(bytes(8 * UNSENT)))
+    await settled()
+    await settled()
+    assert host.traffic.read["ram"] < 4 * UNSENT
+    side.far.link.resume()
+    await side.far.data(4 * UNSENT)
     sending.cancel()
     await asyncio.wait([sending])
 
 
-async def test_each_direction_ends_by_itself_and_then_the_channel_is_over(source: Source) -> None:
-    local, number = await source.opened()
-    await local.send(b"call")
-    local.sock.shutdown(socket.SHUT_WR)
-    assert await source.gateway.data(4) == b"call"
-    assert await source.gateway.next() == Frame(FrameType.FIN, number, 4)
-    source.gateway.send(Frame(FrameType.ACK, number, 4), Frame(FrameType.DATA, number, 0, b"reply"))
-    assert await local.receive(5) == b"reply"
-    source.gateway.send(Frame(FrameType.FIN, number, 5))
-    assert await local.is_closed()
-    await settled()
-    assert source.sockets.traffic.open_channels == 0
-    assert source.sockets.traffic.failure is None
+# Links that come and go.
 
 
-async def test_a_reset_closes_the_socket_and_its_reason_is_kept(source: Source) -> None:
-    local, number = await source.opened()
-    source.gateway.send(reset(number, "the disk is full"))
-    assert await local.is_closed()
-    assert source.sockets.traffic.failure == "the disk is full"
+async def test_an_open_that_is_lost_is_said_again(host: Host) -> None:
+    side = host.side("ram", opens=True)
+    side.connect()
+    assert await side.far.next() == await side.far.next() == Frame(FrameType.OPEN, 1, 0, OPENING)
 
 
-async def test_the_first_reason_is_the_cause(source: Source) -> None:
-    first, one = await source.opened("disk")
-    second, two = await source.opened("rpc")
-    source.gateway.send(reset(one, "the disk is full"), reset(two, "the migration was stopped"))
-    assert await first.is_closed()
-    assert await second.is_closed()
-    assert source.sockets.traffic.failure == "the disk is full"
+async def test_so_is_one_on_a_later_link(host: Host) -> None:
+    side = await host.source()
+    side.far.link.abort("the gateway was killed")
+    await until(lambda: side.carrier.link is None)
+    side.relink()
+    assert await side.far.next() == await side.far.next() == Frame(FrameType.OPEN, 1, 0, OPENING)
 
 
-async def test_whoever_wants_to_end_a_lost_channel_in_good_order_has_a_moment_for_it(source: Source) -> None:
-    told = asyncio.Event()
-    source.sockets.traffic.on_lost = told.set
-    local, number = await source.opened("disk")
-    source.gateway.send(reset(number, "the WAN is down"))
-    async with asyncio.timeout(SECONDS):
-        await told.wait()
-    await local.send(b"still taken")
-    assert await local.is_closed()
+async def test_a_channel_goes_on_with_another_link_from_what_has_arrived(host: Host) -> None:
+    side = await host.source()
+    await side.local.send(b"one")
+    assert await side.far.next() == data(b"one")
+    side.far.link.abort("the gateway was killed")
+    await until(lambda: side.carrier.link is None)
+    assert side.carrier.trouble == "the link to gateway gw-1 was closed by the other end"
+    await side.local.send(b"two")
+    side.relink()
+    assert (await side.far.next()).type is FrameType.OPEN
+    side.far.send(accept(0))
+    assert await side.far.next_of(FrameType.DATA) == data(b"one")
+    assert await side.far.next_of(FrameType.DATA) == data(b"two", 3)
+    assert host.traffic.repeated_bytes == 3
 
 
-async def test_a_reset_closes_a_socket_whose_other_direction_had_ended(source: Source) -> None:
-    local, number = await source.opened()
-    source.gateway.send(Frame(FrameType.FIN, number, 0))
-    assert await local.is_closed()  # to read from
-    source.gateway.send(reset(number, "the WAN is down"))
-    await settled()
-    with pytest.raises(BrokenPipeError):
-        await local.send(b"x")
+async def test_the_end_that_was_called_answers_on_whichever_link_the_channel_is_opened_again(host: Host) -> None:
+    side = await host.destination()
+    side.far.send(data(b"one"))
+    assert await side.local.receive(3) == b"one"
+    former = side.far
+    side.relink()
+    await former.ended()
+    side.far.send(Frame(FrameType.OPEN, 1, 0, OPENING))
+    assert await side.far.next_of(FrameType.ACCEPT) == accept(3)
+    former.send(data(b"late", 3))
+    side.far.send(data(b"two", 3))
+    assert await side.local.receive(3) == b"two"
 
 
-async def test_a_reset_closes_a_socket_that_nobody_reads_from(source: Source) -> None:
-    local, number = await source.opened()
-    for n in range(32):
-        source.gateway.send(Frame(FrameType.DATA, number, n << 16, bytes(1 << 16)))
-    await settled()
-    source.gateway.send(reset(number, "the WAN is down"))
-    await settled()
-    assert source.sockets.traffic.open_channels == 0
-    with pytest.raises(BrokenPipeError):
-        await local.send(b"x")
+async def test_bytes_arrive_whole_and_in_order_however_often_the_links_between_two_hosts_die(host: Host) -> None:
+    source, destination = host.side("ram", opens=True), host.side("ram", opens=False)
+    source.connect()
+    destination.connect()
+    stream = bytes(range(256)) * (4 << 12)
+    sending = asyncio.create_task(source.local.send(stream))
+    arrived = bytearray()
+    while len(arrived) < len(stream):
+        between: list[Link] = []
+        for carrier, sock in zip((source.carrier, destination.carrier), sockets(1 << 16), strict=True):
+            between.append(Link(Plain(sock), "the other host"))
+            carrier.attach(between[-1])
+            between[-1].start(carrier)
+        arrived += await destination.local.receive(min(1 << 20, len(stream) - len(arrived)))
+        between[0].abort("a gateway was killed")
+        await until(lambda: source.carrier.link is destination.carrier.link is None)
+    await sending
+    assert arrived == stream
 
 
-async def test_a_frame_that_breaks_the_rules_resets_the_channel(source: Source) -> None:
-    local, number = await source.opened()
-    source.gateway.send(Frame(FrameType.DATA, number, 99, b"a gap"))
-    assert await local.is_closed()
-    answer = await source.gateway.next()
-    assert (answer.type, answer.channel) == (FrameType.RESET, number)
-    assert "99" in reason_of(answer)
+async def test_libvirtds_pings_are_answered_while_there_is_no_way_and_its_calls_wait(host: Host) -> None:
+    side = await host.source("rpc")
+    side.far.link.abort("all gateways are away")
+    await until(lambda: side.carrier.link is None)
+    await side.local.send(PING + EVENT + PING)
+    assert await side.local.receive(2 * len(PONG)) == PONG * 2
+    side.relink()
+    await side.far.next_of(FrameType.OPEN)
+    side.far.send(accept())
+    assert await side.far.next_of(FrameType.DATA) == data(EVENT)
 
 
-async def test_calls_that_cannot_be_followed_end_the_channel_at_both_ends(source: Source) -> None:
-    source.sockets.traffic.on_call = lambda _channel, data: FinishWatch().called(data)
-    local, number = await source.opened()
-    await local.send(bytes(28))
-    answer = await source.gateway.next()
-    assert (answer.type, answer.channel) == (FrameType.RESET, number)
-    assert "none of libvirt's" in reason_of(answer)
-    assert await local.is_closed()
-    assert source.sockets.traffic.failure == reason_of(answer)
+async def test_a_frame_of_another_channel_ends_the_link(host: Host) -> None:
+    side = await host.source()
+    side.far.send(Frame(FrameType.ACK, 2, 0, bytes(12)))
+    await side.far.ended()
+    assert "another channel" in side.carrier.trouble
+    assert not side.carrier.ended.is_set()
 
 
-async def test_a_lost_channel_keeps_its_socket_until_the_grace_is_over_and_says_so_at_once(
-    source: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(relay, "LOST_GRACE", 0.5)
+async def test_a_link_that_comes_after_the_end_is_ended_too(host: Host) -> None:
+    side = await host.source()
+    side.far.send(reset(1, "the disk is full"))
+    await side.is_over()
+    side.relink()
+    await side.far.ended()
+
+
+# The end in good order.
+
+
+async def test_each_direction_ends_by_itself_and_then_the_channel_is_over(host: Host) -> None:
+    closed: list[str] = []
+    host.traffic.on_close = closed.append
+    side = await host.source()
+    await side.local.send(b"call")
+    side.local.sock.shutdown(socket.SHUT_WR)
+    assert await side.far.next() == data(b"call")
+    assert await side.far.next() == fin(b"call")
+    side.far.send(ack(5), data(b"reply"))
+    assert await side.local.receive(5) == b"reply"
+    side.far.send(fin(b"reply"))
+    assert await side.local.is_closed()
+    assert await side.far.next_of(FrameType.CLOSE)
+    await side.is_over()
+    assert closed == ["ram"]
+    assert host.traffic.failure is None
+
+
+async def test_the_end_that_was_called_answers_what_is_repeated_until_it_hears_close(host: Host) -> None:
+    side = await host.destination()
+    side.local.sock.shutdown(socket.SHUT_WR)
+    side.far.send(data(b"call"), fin(b"call"))
+    assert await side.local.receive(5) == b"call"
+    assert await side.far.next_of(FrameType.FIN) == fin(b"")
+    side.far.send(ack(1))
+    await until(side.carrier.over.is_set)
+    side.far.send(fin(b"call"))
+    assert (await side.far.next_of(FrameType.ACK)).position == 5
+    assert side.far.link.closed_because is None
+    side.far.send(Frame(FrameType.CLOSE, 1))
+    await side.is_over()
+
+
+async def test_libvirtd_at_the_destination_that_closes_first_ends_the_stream_and_is_noted(host: Host) -> None:
+    side = await host.destination("rpc")
+    side.local.sock.shutdown(socket.SHUT_WR)
+    assert await side.far.next_of(FrameType.FIN) == fin(b"")
+    assert host.traffic.closed_here == {"rpc"}
+    side.far.send(ack(1), fin(b""))
+    assert await side.local.is_closed()
+    assert side.carrier.ended.is_set()
+
+
+async def test_a_far_end_that_closes_first_is_not_noted_as_closed_here(host: Host) -> None:
+    side = await host.destination("rpc")
+    side.far.send(fin(b""))
+    assert await side.local.is_closed()
+    side.local.close()
+    await side.far.next_of(FrameType.FIN)
+    assert host.traffic.closed_here == set()
+
+
+async def test_closing_the_agent_resets_what_is_open_and_leaves_nothing(host: Host) -> None:
+    side = await host.source()
+    side.carrier.close()
+    assert "was closed" in reason_of(await side.far.next_of(FrameType.RESET))
+    assert await side.local.is_closed()
+    await side.far.ended()
+
+
+# Channels that are lost.
+
+
+async def test_a_reset_closes_the_socket_and_its_reason_is_kept(host: Host) -> None:
+    side = await host.source()
+    side.far.send(reset(1, "the disk is full"))
+    assert await side.local.is_closed()
+    assert host.traffic.failure == "the disk is full"
+    await side.is_over()
+
+
+async def test_the_first_reason_is_the_cause(host: Host) -> None:
+    first, second = await host.source("disk"), await host.source("rpc")
+    first.far.send(reset(1, "the disk is full"))
+    assert await first.local.is_closed()
+    second.far.send(reset(1, "the migration was stopped"))
+    assert await second.local.is_closed()
+    assert host.traffic.failure == "the disk is full"
+
+
+async def test_a_lost_channel_says_so_at_once_and_keeps_its_socket_for_a_moment(host: Host) -> None:
     lost = asyncio.Event()
-    source.sockets.traffic.on_lost = lost.set
-    local, number = await source.opened()
-    source.gateway.send(reset(number, "the WAN is down"))
+    host.traffic.on_lost = lost.set
+    side = await host.source("disk")
+    side.far.send(reset(1, "the WAN is down"))
     async with asyncio.timeout(SECONDS):
         await lost.wait()
-    with pytest.raises(BlockingIOError):
-        local.sock.recv(1)
-    assert await local.is_closed()
+    assert side.local.has_nothing()
+    assert await side.local.is_closed()
 
 
-async def test_a_link_that_dies_closes_every_socket(source: Source) -> None:
-    opened = [await source.opened(kind) for kind in KINDS]
-    await source.gateway.close()
-    for local, _ in opened:
-        assert await local.is_closed()
-    assert "gateway" in (source.sockets.traffic.failure or "")
+async def test_libvirtd_is_not_left_with_half_a_message_when_its_channel_is_lost(host: Host) -> None:
+    host.traffic.on_lost = lambda: None
+    side = await host.source("rpc")
+    long = message(1, MessageType.REPLY, 1, payload=bytes(1 << 20))
+    for at in range(0, len(long), 1 << 16):
+        side.far.send(data(long[at : at + (1 << 16)], at))
+    await until(lambda: side.carrier._is_writing)
+    side.far.send(reset(1, "the WAN is down"))
+    assert await side.local.receive(len(long)) == long
 
 
-async def test_a_program_that_goes_away_with_bytes_on_the_way_resets_the_channel(source: Source) -> None:
-    local, number = await source.opened()
-    local.close()
-    assert await source.gateway.next() == Frame(FrameType.FIN, number, 0)
-    source.gateway.send(Frame(FrameType.DATA, number, 0, b"too late"))
-    answer = await source.gateway.next()
-    assert answer.type is FrameType.RESET
-    assert "the rpc socket of the other host was closed" in reason_of(answer)
+async def test_bytes_that_are_altered_end_the_channel_at_both_ends_with_their_range(host: Host) -> None:
+    side = await host.destination("disk")
+    side.far.send(data(b"sector"), Frame(FrameType.FIN, 1, 6, bytes(32)))
+    answer = await side.far.next_of(FrameType.RESET)
+    says = "bytes 0 to 6 of the disk channel to host far arrived altered: somebody on the way changed them"
+    assert reason_of(answer) == host.traffic.failure == says
 
 
-async def test_closing_ends_connections_resets_channels_and_removes_the_sockets(source: Source) -> None:
-    waiting = await source.connect("ram")
-    opening = await source.gateway.next()
-    local, number = await source.opened()
-    await source.sockets.close()
-    assert await local.is_closed()
-    assert await waiting.is_closed()
-    answers = [await source.gateway.next() for _ in range(2)]
-    assert {(frame.type, frame.channel) for frame in answers} == {
-        (FrameType.RESET, number),
-        (FrameType.RESET, opening.channel),
-    }
-    assert not source.sockets.directory.exists()
-    await source.sockets.close()
+async def test_a_frame_that_breaks_the_rules_resets_the_channel(host: Host) -> None:
+    side = await host.source()
+    side.far.send(data(b"far away", 2 * CEILING))
+    assert "more bytes arrived than a channel may have under way" in reason_of(await side.far.next_of(FrameType.RESET))
+    assert await side.local.is_closed()
 
 
-async def test_a_channel_that_nobody_accepts_is_given_up(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "ACCEPT_TIMEOUT", 0.05)
-    local = await source.connect()
-    number = (await source.gateway.next()).channel
-    answer = await source.gateway.next()
-    assert (answer.type, answer.channel) == (FrameType.RESET, number)
-    assert await local.is_closed()
-    assert source.sockets.traffic.failure == "the destination did not answer"
+async def test_calls_that_cannot_be_followed_end_the_channel_at_both_ends(host: Host) -> None:
+    side = await host.source("rpc")
+    await side.local.send(bytes(28))
+    answer = await side.far.next_of(FrameType.RESET)
+    assert "none of libvirt's" in reason_of(answer)
+    assert host.traffic.failure == reason_of(answer)
 
 
-async def test_a_channel_that_is_refused_closes_the_connection(source: Source) -> None:
-    local = await source.connect()
-    source.gateway.send(reset((await source.gateway.next()).channel, "no migration m-1 is under way here"))
-    assert await local.is_closed()
-    assert source.sockets.traffic.failure == "no migration m-1 is under way here"
+async def test_a_program_that_goes_away_with_bytes_on_the_way_resets_the_channel(host: Host) -> None:
+    side = await host.destination("disk")
+    side.local.close()
+    assert (await side.far.next_of(FrameType.FIN)).position == 0
+    side.far.send(data(b"too late"))
+    assert "the disk socket of the other host was closed" in reason_of(await side.far.next_of(FrameType.RESET))
+    assert host.traffic.closed_here == {"disk"}
 
 
-async def test_what_a_gateway_opens_on_a_link_that_the_agent_dialled_is_refused(source: Source) -> None:
-    await source.opened()
-    source.gateway.send(Frame(FrameType.OPEN, 99, 0, RPC))
-    answer = await source.gateway.next()
-    assert (answer.type, answer.channel) == (FrameType.RESET, 99)
-    assert "accepts none" in reason_of(answer)
+async def test_a_channel_that_is_reset_before_its_socket_is_connected_closes_it_then(host: Host) -> None:
+    side = host.side("rpc", opens=False)
+    side.far.send(reset(1, "never mind"))
+    await until(side.carrier.ended.is_set)
+    side.connect()
+    assert await side.local.is_closed()
 
 
-async def test_a_gateway_that_cannot_be_reached_closes_the_connection(
-    source: Source, monkeypatch: pytest.MonkeyPatch
+async def test_of_a_channel_that_was_given_up_no_bytes_are_kept_by_whoever_remembers_it(host: Host) -> None:
+    side = await host.source()
+    await side.local.send(bytes(1 << 17))
+    await side.far.data(1 << 17)
+    side.far.send(data(b"behind a gap", 100), reset(1, "over"))
+    await until(side.carrier.over.is_set)
+    assert not side.carrier.channel.outgoing._segments
+    assert not side.carrier.channel.incoming._waiting
+
+
+# Patience.
+
+
+async def test_a_channel_that_nobody_accepts_is_given_up_with_what_is_known_of_the_way(
+    host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def dial(to: Target) -> Link:
-        raise Unreachable(f"{to.name} is away")
+    monkeypatch.setattr(relay, "ACCEPT_TIMEOUT", 0.1)
+    side = host.side("ram", opens=True)
+    side.connect()
+    side.far.send(Frame(FrameType.UNKNOWN, 1, 0, b"host far does not answer"))
+    answer = await side.far.next_of(FrameType.RESET)
+    assert reason_of(answer).startswith("the ram channel to host far was not accepted within")
+    assert reason_of(answer).endswith(": host far does not answer")
+    assert await side.local.is_closed()
 
-    monkeypatch.setattr(relay, "dial", dial)
-    local = await source.connect()
-    assert await local.is_closed()
-    assert source.sockets.traffic.failure == "no gateway of this site answers: gw-1 is away"
 
-
-async def test_gateways_are_tried_in_order_and_one_link_serves_all_channels_while_it_lives(
-    monkeypatch: pytest.MonkeyPatch,
+async def test_one_that_was_accepted_has_the_outage_limit_even_if_it_has_carried_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dialled = []
-    async with wire() as (first, _), wire() as (second, _):
-        given = [first, second]
-
-        async def dial(to: Target) -> Link:
-            dialled.append(to.name)
-            if to.name == "gw-1":
-                raise Unreachable("gw-1 is away")
-            return given.pop(0)
-
-        monkeypatch.setattr(relay, "dial", dial)
-        links = Links([target("gw-1"), target("gw-2")], refuse)
-        muxes = await asyncio.gather(links.to_gateway(), links.to_gateway())
-        assert [mux.link for mux in muxes] == [first, first]
-        assert dialled == ["gw-1", "gw-2"]
-        first.abort("it died")
-        assert (await links.to_gateway()).link is second
-        await links.close()
+    monkeypatch.setattr(relay, "ACCEPT_TIMEOUT", 0.02)
+    side = await host.source()
+    side.far.link.abort("the gateway was killed")
+    await until(lambda: side.carrier.link is None)
+    side.relink()
+    for _ in range(2):  # half a second apart
+        await side.far.next_of(FrameType.OPEN)
+    assert host.traffic.failure is None
 
 
-# At the destination.
+@pytest.mark.parametrize("opens", [True, False])
+async def test_a_channel_of_which_nothing_is_heard_is_given_up_when_the_outage_limit_is_over(
+    host: Host, opens: bool
+) -> None:
+    host.traffic.outage_limit = 0.1
+    side = await (host.source() if opens else host.destination())
+    side.far.link.abort("the WAN is down")
+    assert await side.local.is_closed()
+    says = host.traffic.failure or ""
+    assert says.startswith("nothing was heard on the ram channel to host far for 0 s (")
+    await side.is_over()
 
 
-@asynccontextmanager
-async def destination(path: Path) -> AsyncIterator[tuple[End, Traffic, Links]]:
-    """A host that takes channels of m-1 to `path`, and the gateway that brings them."""
-    traffic = Traffic()
-
-    def incoming(opening: ChannelOpen) -> tuple[str, Traffic]:
-        if opening.migration != "m-1":
-            raise Conflict(f"nobody expects a migration {opening.migration}")
-        return str(path), traffic
-
-    async with wire("host ams-1", "gateway") as (link, gateway):
-        links = Links([], incoming)
-        links.accept(link)
-        yield gateway, traffic, links
-        await links.close()
+async def test_a_channel_of_which_something_is_heard_is_not(host: Host) -> None:
+    host.traffic.outage_limit = 0.1
+    side = await host.source()
+    for _ in range(30):
+        side.far.send(ack(0))
+        await asyncio.sleep(0.01)
+    assert host.traffic.failure is None
 
 
-@asynccontextmanager
-async def listening(path: Path) -> AsyncIterator[asyncio.Queue[Local]]:
-    """A libvirtd of the test: what connects to it."""
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(str(path))
-    server.listen()
-    server.setblocking(False)
-    connections: asyncio.Queue[Local] = asyncio.Queue()
-    accepted = []
-
-    async def accept() -> None:
-        while True:
-            sock, _ = await asyncio.get_running_loop().sock_accept(server)
-            accepted.append(Local(sock))
-            connections.put_nowait(accepted[-1])
-
-    task = asyncio.create_task(accept())
-    yield connections
-    task.cancel()
-    await asyncio.wait([task])
-    server.close()
-    for local in accepted:
-        local.close()
+async def test_silence_is_told_when_it_is_long_and_only_while_a_channel_waits(host: Host) -> None:
+    side = await host.source()
+    heard_at = side.carrier.channel.heard_at
+    assert host.traffic.silent(heard_at + 1.0) is None
+    assert host.traffic.silent(heard_at + 7.0) == 7.0
+    side.far.send(reset(1, "over"))
+    await until(side.carrier.over.is_set)
+    assert host.traffic.silent(heard_at + 7.0) is None
 
 
-async def test_a_channel_is_connected_and_only_then_accepted(directory: Path) -> None:
-    path = directory / "libvirt.sock"
-    async with listening(path) as connections, destination(path) as (gateway, traffic, _):
-        closed: list[str] = []
-        traffic.on_close = closed.append
-        gateway.send(Frame(FrameType.OPEN, 5, 0, RPC))
-        assert await gateway.next() == Frame(FrameType.ACCEPT, 5)
-        local = await connections.get()
-        gateway.send(Frame(FrameType.DATA, 5, 0, b"call"))
-        assert await local.receive(4) == b"call"
-        assert await gateway.next() == Frame(FrameType.ACK, 5, 4)
-        await local.send(b"reply")
-        assert await gateway.next() == Frame(FrameType.DATA, 5, 0, b"reply")
-        gateway.send(Frame(FrameType.ACK, 5, 5), Frame(FrameType.FIN, 5, 4))
-        assert await local.is_closed()
-        local.close()
-        assert await gateway.next() == Frame(FrameType.FIN, 5, 5)
+# Messages of libvirt, and the gate.
+
+
+async def test_whoever_watches_is_told_of_each_message_in_either_direction(host: Host) -> None:
+    wrote: list[int] = []
+    got: list[int] = []
+    host.traffic.on_message_from_libvirtd = lambda each: wrote.append(each.procedure)
+    host.traffic.on_message_to_libvirtd = lambda each: got.append(each.procedure)
+    side = await host.source("rpc")
+    await side.local.send(PREPARE + PING)
+    side.far.send(data(EVENT + EVENT[:5]))
+    assert len(await side.local.receive(len(PONG + EVENT))) == len(PONG + EVENT)
+    await until(lambda: len(got) == 2)
+    assert wrote == [Procedure.DOMAIN_MIGRATE_PREPARE3_PARAMS]
+    assert sorted(got) == [Keepalive.PONG, 400]
+
+
+async def test_more_messages_than_may_wait_for_libvirtd_hold_the_other_agent_back(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "MOST_WAITING", 1 << 20)
+    side = await host.destination("rpc")
+    each = message(1, MessageType.CALL, 1, payload=bytes((1 << 16) - 28))
+    stream = each * 64
+    for at in range(0, len(stream), len(each)):
+        side.far.send(data(each, at))
+    await until(lambda: side.carrier.channel.incoming.received == len(stream))
+    assert side.carrier.channel.incoming.delivered < 3 << 20
+    assert await side.local.receive(len(stream)) == stream
+    await until(lambda: side.carrier.channel.incoming.delivered == len(stream))
+
+
+class Gated:
+    """A destination to which memory, a disk and libvirt's calls come."""
+
+    def __init__(self, rpc: Side, ram: Side, disk: Side) -> None:
+        self.rpc, self.ram, self.disk = rpc, ram, disk
+
+    @classmethod
+    async def on(cls, host: Host) -> Gated:
+        made = cls(await host.destination("rpc"), await host.destination("ram"), await host.destination("disk"))
+        made.rpc.far.send(data(CALL))
+        await until(lambda: made.rpc.carrier.channel.incoming.received == len(CALL))
         await settled()
-        assert closed == ["rpc"]
+        assert made.rpc.local.has_nothing()
+        return made
 
 
-async def test_a_channel_of_a_migration_that_nobody_expects_is_refused_with_the_reason(directory: Path) -> None:
-    async with destination(directory / "nobody") as (gateway, _, _):
-        gateway.send(Frame(FrameType.OPEN, 5, 0, ChannelOpen(migration="m-9").SerializeToString()))
-        answer = await gateway.next()
-        assert (answer.type, answer.channel) == (FrameType.RESET, 5)
-        assert reason_of(answer).endswith("nobody expects a migration m-9")
+async def test_the_guest_arrives_only_when_memory_and_disks_have_arrived_and_are_written(host: Host) -> None:
+    gated = await Gated.on(host)
+    gated.ram.far.send(data(b"pages"), fin(b"pages"))
+    assert await gated.ram.local.receive(6) == b"pages"
+    await settled()
+    assert gated.rpc.local.has_nothing()
+    sectors = bytes(1 << 20)
+    for at in range(0, len(sectors), 1 << 16):
+        gated.disk.far.send(data(sectors[at : at + (1 << 16)], at))
+    gated.disk.far.send(fin(sectors))
+    await until(lambda: gated.disk.carrier.channel.incoming.is_ended)
+    await settled()
+    assert gated.rpc.local.has_nothing()  # QEMU has not taken them
+    assert await gated.disk.local.receive(len(sectors)) == sectors
+    assert await gated.rpc.local.receive(len(CALL)) == CALL
 
 
-@pytest.mark.parametrize("payload", [b"\xff\xff", ChannelOpen(migration="m-1").SerializeToString()])
-async def test_an_opening_that_says_nothing_is_refused(directory: Path, payload: bytes) -> None:
-    async with destination(directory / "nobody") as (gateway, _, _):
-        gateway.send(Frame(FrameType.OPEN, 5, 0, payload))
-        assert (await gateway.next()).type is FrameType.RESET
+async def test_a_call_that_comes_after_everything_has_arrived_is_not_held(host: Host) -> None:
+    rpc, ram = await host.destination("rpc"), await host.destination("ram")
+    ram.far.send(data(b"pages"), fin(b"pages"))
+    assert await ram.local.receive(6) == b"pages"
+    rpc.far.send(data(CALL))
+    assert await rpc.local.receive(len(CALL)) == CALL
 
 
-async def test_a_socket_on_which_nobody_listens_refuses_the_channel(directory: Path) -> None:
-    async with destination(directory / "nobody") as (gateway, _, _):
-        gateway.send(Frame(FrameType.OPEN, 5, 0, RPC))
-        answer = await gateway.next()
-        assert answer.type is FrameType.RESET
-        assert "the destination host refused the channel" in reason_of(answer)
+async def test_a_stream_that_arrived_altered_cancels_the_call(host: Host) -> None:
+    gated = await Gated.on(host)
+    gated.ram.far.send(data(b"pages"), fin(b"pages"))
+    gated.disk.far.send(data(b"sector"), Frame(FrameType.FIN, 1, 6, bytes(32)))
+    assert await gated.rpc.local.receive(len(CALL)) == CANCELLING_CALL
+    assert "arrived altered" in (host.traffic.failure or "")
 
 
-async def test_a_channel_that_is_reset_as_soon_as_it_is_opened_leaves_no_connection(directory: Path) -> None:
-    path = directory / "libvirt.sock"
-    async with listening(path) as connections, destination(path) as (gateway, traffic, _):
-        gateway.send(Frame(FrameType.OPEN, 5, 0, RPC), reset(5, "never mind"))
-        await settled()
-        if not connections.empty():
-            assert await connections.get_nowait().is_closed()
-        assert traffic.open_channels == 0
+async def test_a_stream_that_is_lost_cancels_the_call(host: Host) -> None:
+    gated = await Gated.on(host)
+    gated.disk.far.send(reset(1, "the disk socket of the other host was closed"))
+    assert await gated.rpc.local.receive(len(CALL)) == CANCELLING_CALL
 
 
-async def test_an_agent_that_stops_ends_its_channels_and_does_not_wait_for_anybody(directory: Path) -> None:
-    path = directory / "libvirt.sock"
-    async with listening(path) as connections, destination(path) as (gateway, traffic, links):
-        gateway.send(Frame(FrameType.OPEN, 5, 0, RPC))
-        await gateway.next()
-        local = await connections.get()
-        async with asyncio.timeout(SECONDS):
-            await links.close()
-        assert await local.is_closed()
-        assert traffic.failure == "this agent stops"
+async def test_a_qemu_that_goes_away_cancels_the_call(host: Host) -> None:
+    gated = await Gated.on(host)
+    gated.ram.local.close()
+    gated.ram.far.send(data(b"pages"))
+    assert await gated.rpc.local.receive(len(CALL)) == CANCELLING_CALL
+
+
+async def test_without_a_stream_of_memory_nothing_has_arrived_and_the_call_is_cancelled(host: Host) -> None:
+    rpc = await host.destination("rpc")
+    rpc.far.send(data(CALL))
+    assert await rpc.local.receive(len(CALL)) == CANCELLING_CALL
+
+
+async def test_a_call_that_is_held_is_given_before_the_end_of_its_stream(host: Host) -> None:
+    gated = await Gated.on(host)
+    gated.rpc.far.send(Frame(FrameType.FIN, 1, len(CALL), blake3(CALL).digest()))
+    await settled()
+    assert gated.rpc.local.has_nothing()
+    for side in (gated.ram, gated.disk):
+        side.far.send(fin(b""))
+    assert await gated.rpc.local.receive(len(CALL)) == CALL
+    assert await gated.rpc.local.is_closed()
+
+
+async def test_a_libvirtd_that_has_gone_is_given_nothing_when_the_gate_opens(host: Host) -> None:
+    gated = await Gated.on(host)
+    gated.rpc.local.close()
+    for side in (gated.ram, gated.disk):
+        side.far.send(fin(b""))
+    await until(gated.rpc.carrier.ended.is_set)

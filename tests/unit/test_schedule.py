@@ -282,7 +282,7 @@ def test_channels_of_a_limited_migration_queue_by_its_rate_and_not_by_the_tunnel
 # The rate of the links
 
 
-@pytest.mark.parametrize("rate", [5_000_000, 25_000_000, 75_000_000])
+@pytest.mark.parametrize("rate", [10_000_000, 25_000_000, 75_000_000])
 def test_the_limit_is_the_target_at_the_rate_at_which_links_drain(rate: int) -> None:
     scheduler = Scheduler[str]()
     drain_at(scheduler, rate, 0.0, 1.0, 1, 2)

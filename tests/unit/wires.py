@@ -1,100 +1,181 @@
-"""Links between two ends of one process, and what has come out of them."""
+"""Links without TLS, with a test at their other end."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
-from landbridge.errors import LandbridgeError
-from landbridge.frame import Frame, FrameType
+from landbridge.frame import Frame, FrameType, Payload
 from landbridge.link import Link
 
+# Nothing in a test takes as long.
 SECONDS = 5.0
 
 
+class Plain:
+    """A socket as a link wants it, without TLS."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def receive_into(self, buffer: memoryview) -> int | None:
+        try:
+            return self.sock.recv_into(buffer)
+        except BlockingIOError:
+            return None
+
+    def send(self, data: Payload) -> int | None:
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return None
+
+    def set_receive_buffer(self, size: int) -> None:
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
 class End:
-    """A link's far end: sends what the test says, and keeps what came."""
+    """The receiver of a link, played by a test: it sends what it is told, and keeps what comes."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
-        self.over: LandbridgeError | None = None
-        self._frames: asyncio.Queue[Frame] = asyncio.Queue()
-        self._reading = asyncio.Event()
-        self._reading.set()
-        self._task = asyncio.create_task(self._read())
-
-    async def _read(self) -> None:
-        try:
-            async for frame in self.link.frames():
-                self._frames.put_nowait(frame)
-                await self._reading.wait()
-        except LandbridgeError as error:
-            self.over = error
-
-    def stop_reading(self) -> None:
-        """Leave what comes in the socket."""
-        self._reading.clear()
+        # Why the link was over, each time that this was said.
+        self.reasons: list[str] = []
+        self._out: deque[Frame] = deque()
+        self._came: asyncio.Queue[Frame] = asyncio.Queue()
 
     def send(self, *frames: Frame) -> None:
-        """Send frames, in one piece if they are small."""
-        self.link._writer.write(b"".join(frame.encode() for frame in frames))
+        self._out.extend(frames)
+        self.link.kick()
+
+    @property
+    def unsent(self) -> int:
+        """Frames that the link has not asked for."""
+        return len(self._out)
 
     async def next(self) -> Frame:
-        """The next frame that comes."""
+        """The next frame that comes; its payload as bytes."""
         async with asyncio.timeout(SECONDS):
-            return await self._frames.get()
+            frame = await self._came.get()
+        return Frame(frame.type, frame.channel, frame.position, bytes(frame.payload), bytes(frame.hints))
+
+    async def next_of(self, kind: FrameType) -> Frame:
+        """The next frame of a type; others are left aside."""
+        while (frame := await self.next()).type is not kind:
+            pass
+        return frame
 
     async def data(self, count: int) -> bytes:
-        """The next DATA frames, so many bytes of them in all."""
-        found = b""
-        while len(found) < count:
-            frame = await self.next()
-            assert frame.type is FrameType.DATA, frame
-            found += frame.payload
-        return found
+        """So many bytes of DATA; frames of other types are left aside."""
+        data = b""
+        while len(data) < count:
+            data += bytes((await self.next_of(FrameType.DATA)).payload)
+        return data
 
     async def nothing_comes(self) -> bool:
-        """Whether everything that came was looked at; what was sent before has had the time to come."""
         await settled()
-        return self._frames.empty()
+        return self._came.empty()
 
-    async def ended(self) -> LandbridgeError | None:
-        """Why the link has ended, once it has."""
+    async def ended(self) -> str:
+        """Why the link is over, once it is."""
         async with asyncio.timeout(SECONDS):
-            await asyncio.shield(self._task)
-        return self.over
+            await self.link.closed.wait()
+        return self.link.closed_because or ""
 
-    async def close(self) -> None:
-        """End it."""
-        self._reading.set()
-        self.link.abort("the test is over")
-        await asyncio.wait([self._task])
+    def next_frame(self, link: Link) -> Frame | None:
+        assert link is self.link
+        return self._out.popleft() if self._out else None
+
+    def frame_received(self, link: Link, frame: Frame) -> None:
+        assert link is self.link
+        self._came.put_nowait(frame)
+
+    def link_closed(self, link: Link, reason: str) -> None:
+        assert link is self.link
+        self.reasons.append(reason)
 
 
-async def settled() -> None:
-    """Return when the event loop has had nothing to do but wait, several times over."""
-    for _ in range(20):
-        await asyncio.sleep(0.001)
+def sockets(buffer: int | None = None) -> tuple[socket.socket, socket.socket]:
+    """The two ends of a connection; `buffer` bounds what waits between them, in bytes."""
+    pair = socket.socketpair()
+    for sock in pair:
+        sock.setblocking(False)
+        if buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+    return pair
 
 
-async def streams() -> tuple[
-    tuple[asyncio.StreamReader, asyncio.StreamWriter], tuple[asyncio.StreamReader, asyncio.StreamWriter]
-]:
-    """The two ends of a connection."""
-    one, other = socket.socketpair()
-    return await asyncio.open_connection(sock=one), await asyncio.open_connection(sock=other)
+def wire(name: str = "the other end", *, buffer: int | None = None) -> tuple[Link, End]:
+    """A link that nobody has started yet, by the name of its other end; and that end, which works already."""
+    here, there = sockets(buffer)
+    end = End(Link(Plain(there), "the test's subject"))
+    end.link.start(end)
+    return Link(Plain(here), name), end
 
 
 @asynccontextmanager
-async def wire(near: str = "near", far: str = "far") -> AsyncIterator[tuple[Link, End]]:
-    """A link for the code under test, and its far end for the test."""
-    here, there = await streams()
-    link, end = Link(*here, far), End(Link(*there, near))
+async def linked(name: str = "the other end", *, buffer: int | None = None) -> AsyncIterator[tuple[End, End]]:
+    """Both ends of a link, for as long as the context is open."""
+    link, there = wire(name, buffer=buffer)
+    here = End(link)
+    link.start(here)
     try:
-        yield link, end
+        yield here, there
     finally:
         link.abort("the test is over")
-        await end.close()
-        await settled()
+        there.link.abort("the test is over")
+
+
+async def settled() -> None:
+    """Let everything happen that can happen without time passing."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    """Wait for what tells nobody that it has happened."""
+    async with asyncio.timeout(SECONDS):
+        while not happened():  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(0.001)
+
+
+def _left() -> tuple[set[str], set[asyncio.Task[Any]], list[str]]:
+    loop = asyncio.get_running_loop()
+    timers = [repr(timer) for timer in loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+    tasks = {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+    return set(os.listdir("/proc/self/fd")), tasks, timers  # noqa: PTH208 - it is no directory of files
+
+
+@asynccontextmanager
+async def nothing_left() -> AsyncIterator[None]:
+    """What happens in the context leaves no descriptor, task or timer behind."""
+    files, tasks, timers = _left()
+    yield
+    await settled()
+    files_now, tasks_now, timers_now = _left()
+    assert len(files_now) == len(files)
+    assert tasks_now == tasks
+    assert sorted(timers_now) == sorted(timers)
+
+
+@contextmanager
+def no_exceptions() -> Iterator[None]:
+    """No callback raises: asyncio would only log it."""
+    loop = asyncio.get_running_loop()
+    raised: list[object] = []
+    loop.set_exception_handler(lambda _, context: raised.append(context.get("exception") or context))
+    yield
+    loop.set_exception_handler(None)
+    assert raised == []

@@ -358,11 +358,21 @@ class PrepareRequest(_message.Message):
     MAPPING_FIELD_NUMBER: _builtins.int
     DESTINATION_SITE_FIELD_NUMBER: _builtins.int
     DESTINATION_HOST_FIELD_NUMBER: _builtins.int
+    SOURCE_SITE_FIELD_NUMBER: _builtins.int
+    SOURCE_HOST_FIELD_NUMBER: _builtins.int
+    CHANNEL_SECRET_FIELD_NUMBER: _builtins.int
+    OUTAGE_LIMIT_MS_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     role: Global___Role.ValueType
     domain_xml: _builtins.str
     destination_site: _builtins.str
     destination_host: _builtins.str
+    source_site: _builtins.str
+    source_host: _builtins.str
+    channel_secret: _builtins.bytes
+    """What both agents make tickets for channels from; 32 random bytes, for this migration alone."""
+    outage_limit_ms: _builtins.int
+    """How long the other agent may be silent before this one gives the migration up."""
     @_builtins.property
     def vm(self) -> _types_pb2.Vm: ...
     @_builtins.property
@@ -377,10 +387,14 @@ class PrepareRequest(_message.Message):
         mapping: Global___Mapping | None = ...,
         destination_site: _builtins.str = ...,
         destination_host: _builtins.str = ...,
+        source_site: _builtins.str = ...,
+        source_host: _builtins.str = ...,
+        channel_secret: _builtins.bytes = ...,
+        outage_limit_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mapping", b"mapping", "vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination_host", b"destination_host", "destination_site", b"destination_site", "domain_xml", b"domain_xml", "mapping", b"mapping", "migration", b"migration", "role", b"role", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_secret", b"channel_secret", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_xml", b"domain_xml", "mapping", b"mapping", "migration", b"migration", "outage_limit_ms", b"outage_limit_ms", "role", b"role", "source_host", b"source_host", "source_site", b"source_site", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -474,11 +488,17 @@ class WatchResponse(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
     SUSPENDED_AT_FIELD_NUMBER: _builtins.int
+    SILENT_MS_FIELD_NUMBER: _builtins.int
+    BYTES_REPEATED_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     role: Global___Role.ValueType
     stage: Global___Stage.ValueType
     error: _builtins.str
     """With STAGE_FAILED: the cause, in one sentence."""
+    silent_ms: _builtins.int
+    """For how long nothing has been heard from the other agent; absent while it is heard."""
+    bytes_repeated: _builtins.int
+    """Bytes of streams that were sent more than once."""
     @_builtins.property
     def progress(self) -> _types_pb2.Progress: ...
     @_builtins.property
@@ -497,12 +517,16 @@ class WatchResponse(_message.Message):
         progress: _types_pb2.Progress | None = ...,
         channels: _abc.Iterable[_types_pb2.ChannelBytes] | None = ...,
         suspended_at: _timestamp_pb2.Timestamp | None = ...,
+        silent_ms: _builtins.int | None = ...,
+        bytes_repeated: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "suspended_at", b"suspended_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "progress", b"progress", "silent_ms", b"silent_ms", "suspended_at", b"suspended_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "error", b"error", "migration", b"migration", "progress", b"progress", "role", b"role", "stage", b"stage", "suspended_at", b"suspended_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "bytes_repeated", b"bytes_repeated", "channels", b"channels", "error", b"error", "migration", b"migration", "progress", b"progress", "role", b"role", "silent_ms", b"silent_ms", "stage", b"stage", "suspended_at", b"suspended_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__silent_ms: _TypeAlias = _typing.Literal["silent_ms"]  # noqa: Y015
+    _WhichOneofArgType__silent_ms: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__silent_ms) -> _WhichOneofReturnType__silent_ms | None: ...
 
 Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
 

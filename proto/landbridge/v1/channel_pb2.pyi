@@ -44,28 +44,45 @@ Global___ChannelKind: _TypeAlias = ChannelKind  # noqa: Y015
 
 @_typing.final
 class ChannelOpen(_message.Message):
+    """Each gateway on the way checks what it can: the source's that source_host is who opened the link, the destination's that
+    source_site is at the other end of the tunnel. The destination's agent checks the ticket, which binds all of it.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     MIGRATION_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
+    SOURCE_SITE_FIELD_NUMBER: _builtins.int
+    SOURCE_HOST_FIELD_NUMBER: _builtins.int
     DESTINATION_SITE_FIELD_NUMBER: _builtins.int
+    DESTINATION_HOST_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     kind: Global___ChannelKind.ValueType
     index: _builtins.int
     """Counts the connections of one kind within a migration, from 0."""
+    source_site: _builtins.str
+    source_host: _builtins.str
     destination_site: _builtins.str
+    destination_host: _builtins.str
+    ticket: _builtins.bytes
+    """See landbridge/ticket.py."""
     def __init__(
         self,
         *,
         migration: _builtins.str = ...,
         kind: Global___ChannelKind.ValueType = ...,
         index: _builtins.int = ...,
+        source_site: _builtins.str = ...,
+        source_host: _builtins.str = ...,
         destination_site: _builtins.str = ...,
+        destination_host: _builtins.str = ...,
+        ticket: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination_site", b"destination_site", "index", b"index", "kind", b"kind", "migration", b"migration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination_host", b"destination_host", "destination_site", b"destination_site", "index", b"index", "kind", b"kind", "migration", b"migration", "source_host", b"source_host", "source_site", b"source_site", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

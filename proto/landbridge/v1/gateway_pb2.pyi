@@ -31,6 +31,9 @@ class Site(_message.Message):
     GATEWAY_VERSION_FIELD_NUMBER: _builtins.int
     RTT_MS_FIELD_NUMBER: _builtins.int
     TUNNEL_FIELD_NUMBER: _builtins.int
+    LINKS_UP_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     local: _builtins.bool
     """This gateway's own site."""
@@ -43,6 +46,11 @@ class Site(_message.Message):
     """Round trip to the site's gateway; 0 for the own site."""
     tunnel: _builtins.str
     """State of the tunnel: "up", "down", or "local"."""
+    links_up: _builtins.int
+    """Links of the tunnel that are up, and that there should be."""
+    links: _builtins.int
+    limit: _builtins.int
+    """Bytes per second that the tunnel may use; 0: no limit."""
     def __init__(
         self,
         *,
@@ -54,10 +62,13 @@ class Site(_message.Message):
         gateway_version: _builtins.str = ...,
         rtt_ms: _builtins.int = ...,
         tunnel: _builtins.str = ...,
+        links_up: _builtins.int = ...,
+        links: _builtins.int = ...,
+        limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_version", b"gateway_version", "hosts", b"hosts", "hosts_reachable", b"hosts_reachable", "local", b"local", "name", b"name", "rtt_ms", b"rtt_ms", "tunnel", b"tunnel", "unreachable", b"unreachable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_version", b"gateway_version", "hosts", b"hosts", "hosts_reachable", b"hosts_reachable", "limit", b"limit", "links", b"links", "links_up", b"links_up", "local", b"local", "name", b"name", "rtt_ms", b"rtt_ms", "tunnel", b"tunnel", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -475,3 +486,59 @@ class SettleMigrationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SettleMigrationResponse: _TypeAlias = SettleMigrationResponse  # noqa: Y015
+
+@_typing.final
+class SetLimitRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    migration: _builtins.str
+    site: _builtins.str
+    bytes_per_second: _builtins.int
+    """0: no limit."""
+    links: _builtins.int
+    """With a site: how many links its tunnel should have."""
+    def __init__(
+        self,
+        *,
+        migration: _builtins.str = ...,
+        site: _builtins.str = ...,
+        bytes_per_second: _builtins.int | None = ...,
+        links: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second", "_links", b"_links", "bytes_per_second", b"bytes_per_second", "links", b"links", "migration", b"migration", "site", b"site", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second", "_links", b"_links", "bytes_per_second", b"bytes_per_second", "links", b"links", "migration", b"migration", "site", b"site", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bytes_per_second: _TypeAlias = _typing.Literal["bytes_per_second"]  # noqa: Y015
+    _WhichOneofArgType__bytes_per_second: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__links: _TypeAlias = _typing.Literal["links"]  # noqa: Y015
+    _WhichOneofArgType__links: _TypeAlias = _typing.Literal["_links", b"_links"]  # noqa: Y015
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["migration", "site"]  # noqa: Y015
+    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes_per_second) -> _WhichOneofReturnType__bytes_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__links) -> _WhichOneofReturnType__links | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
+
+Global___SetLimitRequest: _TypeAlias = SetLimitRequest  # noqa: Y015
+
+@_typing.final
+class SetLimitResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetLimitResponse: _TypeAlias = SetLimitResponse  # noqa: Y015

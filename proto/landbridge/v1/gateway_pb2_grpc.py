@@ -84,6 +84,11 @@ class GatewayStub:
                 request_serializer=landbridge_dot_v1_dot_gateway__pb2.SettleMigrationRequest.SerializeToString,
                 response_deserializer=landbridge_dot_v1_dot_gateway__pb2.SettleMigrationResponse.FromString,
                 _registered_method=True)
+        self.SetLimit = channel.unary_unary(
+                '/landbridge.v1.Gateway/SetLimit',
+                request_serializer=landbridge_dot_v1_dot_gateway__pb2.SetLimitRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_gateway__pb2.SetLimitResponse.FromString,
+                _registered_method=True)
 
 
 class GatewayServicer:
@@ -157,6 +162,13 @@ class GatewayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetLimit(self, request, context):
+        """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatewayServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -209,6 +221,11 @@ def add_GatewayServicer_to_server(servicer, server):
                     servicer.SettleMigration,
                     request_deserializer=landbridge_dot_v1_dot_gateway__pb2.SettleMigrationRequest.FromString,
                     response_serializer=landbridge_dot_v1_dot_gateway__pb2.SettleMigrationResponse.SerializeToString,
+            ),
+            'SetLimit': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLimit,
+                    request_deserializer=landbridge_dot_v1_dot_gateway__pb2.SetLimitRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_gateway__pb2.SetLimitResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -481,6 +498,33 @@ class Gateway:
             '/landbridge.v1.Gateway/SettleMigration',
             landbridge_dot_v1_dot_gateway__pb2.SettleMigrationRequest.SerializeToString,
             landbridge_dot_v1_dot_gateway__pb2.SettleMigrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLimit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Gateway/SetLimit',
+            landbridge_dot_v1_dot_gateway__pb2.SetLimitRequest.SerializeToString,
+            landbridge_dot_v1_dot_gateway__pb2.SetLimitResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,8 @@ class GatewayStub:
     """Returns when the wish is recorded; the migration ends when both hosts are clean."""
     SettleMigration: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.SettleMigrationRequest, _gateway_pb2.SettleMigrationResponse]
     """Remove what a completed migration left at the source."""
+    SetLimit: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.SetLimitRequest, _gateway_pb2.SetLimitResponse]
+    """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs."""
 
 @_typing.type_check_only
 class GatewayAsyncStub(GatewayStub):
@@ -71,6 +73,8 @@ class GatewayAsyncStub(GatewayStub):
     """Returns when the wish is recorded; the migration ends when both hosts are clean."""
     SettleMigration: _aio.UnaryUnaryMultiCallable[_gateway_pb2.SettleMigrationRequest, _gateway_pb2.SettleMigrationResponse]  # type: ignore[assignment]
     """Remove what a completed migration left at the source."""
+    SetLimit: _aio.UnaryUnaryMultiCallable[_gateway_pb2.SetLimitRequest, _gateway_pb2.SetLimitResponse]  # type: ignore[assignment]
+    """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs."""
 
 class GatewayServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -150,5 +154,13 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.SettleMigrationResponse, _abc.Awaitable[_gateway_pb2.SettleMigrationResponse]]:
         """Remove what a completed migration left at the source."""
+
+    @_abc_1.abstractmethod
+    def SetLimit(
+        self,
+        request: _gateway_pb2.SetLimitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.SetLimitResponse, _abc.Awaitable[_gateway_pb2.SetLimitResponse]]:
+        """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs."""
 
 def add_GatewayServicer_to_server(servicer: GatewayServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -501,6 +501,7 @@ class Summary(_message.Message):
     BYTES_HYPERVISOR_FIELD_NUMBER: _builtins.int
     BYTES_WAN_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
+    BYTES_REPEATED_FIELD_NUMBER: _builtins.int
     total_ms: _builtins.int
     downtime_ms: _builtins.int
     """From the guest's stop at the source to its start at the destination, by the hosts' clocks less their offset."""
@@ -508,6 +509,8 @@ class Summary(_message.Message):
     """Read from libvirt and QEMU on the source host."""
     bytes_wan: _builtins.int
     """Frames of this migration on the tunnel, both directions, before TLS."""
+    bytes_repeated: _builtins.int
+    """Of them, sent again after a fault."""
     @_builtins.property
     def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelBytes]: ...
     def __init__(
@@ -518,10 +521,11 @@ class Summary(_message.Message):
         bytes_hypervisor: _builtins.int = ...,
         bytes_wan: _builtins.int = ...,
         channels: _abc.Iterable[Global___ChannelBytes] | None = ...,
+        bytes_repeated: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_hypervisor", b"bytes_hypervisor", "bytes_wan", b"bytes_wan", "channels", b"channels", "downtime_ms", b"downtime_ms", "total_ms", b"total_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_hypervisor", b"bytes_hypervisor", "bytes_repeated", b"bytes_repeated", "bytes_wan", b"bytes_wan", "channels", b"channels", "downtime_ms", b"downtime_ms", "total_ms", b"total_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -547,6 +551,8 @@ class Migration(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     FINDINGS_FIELD_NUMBER: _builtins.int
+    SILENT_MS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     vm: _builtins.str
     vm_uuid: _builtins.str
@@ -559,6 +565,10 @@ class Migration(_message.Message):
     """Why it is in this state, in one sentence; empty when all goes as planned."""
     requested_by: _builtins.str
     """SPIFFE URI of who asked for it."""
+    silent_ms: _builtins.int
+    """For how long the destination host has not been heard from the source host; absent while it is."""
+    limit: _builtins.int
+    """Bytes per second that it may use on the WAN; 0: no limit of its own."""
     @_builtins.property
     def requested_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -590,11 +600,15 @@ class Migration(_message.Message):
         progress: Global___Progress | None = ...,
         summary: Global___Summary | None = ...,
         findings: _abc.Iterable[Global___Finding] | None = ...,
+        silent_ms: _builtins.int | None = ...,
+        limit: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "progress", b"progress", "requested_at", b"requested_at", "summary", b"summary", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "ended_at", b"ended_at", "progress", b"progress", "requested_at", b"requested_at", "silent_ms", b"silent_ms", "summary", b"summary", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination_host", b"destination_host", "destination_site", b"destination_site", "ended_at", b"ended_at", "findings", b"findings", "id", b"id", "progress", b"progress", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "source_host", b"source_host", "source_site", b"source_site", "state", b"state", "summary", b"summary", "updated_at", b"updated_at", "vm", b"vm", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "destination_host", b"destination_host", "destination_site", b"destination_site", "ended_at", b"ended_at", "findings", b"findings", "id", b"id", "limit", b"limit", "progress", b"progress", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "silent_ms", b"silent_ms", "source_host", b"source_host", "source_site", b"source_site", "state", b"state", "summary", b"summary", "updated_at", b"updated_at", "vm", b"vm", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__silent_ms: _TypeAlias = _typing.Literal["silent_ms"]  # noqa: Y015
+    _WhichOneofArgType__silent_ms: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__silent_ms) -> _WhichOneofReturnType__silent_ms | None: ...
 
 Global___Migration: _TypeAlias = Migration  # noqa: Y015
