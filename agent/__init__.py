@@ -1,7 +1,8 @@
 """The agent: on each host, it executes what this site's gateways ask for, and moves the bytes of this host's VMs.
 
     service -> source | destination -> hypervisor       what is asked, one end of a migration, who does it
-    relay                                               libvirt's and QEMU's sockets <-> channels to a gateway
+    channels                                            where this host's channels begin and end, and by which gateway
+    relay                                               one channel: a socket of libvirt or QEMU <-> a link to a gateway
     journal                                             what a killed agent left on this host
     main                                                wiring only
 

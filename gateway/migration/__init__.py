@@ -7,5 +7,4 @@ inventory     what is where: hosts, VMs, sites
 coordinator   at the source's site: runs each migration through the table
 succession    which gateway of the site runs which of them, and takes over from one that has died
 incoming      at the destination's site: does what the coordinator of another site asks, for its own migrations
-routes        which channel may exist, and where it leads
 """
