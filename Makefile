@@ -16,6 +16,7 @@ demo: install ## two sites, a busy guest, and its move from one to the other and
 	@$(BIN)/python -m tests.lab.demo
 
 .PHONY: test
+# Two processes share them with PYTEST_ARGS='-n 2 --dist loadfile': each has labs of its own.
 test: install ## all tests, the ones with real hosts and guests last
 	$(BIN)/pytest $(PYTEST_ARGS)
 

@@ -54,6 +54,8 @@ class Gateways:
     def __init__(self, targets: Sequence[Target]) -> None:
         self._targets = list(targets)
         self._first = 0
+        # What keeps channels linked whose migration is over here, and of which the other agent is still to be told that.
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def dial(self) -> Link:
         """A link to a gateway. Raises Unreachable if none answers."""
@@ -70,6 +72,18 @@ class Gateways:
             return link
         self._first = (self._first + 1) % count if count else 0
         raise Unreachable(f"no gateway of this site answers: {'; '.join(failures)}")
+
+    def let_tell(self, keeper: asyncio.Task[None], carrier: Carrier) -> None:
+        """Let a channel that was given up be linked until that was told, or until `close`."""
+        self._telling.add(keeper)
+        keeper.add_done_callback(self._telling.discard)
+        keeper.add_done_callback(lambda _: carrier.close())
+
+    async def close(self) -> None:
+        """The agent stops: nobody is told any more."""
+        for keeper in list(self._telling):
+            keeper.cancel()
+        await asyncio.gather(*self._telling, return_exceptions=True)
 
 
 @dataclass(frozen=True)
@@ -108,9 +122,11 @@ class LocalSockets:
         self.way = Way(directory.name, "", "", "", "", b"")
         self._gateways = gateways
         self._servers: list[socket.socket] = []
+        # Channels that go on to tell the other agent that they are over, when all else here is closed.
+        self._telling: set[Carrier] = set()
         # Connections so far, per kind.
         self._accepted = dict.fromkeys(KINDS, 0)
-        self._keepers: set[asyncio.Task[None]] = set()
+        self._keepers: dict[asyncio.Task[None], Carrier] = {}
 
     def path(self, kind: str) -> str:
         """Where libvirtd or QEMU connects."""
@@ -147,8 +163,8 @@ class LocalSockets:
         carrier = Carrier(channel, kind, self.traffic, name=name)
         carrier.connect(connection)
         task = asyncio.get_running_loop().create_task(self._keep_linked(carrier), name=name)
-        self._keepers.add(task)
-        task.add_done_callback(self._keepers.discard)
+        self._keepers[task] = carrier
+        task.add_done_callback(lambda ended: self._keepers.pop(ended, None))
 
     async def _keep_linked(self, carrier: Carrier) -> None:
         """Give a channel a link, and another one whenever it has lost it, until it is over."""
@@ -181,14 +197,22 @@ class LocalSockets:
         for carrier in self.traffic.carriers:
             if not carrier.ended.is_set():
                 carrier.abandon()
-        if self._keepers:
+        if linked := [task for task, carrier in self._keepers.items() if carrier.link is not None]:
             # The last frames leave, so that the other host hears of the end from us.
-            await asyncio.wait(self._keepers, timeout=2.0)
-        for task in list(self._keepers):
-            task.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+            await asyncio.wait(linked, timeout=2.0)
+        ending = []
+        for task, carrier in list(self._keepers.items()):
+            if carrier.over.is_set() or not carrier.channel.may_be_unknown:
+                task.cancel()
+                ending.append(task)
+            else:
+                del self._keepers[task]
+                self._telling.add(carrier)
+                self._gateways.let_tell(task, carrier)
+        await asyncio.gather(*ending, return_exceptions=True)
         for carrier in self.traffic.carriers:
-            carrier.close()
+            if carrier not in self._telling:
+                carrier.close()
         remove_directory(self.directory)
 
 
@@ -310,8 +334,9 @@ class _Doorman:
 
     def link_closed(self, link: Link, reason: str) -> None:
         """The link is over."""
-        del link, reason
         self._end.cancel()
+        if not self._has_refused:
+            log.warning("link.refused", link=link.name, reason=reason)
         self._incoming.forget_doorman(self)
 
 

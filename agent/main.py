@@ -110,6 +110,7 @@ async def running(settings: AgentSettings, identity: StoredIdentity, hypervisor:
     finally:
         stream.close()
         await moves.close()
+        await gateways.close()
         await incoming.close()
         await server.stop(grace=1.0)
         await asyncio.to_thread(hypervisor.close)

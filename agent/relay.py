@@ -54,6 +54,10 @@ SILENCE = 5.0
 LINGER = 30.0
 # Seconds that the last frames of a channel have to leave before its link is closed.
 FAREWELL = 0.5
+# Seconds for which the end that opened a channel, and has given it up, tries to say so, unless the outage limit is shorter; and since when
+# it must have heard the other end for once to be enough.
+TELLING = 60.0
+HEARD_LATELY = 3.0
 # Seconds between two looks at how long the other agent has been silent.
 TICK = 0.5
 # Bytes of messages that may wait for libvirtd before the other agent is held back: below `landbridge.channel.CEILING`, so that
@@ -154,6 +158,9 @@ class Carrier:
         self._timer: asyncio.TimerHandle | None = None
         self._grace: asyncio.TimerHandle | None = None
         self._leaving: asyncio.TimerHandle | None = None
+        # Until when the other agent is told that the channel was given up; None until it is.
+        self._tells_until: float | None = None
+        self._telling: asyncio.TimerHandle | None = None
         self._ticker = self._loop.call_later(TICK, self._tick)
         traffic.carriers.append(self)
 
@@ -502,6 +509,8 @@ class Carrier:
         """Close the link once the last frames had time to leave, and again if another one has come since."""
         if not self.ended.is_set() or self.channel.state not in {ChannelState.RESET, ChannelState.FINISHED}:
             return
+        if self._goes_on_telling():
+            return
         self.over.set()
         is_known = self.channel.state is ChannelState.RESET or self.channel.may_be_forgotten
         leave_at = self._loop.time() + (FAREWELL if is_known else LINGER)
@@ -509,11 +518,32 @@ class Carrier:
             self._cancel_timers(self._leaving)
             self._leaving = self._loop.call_at(leave_at, self._leave)
 
+    def _goes_on_telling(self) -> bool:
+        """Whether the other agent, which would wait for as long as the outage limit, is still to hear that this is over."""
+        if not self.channel.may_be_unknown:
+            return False
+        now = self._loop.time()
+        if self._tells_until is None:
+            if self.link is not None and now - self.channel.heard_at < HEARD_LATELY:
+                self._tells_until = now
+                return False
+            self._tells_until = now + min(TELLING, self._traffic.outage_limit)
+            self._telling = self._loop.call_at(self._tells_until, self._give_up_telling)
+            if self.link is not None:
+                self.channel.connect(now)
+                self._after()
+        return now < self._tells_until
+
+    def _give_up_telling(self) -> None:
+        log.warning("channel.end_not_told", channel=self.name)
+        self._tells_until = self._loop.time()
+        self._leave_if_done()
+
     def _leave(self) -> None:
         if self.link is not None:
             self.link.close()
-        self._cancel_timers(self._ticker, self._timer, self._leaving)
-        self._timer = self._leaving = None
+        self._cancel_timers(self._ticker, self._timer, self._leaving, self._telling)
+        self._timer = self._leaving = self._telling = None
 
     def _cancel_timers(self, *timers: asyncio.TimerHandle | None) -> None:
         for timer in timers:

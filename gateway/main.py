@@ -24,6 +24,7 @@ from gateway.migration.coordinator import Coordinator
 from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory, RemoteSite
 from gateway.migration.ledger import Ledger
+from gateway.migration.limits import Limits
 from gateway.migration.succession import Succession
 from gateway.remote import AgentRemote, PeerRemote
 from gateway.service.operators import GatewayService
@@ -91,6 +92,8 @@ async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIte
         pump = tunnels.pump
         stack.push_async_callback(pump.close)
         stack.push_async_callback(tunnels.close)
+        limits = Limits(store, tunnels)
+        await limits.look()
         inventory = remotes(settings, identity, stack)
         coordinator = Coordinator(ledger, inventory, tunnels, settings.patience)
 
@@ -103,7 +106,7 @@ async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIte
         ):
             server = aio.server(interceptors=[guard], options=SERVER_OPTIONS)
             if guard is operators:
-                add_GatewayServicer_to_server(GatewayService(coordinator, ledger, inventory, tunnels), server)
+                add_GatewayServicer_to_server(GatewayService(coordinator, ledger, inventory, tunnels, limits), server)
             else:
                 add_PeerServicer_to_server(PeerService(Incoming(ledger, inventory, pump), inventory), server)
             bind(server, address, identity, section)
@@ -112,7 +115,7 @@ async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIte
         tunnels.keep_up()
         coordinator.resume()
         stack.push_async_callback(coordinator.close)
-        succession = Succession(store, ledger, coordinator)
+        succession = Succession(store, ledger, coordinator, limits)
         succession.start()
         stack.push_async_callback(succession.close)
         yield

@@ -1,9 +1,11 @@
-"""What a gateway must not forget: one row per migration, in SQLite or whatever SQLAlchemy reaches by the configured URL.
+"""What a gateway must not forget, in SQLite or whatever SQLAlchemy reaches by the configured URL: one row per migration, and what
+operators have set for the tunnels.
 
 A row is written before the act that it announces, so that a crash finds a record of everything that may have happened.
 
 Several gateways of a site may share one store. Each row of a migration from this site names the gateway that coordinates it, and only
-that gateway can save it: whoever was taken for dead and wakes up again meets TakenOver at its next step, before it acts.
+that gateway can save it: whoever was taken for dead and wakes up again meets TakenOver at its next step, before it acts. What operators
+ask of any gateway (a limit, a cancel) is in columns that `save` does not write.
 `docs/adr/0006-take-over.md` has the reasons.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -61,9 +63,21 @@ migrations = sa.Table(
     sa.Column("vm_under_way", sa.String(36), nullable=True),
     # Counts the writes, for the other gateways to see that there was one.
     sa.Column("revision", sa.BigInteger, nullable=False, server_default="0"),
+    # What it may send over the WAN; 0: no limit. It counts, not the one in `message`, unless it is null: nobody has limited it here.
+    # Only `limit_migration` writes this.
+    sa.Column("bytes_per_second", sa.BigInteger, nullable=True),
     sa.Index("migrations_vm_under_way", "vm_under_way", unique=True),
 )
-_ADDED = ("coordinator", "cancel_wish", "vm_under_way", "revision")
+_ADDED = ("coordinator", "cancel_wish", "vm_under_way", "revision", "bytes_per_second")
+
+# What operators have set for the tunnel to a site, for all gateways of this one. Null: as each gateway's configuration has it.
+tunnels = sa.Table(
+    "tunnels",
+    metadata,
+    sa.Column("site", sa.String(255), primary_key=True),
+    sa.Column("bytes_per_second", sa.BigInteger, nullable=True),
+    sa.Column("links", sa.Integer, nullable=True),
+)
 
 # The gateways that share this store. One that ends in good order removes itself.
 gateways = sa.Table(
@@ -95,6 +109,15 @@ class Row:
         """Take over all that another has."""
         for each in fields(self):
             setattr(self, each.name, getattr(other, each.name))
+
+
+@dataclass(frozen=True)
+class TunnelLimits:
+    """What operators have set for a tunnel; None: nothing, so that the configuration counts."""
+
+    # 0: no limit.
+    bytes_per_second: int | None = None
+    links: int | None = None
 
 
 class Store:
@@ -172,7 +195,7 @@ class Store:
                 return [
                     (
                         Row(
-                            migration=Migration.FromString(found.message),
+                            migration=_migration(found.message, found.bytes_per_second),
                             coordinating=found.coordinating,
                             peer_pending=found.peer_pending,
                             cancel_requested=found.cancel_requested,
@@ -208,6 +231,51 @@ class Store:
             .values(cancel_wish=who, revision=migrations.c.revision + 1)
         )
         await self._write(lambda connection: connection.execute(wish))
+
+    async def limit_migration(self, id_: str, bytes_per_second: int) -> None:
+        """Record what a migration may send over the WAN, for all gateways of this site, whoever coordinates it; 0: no limit."""
+        limit = (
+            migrations.update()
+            .where(migrations.c.id == id_)
+            .values(bytes_per_second=bytes_per_second, revision=migrations.c.revision + 1)
+        )
+        await self._write(lambda connection: connection.execute(limit))
+
+    # Tunnels
+
+    async def limit_tunnel(self, site: str, limits: TunnelLimits) -> None:
+        """Record what is given for the tunnel to a site; what is None stays as it is."""
+        values = {name: value for name, value in asdict(limits).items() if value is not None}
+        update = tunnels.update().where(tunnels.c.site == site).values(**{"site": site, **values})
+        insert = tunnels.insert().values(site=site, **values)
+
+        def write(connection: sa.Connection) -> None:
+            if not connection.execute(update).rowcount:
+                connection.execute(insert)
+
+        try:
+            await self._write(write)
+        except ConfigError as error:
+            if not isinstance(error.__cause__, IntegrityError):
+                raise
+            await self._write(write)  # another gateway has inserted the same row at the same time
+
+    async def forget_tunnel(self, site: str) -> None:
+        """Undo `limit_tunnel`."""
+        gone = tunnels.delete().where(tunnels.c.site == site)
+        await self._write(lambda connection: connection.execute(gone))
+
+    async def tunnel_limits(self) -> dict[str, TunnelLimits]:
+        """What was set for tunnels, by site."""
+
+        def read() -> dict[str, TunnelLimits]:
+            with self._engine.connect() as connection:
+                return {
+                    found.site: TunnelLimits(found.bytes_per_second, found.links)
+                    for found in connection.execute(sa.select(tunnels))
+                }
+
+        return await self._read(read)
 
     # Gateways
 
@@ -282,6 +350,13 @@ class Store:
         """Finish what is being saved, and close all connections."""
         self._worker.shutdown()
         self._engine.dispose()
+
+
+def _migration(message: bytes, bytes_per_second: int | None) -> Migration:
+    migration = Migration.FromString(message)
+    if bytes_per_second is not None:
+        migration.limit = bytes_per_second
+    return migration
 
 
 def _coordinator(connection: sa.Connection, id_: str) -> str | None:

@@ -84,6 +84,7 @@ class Coordinator:
 
     def look(self) -> None:
         """Run what is this gateway's now, stop what is no more, and note what was asked for at another gateway."""
+        self._hold_limits()
         for row in self.ledger.rows():
             run, own = self._runs.get(row.migration.id), self.ledger.is_own(row)
             if own and row.cancel_wish and not row.cancel_requested and state_of(row) in CANCELLABLE:
@@ -192,7 +193,10 @@ class Coordinator:
         return row, removed
 
     async def limit(self, prefix: str, bytes_per_second: int) -> Row:
-        """Limit what a migration may use of the WAN; 0: no limit. Raises Conflict if it has ended or is not ours."""
+        """Limit what a migration may use of the WAN; 0: no limit. Raises Conflict if it has ended or begins at another site.
+
+        Any gateway of this site takes it, and all of them hold it: a channel may go through any of them.
+        """
         row = await self.ledger.find(prefix)
         migration = row.migration
         if not row.coordinating:
@@ -201,12 +205,15 @@ class Coordinator:
             )
         if has_ended(row):
             raise Conflict(f"migration {migration.id} has ended already ({state_of(row).name.lower()})")
-        if not self.ledger.is_own(row):
-            raise Conflict(f"migration {migration.id} is coordinated by gateway {row.coordinator}: ask it to limit it")
-        migration.limit = bytes_per_second
-        await self.ledger.save(row)
-        self.tunnels.set_migration_limit(migration.id, bytes_per_second)
+        await self.ledger.limit(row, bytes_per_second)
+        self._hold_limits()
         return row
+
+    def _hold_limits(self) -> None:
+        rows = (row for row in self.ledger.rows() if row.coordinating and not has_ended(row))
+        self.tunnels.set_migration_limits(
+            {row.migration.id: row.migration.limit for row in rows if row.migration.limit}
+        )
 
     async def close(self) -> None:
         """Stop running; the store has what the next run needs."""
@@ -237,7 +244,6 @@ class Coordinator:
         if row.migration.id in self._runs:
             return
         run = self._runs[row.migration.id] = _Run(row, row.migration.summary.bytes_wan)
-        self.tunnels.set_migration_limit(row.migration.id, row.migration.limit)
         run.task = asyncio.create_task(self._run(run), name=f"migration {row.migration.id}")
 
     def _interrupt(self, row: Row) -> None:
@@ -271,7 +277,7 @@ class Coordinator:
         finally:
             self._runs.pop(row.migration.id, None)
             self.tunnels.pump.wan_bytes.pop(row.migration.id, None)
-            self.tunnels.set_migration_limit(row.migration.id, 0)
+            self._hold_limits()
 
     async def _step(self, run: _Run) -> Outcome | None:
         """Run the step of the present state; None if the operator's wish to cancel has interrupted it."""

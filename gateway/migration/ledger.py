@@ -77,6 +77,9 @@ class Ledger:
             return
         if self.is_own(known) and self.is_own(found):
             known.cancel_wish = found.cancel_wish
+            if known.migration.limit != found.migration.limit:
+                known.migration.limit = found.migration.limit
+                self._tell(known)
         else:
             known.become(found)
             self._unsaved.discard(found.migration.id)
@@ -189,6 +192,11 @@ class Ledger:
     async def wish_cancelled(self, row: Row, who: str) -> None:
         """Have another gateway, which coordinates the row, hear that it is to be cancelled."""
         await self._store.wish_cancelled(row.migration.id, who)
+
+    async def limit(self, row: Row, bytes_per_second: int) -> None:
+        """Limit what a migration may send over the WAN; every gateway of this site reads it with its next `refresh`."""
+        await self._store.limit_migration(row.migration.id, bytes_per_second)
+        await self.refresh()
 
     def changed(self, row: Row) -> None:
         """Tell those who watch a row; for what need not be durable, such as progress."""

@@ -3,6 +3,7 @@
     beat          a counter of this gateway in the store grows
     look          at the counters of the others: one that stands still for EXPIRED by this gateway's own clock is gone
     refresh       what others have written; what was taken from this gateway is noticed here
+    limits        what operators have set at any of them is held here too
     take over     the rows of those that are gone, each by compare-and-set in the store
     coordinator   starts what has come, and stops what has gone
 
@@ -19,6 +20,7 @@ import structlog
 
 from gateway.migration.coordinator import Coordinator
 from gateway.migration.ledger import Ledger, has_ended
+from gateway.migration.limits import Limits
 from gateway.store import Row, Store
 from landbridge.errors import LandbridgeError
 
@@ -67,10 +69,11 @@ class Pulse:
 class Succession:
     """The rounds of one gateway."""
 
-    def __init__(self, store: Store, ledger: Ledger, coordinator: Coordinator) -> None:
+    def __init__(self, store: Store, ledger: Ledger, coordinator: Coordinator, limits: Limits) -> None:
         self._store = store
         self._ledger = ledger
         self._coordinator = coordinator
+        self._limits = limits
         self._pulse = Pulse(EXPIRED)
         self._beat_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
@@ -109,6 +112,7 @@ class Succession:
         beats = await self._store.beats()
         self._pulse.look(beats, now)
         await self._ledger.refresh()
+        await self._limits.look()
         if len(beats) > 1:
             await self._ledger.publish()
         for row in filter(self._is_orphan, self._ledger.rows()):

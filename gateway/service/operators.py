@@ -11,24 +11,32 @@ from certs.guard import caller
 from gateway.migration.coordinator import Coordinator
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger
+from gateway.migration.limits import Limits
 from gateway.migration.preflight import refuses
 from gateway.migration.survey import Survey
+from gateway.store import TunnelLimits
 from gateway.tunnel.tunnels import Tunnels
 from landbridge.errors import LandbridgeError, UsageError
 from landbridge.v1 import gateway_pb2 as pb
 from landbridge.v1 import gateway_pb2_grpc
 from landbridge.v1.types_pb2 import Host
 
+# Of a limit; what the store's columns hold.
+MOST_PER_SECOND = 2**63 - 1
+
 
 class GatewayService(gateway_pb2_grpc.GatewayServicer):
     """What operators ask."""
 
-    def __init__(self, coordinator: Coordinator, ledger: Ledger, inventory: Inventory, tunnels: Tunnels) -> None:
+    def __init__(
+        self, coordinator: Coordinator, ledger: Ledger, inventory: Inventory, tunnels: Tunnels, limits: Limits
+    ) -> None:
         self._coordinator = coordinator
         self._survey = Survey(ledger, inventory)
         self._ledger = ledger
         self._inventory = inventory
         self._tunnels = tunnels
+        self._limits = limits
 
     async def ListSites(self, request: pb.ListSitesRequest, context: Any) -> pb.ListSitesResponse:
         """This site, and those it is joined with."""
@@ -131,16 +139,23 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
 
     async def SetLimit(self, request: pb.SetLimitRequest, context: Any) -> pb.SetLimitResponse:
         """How much of the WAN a migration or a tunnel may use."""
+        rate = request.bytes_per_second if request.HasField("bytes_per_second") else None
+        links = request.links if request.HasField("links") else None
+        if rate is not None and rate > MOST_PER_SECOND:
+            raise UsageError(f"{rate} bytes per second are more than any line carries: give less, or 0 for no limit")
         match request.WhichOneof("target"):
             case "migration":
-                if not request.HasField("bytes_per_second"):
-                    raise UsageError("say how many bytes per second the migration may use; 0: no limit")
-                await self._coordinator.limit(request.migration, request.bytes_per_second)
+                if rate is None or links is not None or request.as_configured:
+                    raise UsageError("say how many bytes per second the migration may use, and no more; 0: no limit")
+                await self._coordinator.limit(request.migration, rate)
+            case "site" if request.as_configured:
+                if (rate, links) != (None, None):
+                    raise UsageError("either set something for a tunnel, or have it as it is configured")
+                await self._limits.reset(request.site)
             case "site":
-                if request.HasField("links"):
-                    self._tunnels.set_links(request.site, request.links)
-                if request.HasField("bytes_per_second"):
-                    self._tunnels.set_limit(request.site, request.bytes_per_second)
+                if (rate, links) == (None, None):
+                    raise UsageError("say what is to change: the bytes per second, or the number of links")
+                await self._limits.set(request.site, TunnelLimits(rate, links))
             case _:
                 raise UsageError("say what is to be limited: a migration, or the tunnel to a site")
         return pb.SetLimitResponse()

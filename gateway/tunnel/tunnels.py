@@ -5,17 +5,24 @@ Channels that begin at this site go through the tunnels that it dials; what come
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import structlog
+
 from certs import tls
 from certs.identity import Identity, Role
 from certs.links import Target
 from certs.store import StoredIdentity
 from gateway.config import MOST_LINKS, GatewayConfig
+from gateway.store import TunnelLimits
 from gateway.tunnel.dial import TunnelDialler
 from gateway.tunnel.pump import Pump
 from gateway.tunnel.routes import SiteRoutes
 from gateway.tunnel.tunnel import Tunnel
-from landbridge.errors import NotFound, UsageError
+from landbridge.errors import NotFound
 from landbridge.link import Link
+
+log = structlog.get_logger()
 
 _MBIT = 125_000
 
@@ -36,14 +43,17 @@ class Tunnels:
             hosts[host.name] = Target(f"host {host.name}", host.stream, context, name)
         self.pump = Pump(SiteRoutes(settings.site, self._outgoing, hosts))
         self._diallers: dict[str, TunnelDialler] = {}
+        # As configured: bytes per second, and links.
+        self._configured = (int(settings.tunnel.limit * _MBIT), settings.tunnel.links)
+        self._migration_limits: dict[str, int] = {}
         for site in settings.sites:
             name = tls.server_name(Role.GATEWAY, site.name, domain)
             context = tls.client_context(identity, site.name)
             who = f"the gateway of site {site.name}"
             targets = [Target(who, address, context, name, is_tunnel=True) for address in site.tunnel]
             tunnel = self._outgoing[site.name] = Tunnel(site.name, who, self.pump)
-            tunnel.set_limit(int(settings.tunnel.limit * _MBIT))
             self._diallers[site.name] = TunnelDialler(tunnel, targets, settings.tunnel.links)
+        self.set_limits({})
 
     def keep_up(self) -> None:
         """Dial, and go on dialling."""
@@ -71,20 +81,27 @@ class Tunnels:
         """Whether the tunnel to a site has a link."""
         return site in self._outgoing and self._outgoing[site].is_up
 
-    def set_limit(self, site: str, bytes_per_second: int) -> None:
-        """Limit what goes to a site. Raises NotFound."""
-        self.to_site(site).tunnel.set_limit(bytes_per_second)
+    def set_limits(self, limits: Mapping[str, TunnelLimits]) -> None:
+        """Limit, grow and shrink the tunnels, by site, as operators have set; what they have not is as it is configured."""
+        rate, links = self._configured
+        for site, dialler in self._diallers.items():
+            wanted = limits.get(site, TunnelLimits())
+            bytes_per_second = rate if wanted.bytes_per_second is None else wanted.bytes_per_second
+            count = links if wanted.links is None else wanted.links
+            if bytes_per_second != dialler.tunnel.limit:
+                dialler.tunnel.set_limit(bytes_per_second)
+                log.info("tunnel.limited", site=site, bytes_per_second=bytes_per_second)
+            if count != dialler.wanted:
+                dialler.set_links(count)
+                log.info("tunnel.resized", site=site, links=count)
 
-    def set_links(self, site: str, links: int) -> None:
-        """Grow or shrink the tunnel to a site. Raises NotFound or UsageError."""
-        if not 1 <= links <= MOST_LINKS:
-            raise UsageError(f"a tunnel has 1 to {MOST_LINKS} links, not {links}")
-        self.to_site(site).set_links(links)
-
-    def set_migration_limit(self, migration: str, bytes_per_second: int) -> None:
-        """Limit what a migration sends from here."""
-        for dialler in self._diallers.values():
-            dialler.tunnel.set_migration_limit(migration, bytes_per_second)
+    def set_migration_limits(self, limits: Mapping[str, int]) -> None:
+        """Limit what migrations send from here, to bytes per second by their id; others have no limit."""
+        for migration in {**self._migration_limits, **limits}:
+            if (limit := limits.get(migration, 0)) != self._migration_limits.get(migration, 0):
+                for dialler in self._diallers.values():
+                    dialler.tunnel.set_migration_limit(migration, limit)
+        self._migration_limits = dict(limits)
 
     async def close(self) -> None:
         """End all of them."""

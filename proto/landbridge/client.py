@@ -245,23 +245,27 @@ class Client:
         migration: str | None = None,
         site: str | None = None,
         links: int | None = None,
+        reset: bool = False,
     ) -> None:
         """Limit what a migration (by its id), or the tunnel to a site, may send over the WAN; at once, also while it runs.
 
         0 bytes per second is no limit. `links` is for a site: how many connections its tunnel is to have.
-        A migration's limit lasts until it ends; a tunnel's, and its links, until the gateway that answers is restarted.
-        UsageError if it does not say what to change, or of what; Conflict if the migration has ended or is not coordinated there.
+        It holds at every gateway of the site within a few seconds, and over their restarts: a migration's limit until it ends, a
+        tunnel's, and its links, until they are set again, or until `reset` has the tunnel as each gateway's configuration has it.
+        UsageError if it does not say what to change, or of what; Conflict if the migration has ended or begins at another site.
         """
         if (migration is None) == (site is None):
             raise UsageError("Say what is to be limited: a migration, or the tunnel to a site.")
         if links is not None and site is None:
             raise UsageError("A migration has no links of its own: name the site whose tunnel is to have them.")
-        if bytes_per_second is None and links is None:
+        if reset and (site is None or bytes_per_second is not None or links is not None):
+            raise UsageError("Only the tunnel to a site can be reset, and not while something is set for it.")
+        if bytes_per_second is None and links is None and not reset:
             raise UsageError("Say what is to change: the bytes per second, or the number of links.")
         for number, bits, what in ((bytes_per_second, 64, "bytes per second"), (links, 32, "links")):
             if number is not None and not 0 <= number < 2**bits:
                 raise UsageError(f"{number} cannot be a number of {what}.")
-        request = api.SetLimitRequest(bytes_per_second=bytes_per_second, links=links)
+        request = api.SetLimitRequest(bytes_per_second=bytes_per_second, links=links, as_configured=reset)
         if migration is not None:
             request.migration = _text(migration)
         if site is not None:

@@ -114,6 +114,16 @@ class Transfer:
             raise LabError(f"the stream was broken on its way, after {self.received} bytes")
         return (self.received - before) / (time.monotonic() - at)
 
+    def rates(self, seconds: float, window: float, step: float) -> list[float]:
+        """The same of each window within the next so many seconds, which begin a step apart."""
+        seen = [(time.monotonic(), self.received)]
+        ends = seen[0][0] + seconds
+        while seen[-1][0] < ends:
+            self.rate(step)
+            seen.append((time.monotonic(), self.received))
+        wide = round(window / step)
+        return [(b - a) / (later - at) for (at, a), (later, b) in zip(seen, seen[wide:], strict=False)]
+
     def finish(self, patience: float) -> float:
         """Send no more than was asked for, wait until all has come out; returns the seconds it took. Raises LabError."""
         if self._total is None:

@@ -4,6 +4,8 @@
               TLS between them and nothing else; both in turns
     link      how much of an emulated WAN (tests/lab) the chain fills, beside one plain TCP stream with BBR, and one with CUBIC,
               from gateway to gateway
+    fault     what comes out while one of the tunnel's links is blackholed, or stalls, which the lab does to the connection that carries
+              most: before, in the lowest second of FAULT_SECONDS with the fault, and after them, when another link has taken its place
     memory    the most resident memory of each of the four processes during a long transfer at a long round trip
 
 One stream of random bytes each, as a channel of kind ram. What is measured comes out of the far end: bytes of the stream, without
@@ -18,8 +20,10 @@ be measured, else null (its figures are null then).
 
     goodput   chain_mb_per_s, plain_mb_per_s, ratio, chain_cpu_s_per_gb, plain_cpu_s_per_gb
     link      rate_mbit_s, rtt_ms, loss_percent, capacity_mbit_s; shares of that: chain, bbr, cubic
+    fault     rate_mbit_s, rtt_ms, fault; Mbit/s: before_mbit_s, lowest_mbit_s, after_mbit_s; shares of before: lowest, after
     memory    rate_mbit_s (0: unlimited), rtt_ms, process, peak_mib
 
+A second begins every tenth of one. A row of `fault` is ok if the lowest share meets `target`, and the one after it AFTER_TARGET.
 MB and GB are powers of ten, MiB of two.
 """
 
@@ -53,6 +57,12 @@ GOODPUT_TARGET = 0.8
 # Of what the link can carry.
 LINK_TARGET = 0.9
 MEMORY_TARGET = 256.0
+# Of what came out before a fault: in its lowest second, and when it is over.
+FAULT_TARGET = 0.667
+AFTER_TARGET = 0.9
+FAULT_RTT = 20.0
+# Seconds: longer than a link may be silent, and another one takes to be dialled and to find its rate.
+FAULT_SECONDS = 8.0
 # Seconds: until TCP has found the line's rate, and for a stream to end once no more is sent.
 WARM_UP = 3.0
 PATIENCE = 120.0
@@ -141,6 +151,46 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """One link of the tunnel fails."""
+
+    type: ClassVar = "fault"
+    title: ClassVar = (
+        f"goodput in Mbit/s while one link of the tunnel fails, at {FAULT_RTT:g} ms, and then at least {AFTER_TARGET:g}"
+    )
+    columns: ClassVar = (
+        ("fault", 12),
+        ("before", 10),
+        ("lowest", 10),
+        ("after", 10),
+        ("share: lowest", 16),
+        ("after", 10),
+    )
+    target: ClassVar = FAULT_TARGET
+
+    rate_mbit_s: float
+    rtt_ms: float
+    fault: str
+    before_mbit_s: float | None
+    lowest_mbit_s: float | None
+    after_mbit_s: float | None
+    lowest: float | None
+    after: float | None
+    failure: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether both targets are met."""
+        return self.lowest is not None and self.lowest >= self.target and (self.after or 0.0) >= AFTER_TARGET
+
+    def cells(self) -> list[str]:
+        """As the table shows it."""
+        rates = (self.before_mbit_s, self.lowest_mbit_s, self.after_mbit_s)
+        shares = (self.lowest, self.after)
+        return [self.fault, *(_said(rate, ".1f") for rate in rates), *(_said(share, ".3f") for share in shares)]
+
+
+@dataclass(frozen=True)
 class Memory:
     """One process during the transfer."""
 
@@ -166,7 +216,8 @@ class Memory:
         return [self.process, line, _said(self.peak_mib, ".0f")]
 
 
-Row = Goodput | Link | Memory
+SECTIONS = ("goodput", "link", "fault", "memory")
+Row = Goodput | Link | Fault | Memory
 
 
 def _said(value: float | None, form: str) -> str:
@@ -228,6 +279,28 @@ def links(plan: Plan, lab: Lab, stage: Stage, sink: Sink, rate: float) -> Iterat
             yield Link(rate, rtt, loss, round(can, 1), ours, bbr, cubic, failure)
 
 
+def faults(plan: Plan, lab: Lab, stage: Stage, sink: Sink, rate: float) -> Iterator[Fault]:
+    """A row for each fault."""
+    lab.set_wan(WanSettings(rate, FAULT_RTT))
+    near, tunnel = stage.source_gateway.site, stage.destination_gateway.address("tunnel").port
+    for name, fail in (("blackholed", lab.wan.block), ("stalled", lab.wan.stall)):
+        try:
+            with chain(stage, sink.path) as started, Transfer(started.inlet, sink) as transfer:
+                time.sleep(WARM_UP)
+                before = transfer.rate(plan.link_seconds)
+                fail(lab.wan.busiest(near, tunnel))
+                lowest = min(transfer.rates(FAULT_SECONDS, 1.0, 0.1))
+                after = transfer.rate(plan.link_seconds)
+        except LabError as error:
+            yield Fault(rate, FAULT_RTT, name, None, None, None, None, None, str(error))
+        else:
+            was, least, now = (round(each * 8 / MB, 1) for each in (before, lowest, after))
+            shares = round(lowest / before, 3), round(after / before, 3)
+            yield Fault(rate, FAULT_RTT, name, was, least, now, *shares)
+        finally:
+            lab.wan.unblock()
+
+
 def memory(plan: Plan, lab: Lab, stage: Stage, sink: Sink, rate: float) -> Iterator[Memory]:
     """A row for each process, on the line of the links and on one without a limit."""
     for limit in (rate, 0.0):
@@ -263,7 +336,11 @@ def rows(plan: Plan, sections: tuple[str, ...], rate: float, name: str) -> Itera
     """All rows of the sections, as they are measured."""
     if Goodput.type in sections:
         yield from goodput(plan)
-    on_wan: dict[str, Callable[[Plan, Lab, Stage, Sink, float], Iterator[Row]]] = {"link": links, "memory": memory}
+    on_wan: dict[str, Callable[[Plan, Lab, Stage, Sink, float], Iterator[Row]]] = {
+        "link": links,
+        "fault": faults,
+        "memory": memory,
+    }
     if wanted := [measure for section, measure in on_wan.items() if section in sections]:
         with lab_stage(name) as (lab, stage, sink):
             for measure in wanted:
@@ -294,16 +371,14 @@ def heading(row: Row) -> str:
 @click.option(
     "--quick", is_flag=True, help="Fewer and shorter: one run, the corners of RTT and loss, less memory traffic."
 )
-@click.option(
-    "--only", multiple=True, type=click.Choice(["goodput", "link", "memory"]), help="Sections; the default is all."
-)
-@click.option("--rate", default=200.0, show_default=True, help="Mbit/s of the WAN per direction, for link and memory.")
+@click.option("--only", multiple=True, type=click.Choice(SECTIONS), help="Sections; the default is all.")
+@click.option("--rate", default=200.0, show_default=True, help="Mbit/s of the WAN per direction, for all but goodput.")
 @click.option("--name", default="tunnel", show_default=True, help="Which lab to build for it.")
 @click.option("--json", "as_json", is_flag=True, help="One object per line and row.")
 @click.option("--check", is_flag=True, help="Exit with 1 where a row falls short of its target.")
 def main(quick: bool, only: tuple[str, ...], rate: float, name: str, *, as_json: bool, check: bool) -> None:
     """Measure and tell."""
-    sections = only or ("goodput", "link", "memory")
+    sections = only or SECTIONS
     shown, short = "", 0
     for row in rows(QUICK if quick else FULL, sections, rate, name):
         short += not row.ok

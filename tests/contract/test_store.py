@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import sqlalchemy as sa
 
-from gateway.store import Row, Store
+from gateway.store import Row, Store, TunnelLimits
 from landbridge.errors import Conflict, TakenOver
 from landbridge.v1.types_pb2 import Migration, MigrationState
 from tests.contract.postgresql import PostgreSQL
@@ -228,6 +228,47 @@ async def test_a_wish_to_cancel_is_not_overwritten_by_the_coordinator(stores: tu
     assert [r.cancel_wish for r, _ in await one.load()] == ["alice"]
 
 
+async def test_what_a_migration_may_send_is_set_by_any_gateway_and_not_overwritten_by_the_coordinator(
+    url: str, stores: tuple[Store, Store]
+) -> None:
+    one, two = stores
+    held = row(1)
+    await one.save(held)
+    before = await one.revisions()
+    await two.limit_migration("00000001", 6_250_000)
+    assert await one.revisions() != before
+    await one.save(held)
+    assert [r.migration.limit for r in await loaded(url)] == [6_250_000]
+    await two.limit_migration("00000001", 0)
+    assert [r.migration.limit for r in await loaded(url)] == [0]
+
+
+async def test_what_is_set_for_a_tunnel_is_there_for_every_gateway_and_after_a_restart(
+    url: str, stores: tuple[Store, Store]
+) -> None:
+    one, two = stores
+    assert await one.tunnel_limits() == {}
+    await one.limit_tunnel("ams", TunnelLimits(bytes_per_second=6_250_000))
+    await two.limit_tunnel("ams", TunnelLimits(links=8))
+    await two.limit_tunnel("lon", TunnelLimits(2**63 - 1, 1))
+    await two.limit_tunnel("ams", TunnelLimits())
+    expected = {"ams": TunnelLimits(6_250_000, 8), "lon": TunnelLimits(2**63 - 1, 1)}
+    assert await one.tunnel_limits() == await two.tunnel_limits() == expected
+    async with opened(url) as again:
+        assert await again.tunnel_limits() == expected
+        await again.limit_tunnel("ams", TunnelLimits(bytes_per_second=0))
+        assert await one.tunnel_limits() == {**expected, "ams": TunnelLimits(0, 8)}
+        await again.forget_tunnel("ams")
+        await again.forget_tunnel("ams")
+    assert list(await one.tunnel_limits()) == ["lon"]
+
+
+async def test_two_gateways_may_set_a_tunnel_for_the_first_time_at_once(stores: tuple[Store, Store]) -> None:
+    for number in range(20):
+        await asyncio.gather(*(store.limit_tunnel(f"site-{number}", TunnelLimits(number)) for store in stores))
+    assert await stores[0].tunnel_limits() == {f"site-{n}": TunnelLimits(n) for n in range(20)}
+
+
 async def test_gateways_that_start_at_once_make_the_tables_once(url: str) -> None:
     opening = [asyncio.to_thread(Store, url, f"gw-{number}") for number in range(4)]
     stores = await asyncio.gather(*opening)
@@ -273,13 +314,15 @@ async def test_a_store_from_before_there_were_several_gateways_is_taken_up(url: 
     with engine.begin() as connection:
         connection.exec_driver_sql(OLD.format(bytes="BYTEA" if "postgresql" in url else "BLOB"))
         connection.exec_driver_sql("CREATE INDEX ix_migrations_requested_at ON migrations (requested_at)")
-        values = (row(1).migration.id, 1, True, True, False, False, "rain", 0, 0, row(1).migration.SerializeToString())
+        before = row(1).migration
+        before.limit = 6_250_000
+        values = (before.id, 1, True, True, False, False, "rain", 0, 0, before.SerializeToString())
         connection.execute(old.insert().values(dict(zip(COLUMNS, values, strict=True))))
     engine.dispose()
     async with opened(url, "gw-1") as store:
         [(found, _)] = await store.load()
-        assert (found.migration, found.cause, found.peer_pending) == (row(1).migration, "rain", True)
-        assert (found.coordinator, found.cancel_wish) == ("", "")
+        assert (found.migration, found.cause, found.peer_pending) == (before, "rain", True)
+        assert (found.coordinator, found.cancel_wish, found.migration.limit) == ("", "", 6_250_000)
         with pytest.raises(TakenOver, match="of no name"):
             await store.save(found)
         assert await store.take_over("00000001", "", 0)

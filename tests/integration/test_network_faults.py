@@ -35,7 +35,7 @@ from tests.integration.story import (
     wait_for_site,
 )
 from tests.lab import Lab, LabError, WanSettings, processes
-from tests.lab.network import Flow, node
+from tests.lab.network import node
 from tests.lab.product import GatewaySeat
 
 pytestmark = pytest.mark.lab
@@ -173,16 +173,9 @@ def stalled(trial: Trial, phase: Phase) -> None:
 def _busiest_link(trial: Trial) -> int:
     """The port at the source's end of the link that carries most just now."""
     source, tunnel = trial.move.source_site, GatewaySeat(trial.move.destination_site, 1).tunnel_port
-
-    def links() -> dict[int, Flow]:
-        flows = trial.lab.wan.flows(tunnel)
-        return {flow.ports[source]: flow for flow in flows if flow.dialled_from(source, tunnel)}
-
-    before = links()
-    assert len(before) >= LINKS, f"the tunnel has {len(before)} links"
-    time.sleep(1)
-    after = links()
-    return max(before.keys() & after.keys(), key=lambda port: after[port].carried - before[port].carried)
+    links = trial.lab.wan.dialled(source, tunnel)
+    assert len(links) >= LINKS, f"the tunnel has {len(links)} links"
+    return trial.lab.wan.busiest(source, tunnel)
 
 
 def flipped(trial: Trial, phase: Phase) -> None:

@@ -29,8 +29,12 @@ NAME = re.compile(r"[a-z][a-z0-9]{0,11}")
 
 
 def name_of(purpose: str) -> str:
-    """A name for a lab of this checkout: runs of tests in two checkouts on one machine stay apart. One letter of purpose."""
-    return f"{purpose}{zlib.crc32(str(SOURCE_DIRECTORY).encode()):08x}"
+    """A name for a lab of this checkout, and of this worker of pytest-xdist: runs of tests on one machine stay apart.
+
+    One letter of purpose.
+    """
+    of = f"{SOURCE_DIRECTORY}{os.environ.get('PYTEST_XDIST_WORKER', '')}"
+    return f"{purpose}{zlib.crc32(of.encode()):08x}"
 
 
 class Lab:

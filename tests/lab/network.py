@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,19 @@ class Wan:
             if said["idle"] <= within and port in {None, said["a_port"], said["b_port"]}
         ]
         return sorted(flows, key=lambda flow: flow.carried, reverse=True)
+
+    def dialled(self, site: str, port: int) -> dict[int, Flow]:
+        """The connections that a site has dialled to this port at the other one, by their ports at the site."""
+        return {flow.ports[site]: flow for flow in self.flows(port) if flow.dialled_from(site, port)}
+
+    def busiest(self, site: str, port: int) -> int:
+        """Of these, the one that carries most just now; it takes a second to see."""
+        before = self.dialled(site, port)
+        time.sleep(1)
+        after = self.dialled(site, port)
+        if not (both := before.keys() & after.keys()):
+            raise LabError(f"site {site} has no connection to port {port} of the other site")
+        return max(both, key=lambda own: after[own].carried - before[own].carried)
 
     def show(self) -> dict[str, Any]:
         """Settings and counters, as the program tells them: rate in bit/s, delay in ns each way, loss as a share."""

@@ -53,8 +53,9 @@ GATEWAYS = ("gw-1", "gw-2")
 # Seconds in which anything awaited here has to happen.
 PATIENCE = 15.0
 
-# Below the range from which the kernel takes ports for outgoing connections.
-_ports = itertools.cycle(range(20_000 + os.getpid() % 97 * 100, 32_000))
+# Below the range from which the kernel takes ports for outgoing connections; each of up to 8 workers of pytest-xdist has its own.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+_ports = itertools.cycle(range(20_000 + os.getpid() % 97 * 80 + _WORKER, 32_000, 8))
 
 
 def free_port(host: str) -> int:
@@ -105,6 +106,12 @@ class HostHypervisor(FakeHypervisor):
         super().arrive(uuid, memory, disks)
         if self.crashes_on_arrival:
             self.destroy(uuid)
+
+    def hasten(self) -> None:
+        """Let the moves that are under way go on as fast as they can."""
+        for guest in self._guests.values():
+            if guest.move is not None:
+                guest.move._rate = 0
 
     def close(self) -> None:
         """The agent gives up its connections; the hypervisor runs on."""
@@ -290,6 +297,23 @@ class Operator:
     async def settle(self, id_: str) -> api.SettleMigrationResponse:
         """Remove what is left."""
         return await self.remote.ask(self._stub.SettleMigration, api.SettleMigrationRequest(id=id_))
+
+    async def limit(
+        self,
+        bytes_per_second: int | None = None,
+        *,
+        migration: str | None = None,
+        site: str | None = None,
+        links: int | None = None,
+        as_configured: bool = False,
+    ) -> None:
+        """Limit a migration, or the tunnel to a site."""
+        request = api.SetLimitRequest(bytes_per_second=bytes_per_second, links=links, as_configured=as_configured)
+        if migration is not None:
+            request.migration = migration
+        if site is not None:
+            request.site = site
+        await self.remote.ask(self._stub.SetLimit, request)
 
     async def watch(self, id_: str) -> AsyncIterator[Migration]:
         """Each change, to the end."""

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+import agent.source
 from agent.hypervisor.base import Presence
+from gateway.migration import incoming
 from gateway.migration.states import State
+from gateway.remote import AgentRemote
+from landbridge.errors import Unreachable
+from landbridge.v1.agent_pb2 import CancelRequest
 from landbridge.v1.types_pb2 import Migration
 from tests.system.sites import TwoSites, eventually
 
@@ -34,6 +39,30 @@ async def test_the_destinations_hypervisor_refuses(two: TwoSites, method: str) -
     id_ = await two.fra.operator.migrate("web-01", "ams")
     ended = await failed(two, id_, vm)
     assert "the moon is full" in ended.reason
+
+
+async def test_a_move_that_ends_while_no_gateway_answers_is_told_to_the_destination_by_its_channels(
+    two: TwoSites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def is_away(*_: object) -> None:
+        raise Unreachable("the host does not answer")
+
+    monkeypatch.setattr(agent.source, "ABORT_PATIENCE", 0.2)
+    # Else the coordinator would tell it.
+    monkeypatch.setattr(incoming.Incoming, "cancel", is_away)
+    vm = two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
+    two.fra.hypervisor.rate = CRAWL
+    id_ = await two.fra.operator.migrate("web-01", "ams")
+    await two.fra.operator.until(id_, State.COPYING_DISKS)
+    await eventually(lambda: two.ams.hypervisor.presence(vm) is Presence.INCOMING)
+    await two.fra.gateway.stop()
+    source = AgentRemote("fra-1", two.fra.addresses["control"], two.fra.identity("gw-1"))
+    await source.ask(source.stub.Cancel, CancelRequest(migration=id_))
+    await source.close()
+    assert two.fra.hypervisor.presence(vm) is Presence.RUNNING
+    assert two.ams.hypervisor.presence(vm) is Presence.INCOMING
+    await two.fra.gateway.start()
+    await eventually(lambda: two.ams.is_clean(vm))
 
 
 @pytest.mark.parametrize("method", ["set_autostart", "move"])

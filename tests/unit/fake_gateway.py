@@ -158,6 +158,8 @@ class FakeGateway(GatewayServicer):
 
     def __init__(self) -> None:
         self.sites: list[api.Site] = []
+        # Limit and links of every tunnel.
+        self.configured = (0, 4)
         self.hosts: list[types.Host] = []
         self.vms: list[types.Vm] = []
         self.unreachable: list[types.Host] = []
@@ -300,6 +302,8 @@ class FakeGateway(GatewayServicer):
             what.append(f"{request.bytes_per_second} B/s")
         if request.HasField("links"):
             what.append(f"{request.links} links")
+        if request.as_configured:
+            what.append("as configured")
         self._hear(" ".join(what), context)
         if request.WhichOneof("target") == "migration":
             found = self._find(request.migration, context)
@@ -314,6 +318,8 @@ class FakeGateway(GatewayServicer):
             site.limit = request.bytes_per_second
         if request.HasField("links"):
             site.links = request.links
+        if request.as_configured:
+            site.limit, site.links = self.configured
         return api.SetLimitResponse()
 
     def _hear(self, what: str, context: grpc.ServicerContext) -> None:

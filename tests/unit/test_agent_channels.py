@@ -125,8 +125,9 @@ async def test_when_no_gateway_answers_it_is_said_of_each(site: Site) -> None:
 class Source:
     """The sockets of a migration at its source."""
 
-    def __init__(self, site: Site, sockets: LocalSockets) -> None:
+    def __init__(self, site: Site, sockets: LocalSockets, gateways: Gateways) -> None:
         self.site = site
+        self.gateways = gateways
         self.sockets = sockets
         self.traffic = sockets.traffic
         self._locals: list[Local] = []
@@ -148,6 +149,7 @@ class Source:
 
     async def close(self) -> None:
         await self.sockets.close()
+        await self.gateways.close()
         for local in self._locals:
             local.close()
         self.site.close()
@@ -162,7 +164,7 @@ async def source(directory: Path, site: Site) -> AsyncIterator[Source]:
             sockets.way = WAY
             make_directory(sockets.directory, OWNER)
             sockets.listen(OWNER)
-            made = Source(site, sockets)
+            made = Source(site, sockets, gateways)
             yield made
             await made.close()
 
@@ -243,6 +245,63 @@ async def test_closing_does_not_wait_for_gateways_that_do_not_answer(source: Sou
     async with asyncio.timeout(1.0):
         await source.sockets.close()
     assert await local.is_closed()
+
+
+async def given_up_without_a_link(source: Source) -> int:
+    """A channel that was open, and is given up while no gateway answers, with all else of its migration; its number."""
+    _, gateway, number = await source.opened()
+    source.site.away = {"gw-1", "gw-2"}
+    gateway.link.abort("it was killed")
+    await until(lambda: len(source.site.dialled) >= 3)
+    async with asyncio.timeout(1.0):
+        await source.sockets.close()
+    assert not source.sockets.directory.exists()
+    return number
+
+
+async def test_a_channel_that_is_given_up_while_no_gateway_answers_is_told_to_the_other_host_later(
+    source: Source,
+) -> None:
+    number = await given_up_without_a_link(source)
+    source.site.away = set()
+    gateway = await source.site.next()
+    assert (await gateway.next()).type is FrameType.OPEN
+    gateway.send(said(FrameType.ACCEPT, number))
+    assert "was closed" in reason_of(await gateway.next_of(FrameType.RESET))
+    # Whether it was heard is asked, until the other host says that it knows of no such channel any more.
+    assert (await gateway.next()).type is FrameType.OPEN
+    gateway.send(reset(number, "the channel was given up"))
+    await gateway.ended()
+    await until(lambda: not source.gateways._telling)
+
+
+async def test_so_is_one_whose_gateway_has_lost_the_other_site(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "HEARD_LATELY", 0.0)
+    _, gateway, _ = await source.opened()
+    closing = asyncio.create_task(source.sockets.close())
+    for _ in range(2):
+        await gateway.next_of(FrameType.OPEN)
+    gateway.send(reset(source.traffic.carriers[0].channel.identity, "the channel was given up"))
+    await closing
+    await gateway.ended()
+
+
+async def test_the_other_host_is_not_told_for_longer_than_it_waits(source: Source) -> None:
+    source.traffic.outage_limit = 0.5
+    await given_up_without_a_link(source)
+    await until(lambda: not source.gateways._telling)
+    dialled = len(source.site.dialled)
+    assert source.traffic.carriers[0].over.is_set()
+    source.site.away = set()
+    await settled()
+    assert len(source.site.dialled) == dialled
+
+
+async def test_an_agent_that_stops_tells_nobody_any_more(source: Source) -> None:
+    await given_up_without_a_link(source)
+    assert source.gateways._telling
+    await source.gateways.close()
+    assert not source.gateways._telling
 
 
 # At the destination.

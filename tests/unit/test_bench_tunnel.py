@@ -9,11 +9,12 @@ import pytest
 from click.testing import CliRunner
 
 from tests.bench import tunnel
-from tests.bench.tunnel import Goodput, Link, Memory, Row, capacity
+from tests.bench.tunnel import Fault, Goodput, Link, Memory, Row, capacity
 
 GOOD: list[Row] = [
     Goodput(400.0, 500.0, 0.8, 4.0, 3.3),
     Link(200, 20, 0.1, 192.9, 0.9, 0.99, 0.2),
+    Fault(200, 20, "stalled", 190.0, 126.8, 171.0, 0.667, 0.9),
     Memory(200, 100, "source agent", 255.9),
 ]
 
@@ -34,6 +35,8 @@ def test_a_row_that_meets_its_target_is_ok(row: Row) -> None:
     [
         Goodput(395.0, 500.0, 0.79, 4.0, 3.3),
         Link(200, 20, 0.1, 192.9, 0.899, 0.99, 0.2),
+        Fault(200, 20, "stalled", 190.0, 126.5, 190.0, 0.666, 1.0),
+        Fault(200, 20, "stalled", 190.0, 190.0, 170.0, 1.0, 0.895),
         Memory(200, 100, "source agent", 256.0),
     ],
     ids=lambda row: row.type,
@@ -48,6 +51,7 @@ def test_a_row_that_misses_it_falls_short(row: Row) -> None:
     [
         Goodput(None, 500.0, None, None, 3.3, "no gateway"),
         Link(200, 20, 0.1, 192.9, None, 0.99, 0.2, "no gateway"),
+        Fault(200, 20, "stalled", None, None, None, None, None, "no gateway"),
         Memory(200, 100, "source agent", None, "no gateway"),
     ],
     ids=lambda row: row.type,
@@ -73,7 +77,13 @@ def test_check_exits_with_1_where_a_row_falls_short_and_prints_all(monkeypatch: 
     found = [Memory(0, 100, "source agent", 300.0), *GOOD]
     code, output = run(monkeypatch, found, "--check", "--json")
     assert code == 1
-    assert [json.loads(line)["type"] for line in output.splitlines()] == ["memory", "goodput", "link", "memory"]
+    assert [json.loads(line)["type"] for line in output.splitlines()] == [
+        "memory",
+        "goodput",
+        "link",
+        "fault",
+        "memory",
+    ]
     assert run(monkeypatch, GOOD, "--check")[0] == 0
     assert run(monkeypatch, found)[0] == 0
 
@@ -83,5 +93,6 @@ def test_a_table_has_a_heading_for_each_section(monkeypatch: pytest.MonkeyPatch)
     assert [line.split(";")[0] for line in output.splitlines() if "target" in line] == [
         "goodput without a WAN limit, MB/s",
         "goodput as a share of what the link can carry",
+        "goodput in Mbit/s while one link of the tunnel fails, at 20 ms, and then at least 0.9",
         "most resident memory at 100 ms",
     ]

@@ -822,6 +822,49 @@ def test_a_reset_ends_both_ends_at_once_with_its_reason() -> None:
         assert frames_of(end) == []
 
 
+def test_an_opener_that_gives_up_without_a_link_opens_again_to_say_so_until_it_hears_the_same() -> None:
+    opener, acceptor = pair()
+    opener.disconnect()
+    opener.reset("nobody waits for it any more")
+    opener.connect(10.0)
+    assert types(frames_of(opener, 10.0)) == [K.OPEN]
+    # What was lost on the way is said again, ever more rarely.
+    opened, now = 1, 10.0
+    while now < 20.0:
+        now = round(now + 0.1, 1)
+        opener.timeout(now)
+        opened += len(frames_of(opener, now))
+    assert 5 < opened < 8
+    # Whoever goes on hears that it is over; that, too, may be lost.
+    opener.timeout(22.0)
+    assert carry(opener, acceptor, 22.0) == []
+    assert give(frames_of(acceptor, 22.0), opener, 22.0) == []
+    assert types(frames_of(opener, 22.0)) == [K.RESET]
+    opener.timeout(24.0)
+    assert carry(opener, acceptor, 24.0) == []
+    assert carry(acceptor, opener, 24.0) == []
+    assert carry(opener, acceptor, 24.0) == [Reset("nobody waits for it any more")]
+    opener.receive_frame(Frame(K.RESET, 7, 0, b"it was given up"), 25.0)
+    assert not opener.may_be_unknown
+    assert opener.next_timeout() is None
+    opener.connect(26.0)
+    assert frames_of(opener, 26.0) == []
+
+
+def test_an_opener_that_gives_up_before_it_was_ever_linked_has_nobody_to_tell() -> None:
+    opener, _ = ends()
+    opener.reset("nobody waits for it any more")
+    assert not opener.may_be_unknown
+
+
+def test_what_the_other_end_has_given_up_need_not_be_told_to_it() -> None:
+    opener, acceptor = pair()
+    acceptor.reset("the disk is full")
+    carry(acceptor, opener)
+    assert not opener.may_be_unknown
+    assert not acceptor.may_be_unknown
+
+
 def test_an_end_that_was_reset_says_so_again_to_whoever_goes_on() -> None:
     opener, acceptor = pair()
     acceptor.reset("the disk is full")

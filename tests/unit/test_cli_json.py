@@ -32,7 +32,7 @@ _FIELDS: dict[type[Message], str] = {
     types.Finding: "code severity message remedy",
     api.PreflightResponse: "vm_uuid source_host destination_host findings passed",
     api.SettleMigrationResponse: "migration removed",
-    api.SetLimitRequest: "migration site bytes_per_second links",
+    api.SetLimitRequest: "migration site bytes_per_second links as_configured",
 }
 
 

@@ -195,14 +195,42 @@ def test_limit_of_a_tunnel_and_its_links(fake: FakeGateway, run: Run) -> None:
     assert run("limit", "--site", "lon", "none")[0] == 3
 
 
+def test_what_was_set_for_a_tunnel_is_undone_by_itself_only(fake: FakeGateway, run: Run) -> None:
+    fake.sites = [api.Site(name="ams", limit=6_250_000, links=8)]
+    for argv in (
+        ["--reset"],
+        [ID, "--reset"],
+        ["--site", "ams", "--reset", "none"],
+        ["--site", "ams", "--reset", "--links", "2"],
+    ):
+        assert run("limit", *argv)[0] == 2
+    assert fake.asked == []
+    assert run("limit", "--site", "ams", "--reset")[:2] == (0, "The tunnel to ams is as gateway.toml has it.\n")
+    assert fake.asked == ["limit ams as configured"]
+
+
 def test_limit_as_json_is_what_was_set(fake: FakeGateway, run: Run) -> None:
     fake.know([copying_memory()])
     fake.sites = [api.Site(name="ams")]
     assert objects(run("limit", ID[:4], "50Mbit/s", "--json")[1]) == [
-        {"type": "limit", "migration": ID, "site": None, "bytes_per_second": 6_250_000, "links": None}
+        {
+            "type": "limit",
+            "migration": ID,
+            "site": None,
+            "bytes_per_second": 6_250_000,
+            "links": None,
+            "as_configured": False,
+        }
     ]
     assert objects(run("limit", "--site", "ams", "--links", "8", "--json")[1]) == [
-        {"type": "limit", "migration": None, "site": "ams", "bytes_per_second": None, "links": 8}
+        {
+            "type": "limit",
+            "migration": None,
+            "site": "ams",
+            "bytes_per_second": None,
+            "links": 8,
+            "as_configured": False,
+        }
     ]
 
 

@@ -118,7 +118,10 @@ def test_a_limit_is_set_for_a_migration_or_a_tunnel(fake: FakeGateway) -> None:
         client.set_limit(125_000_000, site="ams")
         client.set_limit(site="ams", links=8)
         (site,) = client.sites()
-    assert (site.limit, site.links) == (125_000_000, 8)
+        assert (site.limit, site.links) == (125_000_000, 8)
+        client.set_limit(site="ams", reset=True)
+        (site,) = client.sites()
+    assert (site.limit, site.links) == (0, 4)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +136,10 @@ def test_a_limit_is_set_for_a_migration_or_a_tunnel(fake: FakeGateway) -> None:
         {"bytes_per_second": 2**64, "site": "ams"},
         {"links": -1, "site": "ams"},
         {"links": 2**32, "site": "ams"},
+        {"reset": True},
+        {"reset": True, "migration": ID},
+        {"reset": True, "site": "ams", "links": 4},
+        {"reset": True, "site": "ams", "bytes_per_second": 0},
     ],
 )
 def test_a_limit_that_says_too_little_or_too_much_is_a_usage_error(fake: FakeGateway, given: dict[str, Any]) -> None:

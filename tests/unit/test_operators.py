@@ -7,48 +7,63 @@ import pytest
 from gateway.migration.coordinator import Coordinator
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger
+from gateway.migration.limits import Limits
 from gateway.service.operators import GatewayService
+from gateway.store import TunnelLimits
 from gateway.tunnel.tunnels import Tunnels
 from landbridge.errors import UsageError
 from landbridge.v1.gateway_pb2 import SetLimitRequest
 
 
 class Limited:
-    """Stands for the coordinator and the tunnels, and notes what it is told."""
+    """Stands for the coordinator and the limits of tunnels, and notes what it is told."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, str, int]] = []
+        self.told: list[tuple[str, int | TunnelLimits | None]] = []
 
     async def limit(self, migration: str, bytes_per_second: int) -> None:
-        self.told.append(("migration", migration, bytes_per_second))
+        self.told.append((migration, bytes_per_second))
 
-    def set_limit(self, site: str, bytes_per_second: int) -> None:
-        self.told.append(("site", site, bytes_per_second))
+    async def set(self, site: str, limits: TunnelLimits) -> None:
+        self.told.append((site, limits))
 
-    def set_links(self, site: str, links: int) -> None:
-        self.told.append(("links", site, links))
+    async def reset(self, site: str) -> None:
+        self.told.append((site, None))
 
 
-async def told(request: SetLimitRequest) -> list[tuple[str, str, int]]:
+async def told(request: SetLimitRequest) -> list[tuple[str, int | TunnelLimits | None]]:
     limited = Limited()
     service = GatewayService(
-        cast("Coordinator", limited), cast("Ledger", None), cast("Inventory", None), cast("Tunnels", limited)
+        cast("Coordinator", limited),
+        cast("Ledger", None),
+        cast("Inventory", None),
+        cast("Tunnels", None),
+        cast("Limits", limited),
     )
     await service.SetLimit(request, None)
     return limited.told
 
 
 async def test_only_what_is_given_is_changed_and_0_is_given() -> None:
-    assert await told(SetLimitRequest(migration="3f2a", bytes_per_second=0)) == [("migration", "3f2a", 0)]
-    assert await told(SetLimitRequest(site="ams", bytes_per_second=0)) == [("site", "ams", 0)]
-    assert await told(SetLimitRequest(site="ams", links=8)) == [("links", "ams", 8)]
-    assert await told(SetLimitRequest(site="ams", links=8, bytes_per_second=5)) == [
-        ("links", "ams", 8),
-        ("site", "ams", 5),
-    ]
+    assert await told(SetLimitRequest(migration="3f2a", bytes_per_second=0)) == [("3f2a", 0)]
+    assert await told(SetLimitRequest(site="ams", bytes_per_second=0)) == [("ams", TunnelLimits(0))]
+    assert await told(SetLimitRequest(site="ams", links=8)) == [("ams", TunnelLimits(links=8))]
+    assert await told(SetLimitRequest(site="ams", links=8, bytes_per_second=5)) == [("ams", TunnelLimits(5, 8))]
+    assert await told(SetLimitRequest(site="ams", as_configured=True)) == [("ams", None)]
 
 
-@pytest.mark.parametrize("request_", [SetLimitRequest(bytes_per_second=5), SetLimitRequest(migration="3f2a")])
-async def test_a_request_that_names_no_target_or_no_limit_lifts_none(request_: SetLimitRequest) -> None:
+@pytest.mark.parametrize(
+    "request_",
+    [
+        SetLimitRequest(bytes_per_second=5),
+        SetLimitRequest(migration="3f2a"),
+        SetLimitRequest(migration="3f2a", bytes_per_second=5, links=4),
+        SetLimitRequest(migration="3f2a", as_configured=True),
+        SetLimitRequest(migration="3f2a", bytes_per_second=2**63),
+        SetLimitRequest(site="ams"),
+        SetLimitRequest(site="ams", links=8, as_configured=True),
+    ],
+)
+async def test_a_request_that_says_too_little_or_too_much_changes_nothing(request_: SetLimitRequest) -> None:
     with pytest.raises(UsageError):
         await told(request_)

@@ -495,12 +495,15 @@ class SetLimitRequest(_message.Message):
     SITE_FIELD_NUMBER: _builtins.int
     BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
+    AS_CONFIGURED_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     site: _builtins.str
     bytes_per_second: _builtins.int
     """0: no limit."""
     links: _builtins.int
     """With a site: how many links its tunnel should have."""
+    as_configured: _builtins.bool
+    """With a site, and neither of the above: as each gateway's configuration has it."""
     def __init__(
         self,
         *,
@@ -508,10 +511,11 @@ class SetLimitRequest(_message.Message):
         site: _builtins.str = ...,
         bytes_per_second: _builtins.int | None = ...,
         links: _builtins.int | None = ...,
+        as_configured: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second", "_links", b"_links", "bytes_per_second", b"bytes_per_second", "links", b"links", "migration", b"migration", "site", b"site", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second", "_links", b"_links", "bytes_per_second", b"bytes_per_second", "links", b"links", "migration", b"migration", "site", b"site", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second", "_links", b"_links", "as_configured", b"as_configured", "bytes_per_second", b"bytes_per_second", "links", b"links", "migration", b"migration", "site", b"site", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bytes_per_second: _TypeAlias = _typing.Literal["bytes_per_second"]  # noqa: Y015
     _WhichOneofArgType__bytes_per_second: _TypeAlias = _typing.Literal["_bytes_per_second", b"_bytes_per_second"]  # noqa: Y015

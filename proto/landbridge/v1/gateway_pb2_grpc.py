@@ -163,7 +163,8 @@ class GatewayServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetLimit(self, request, context):
-        """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs.
+        """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs. It holds at every gateway of
+        this site within a few seconds, and over their restarts: a migration's until it ends, a tunnel's until it is set again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

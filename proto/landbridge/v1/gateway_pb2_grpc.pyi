@@ -50,7 +50,9 @@ class GatewayStub:
     SettleMigration: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.SettleMigrationRequest, _gateway_pb2.SettleMigrationResponse]
     """Remove what a completed migration left at the source."""
     SetLimit: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.SetLimitRequest, _gateway_pb2.SetLimitResponse]
-    """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs."""
+    """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs. It holds at every gateway of
+    this site within a few seconds, and over their restarts: a migration's until it ends, a tunnel's until it is set again.
+    """
 
 @_typing.type_check_only
 class GatewayAsyncStub(GatewayStub):
@@ -74,7 +76,9 @@ class GatewayAsyncStub(GatewayStub):
     SettleMigration: _aio.UnaryUnaryMultiCallable[_gateway_pb2.SettleMigrationRequest, _gateway_pb2.SettleMigrationResponse]  # type: ignore[assignment]
     """Remove what a completed migration left at the source."""
     SetLimit: _aio.UnaryUnaryMultiCallable[_gateway_pb2.SetLimitRequest, _gateway_pb2.SetLimitResponse]  # type: ignore[assignment]
-    """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs."""
+    """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs. It holds at every gateway of
+    this site within a few seconds, and over their restarts: a migration's until it ends, a tunnel's until it is set again.
+    """
 
 class GatewayServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -161,6 +165,8 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.SetLimitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.SetLimitResponse, _abc.Awaitable[_gateway_pb2.SetLimitResponse]]:
-        """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs."""
+        """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs. It holds at every gateway of
+        this site within a few seconds, and over their restarts: a migration's until it ends, a tunnel's until it is set again.
+        """
 
 def add_GatewayServicer_to_server(servicer: GatewayServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
