@@ -213,9 +213,9 @@ class Carrier:
         if local is None or wants_reading is self._is_reading:
             return
         if wants_reading:
-            self._loop.add_reader(local, self._read_local)
+            self._loop.add_reader(local.fileno(), self._read_local)
         else:
-            self._loop.remove_reader(local)
+            self._loop.remove_reader(local.fileno())
         self._is_reading = wants_reading
 
     def _read_local(self) -> None:
@@ -307,9 +307,9 @@ class Carrier:
             return
         wants_writing = bool(self._for_local)
         if wants_writing and not self._is_writing:
-            self._loop.add_writer(local, self._write_more)
+            self._loop.add_writer(local.fileno(), self._write_more)
         elif not wants_writing and self._is_writing:
-            self._loop.remove_writer(local)
+            self._loop.remove_writer(local.fileno())
         self._is_writing = wants_writing
         if not wants_writing and self._far_end_closed and not self._has_written_all:
             self._end_local_writing(now)
@@ -362,8 +362,8 @@ class Carrier:
             self._grace.cancel()
             self._grace = None
         if self._local is not None:
-            self._loop.remove_reader(self._local)
-            self._loop.remove_writer(self._local)
+            self._loop.remove_reader(self._local.fileno())
+            self._loop.remove_writer(self._local.fileno())
             self._local.close()
             self._local = None
         self._is_reading = self._is_writing = False

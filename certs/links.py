@@ -27,7 +27,7 @@ from certs.identity import Identity
 from certs.store import StoredIdentity
 from landbridge.config import Address
 from landbridge.errors import ConfigError, LandbridgeError, Unreachable
-from landbridge.frame import Payload
+from landbridge.frame import RECORD, Payload
 from landbridge.link import Link
 
 log = structlog.get_logger()
@@ -89,11 +89,18 @@ class TlsConnection:
         return count
 
     def send(self, data: Payload) -> int | None:
-        """Write all of it; None if it does not fit now: the same data must then be given again."""
+        """Write what fits; None if nothing does now: what was not written must be given again, and nothing before it."""
+        # As above: at most one record at a time.
+        send, length, count = self._connection.send, len(data), 0
         try:
-            return self._connection.send(data)
+            if length <= RECORD:
+                return send(data)
+            rest = memoryview(data)
+            while count < length:
+                count += send(rest[count:])
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            return None
+            return count or None
+        return count
 
     def set_receive_buffer(self, size: int) -> None:
         """Have the kernel hold so many bytes, and no more, that were not read yet."""

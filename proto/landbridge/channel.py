@@ -58,7 +58,9 @@ from blake3 import blake3
 from landbridge.errors import AlteredError, ProtocolError
 from landbridge.frame import (
     DIGEST_SIZE,
+    HEADER,
     MAX_RANGES,
+    RECORD,
     Acknowledgement,
     Frame,
     FrameType,
@@ -68,8 +70,9 @@ from landbridge.frame import (
 )
 
 # Bytes of one DATA frame, chosen so that one takes SEGMENT_TIME at the present rate and a frame of another channel need not
-# wait for long. At the upper end, the cost per frame in Python is a few percent of the cost of its bytes (docs/adr/0005).
-SMALLEST_SEGMENT, LARGEST_SEGMENT = 16 << 10, 256 << 10
+# wait for long. With its header it fills whole records of TLS. Of these, 13 are what a UNIX socket of Linux holds (208 KiB): more
+# does not come at once. At the upper end, the cost per frame in Python is a few percent of the cost of its bytes (docs/adr/0005).
+SMALLEST_SEGMENT, LARGEST_SEGMENT = RECORD - HEADER.size, 13 * RECORD - HEADER.size
 SEGMENT_TIME = 0.005
 # Bytes that are sent and not acknowledged, and that wait for a gap to be filled: the memory of one direction of one channel, and
 # more than 1 Gbit/s carries in a round trip of 250 ms.
@@ -173,7 +176,8 @@ class Estimator:
     @property
     def segment(self) -> int:
         """Bytes that the next segment should have."""
-        return min(max(int(self.rate * SEGMENT_TIME), SMALLEST_SEGMENT), LARGEST_SEGMENT)
+        size = int(self.rate * SEGMENT_TIME)
+        return min(max(size - size % RECORD - HEADER.size, SMALLEST_SEGMENT), LARGEST_SEGMENT)
 
     def on_round_trip(self, sample: float) -> None:
         """Take a sample, in seconds, of a segment or a PROBE that was sent once (RFC 6298, section 2)."""
@@ -664,8 +668,10 @@ class Channel:
 
     def next_timeout(self) -> float | None:
         """When to call `timeout`, if nothing happens before."""
-        times = [at for at in (self._patience_ends, self._loss_at) if at is not None]
-        return min(times) if times else None
+        patience_ends, loss_at = self._patience_ends, self._loss_at
+        if patience_ends is None or loss_at is None:
+            return loss_at if patience_ends is None else patience_ends
+        return min(patience_ends, loss_at)
 
     def timeout(self, now: float) -> None:
         """Act on silence; may be called at any time."""

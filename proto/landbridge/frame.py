@@ -24,6 +24,8 @@ from landbridge.errors import ProtocolError
 
 VERSION = 2
 HEADER = struct.Struct("!BBHIQQ")
+# A TLS record: what OpenSSL writes at once, and a small one costs nearly as much as a full one.
+RECORD = 16 << 10
 # Hints and all: 256 KiB of a stream, a digest, and the hints to it.
 MAX_HINTS = 16 << 10
 MAX_PAYLOAD = (256 << 10) + MAX_HINTS + 32
@@ -72,6 +74,7 @@ class FrameType(IntEnum):
 # Frames that carry bytes of a stream, and grow with it; they wait for each other on the way.
 BULK_TYPES = frozenset({FrameType.DATA, FrameType.DATA_CHECKED, FrameType.FIN, FrameType.PROBE})
 LINK_TYPES = frozenset({FrameType.PING, FrameType.PONG})
+_TYPES = {int(each): each for each in FrameType}
 _MAX_PAYLOADS = {
     FrameType.OPEN: MAX_SMALL_PAYLOAD,
     FrameType.ACCEPT: MAX_SMALL_PAYLOAD,
@@ -255,10 +258,9 @@ def _checked_type(version: int, kind: int, hints: int, length: int, channel: int
         raise ProtocolError(
             f"a frame of version {version} arrived, and this end speaks version {VERSION}; update the older end"
         )
-    try:
-        frame_type = FrameType(kind)
-    except ValueError:
-        raise ProtocolError(f"a frame of unknown type {kind} arrived; update the older end") from None
+    frame_type = _TYPES.get(kind)
+    if frame_type is None:
+        raise ProtocolError(f"a frame of unknown type {kind} arrived; update the older end")
     if hints > min(length, MAX_HINTS) or (hints and frame_type not in _HINTED):
         raise ProtocolError(f"a {frame_type.name} frame with {hints} bytes of hints arrived; the link is closed")
     if length > _MAX_PAYLOADS.get(frame_type, 0):

@@ -14,7 +14,7 @@ from collections import deque
 from typing import Protocol
 
 from landbridge.errors import LandbridgeError
-from landbridge.frame import Frame, FrameDecoder, FrameType, Payload, Pool
+from landbridge.frame import HEADER, RECORD, Frame, FrameDecoder, FrameType, Payload, Pool
 
 # Seconds between two PINGs, and for how long nothing may come before a link counts as dead. A frame that TCP has to send twice
 # over a bad line is late by one or two of its timeouts, of 0.2 to 1 s each.
@@ -26,8 +26,6 @@ SUSPICION = 0.5
 SIGN_OF_LIFE = 4096
 # Bytes read or written before other callbacks of the loop have their turn.
 TURN = 1 << 20
-# A TLS record: what OpenSSL writes at once, and a small one costs nearly as much as a full one.
-RECORD = 16 << 10
 
 
 class Connection(Protocol):
@@ -172,12 +170,13 @@ class Link:
         if frame is None:
             return False
         self._being_sent = frame
-        head = b"".join((frame.header(), frame.hints))
-        room = max(RECORD - len(head), 0)
-        payload = memoryview(frame.payload)
-        # The head shares a record with the payload's first bytes, and the rest is written from where it is.
-        self._chunks.append(head + bytes(payload[:room]))
-        if len(payload) > room:
+        room = max(RECORD - HEADER.size - len(frame.hints), 0)
+        if len(frame.payload) <= room:
+            self._chunks.append(frame.encode())
+        else:
+            # The head shares a record with the payload's first bytes, and the rest is written from where it is.
+            payload = memoryview(frame.payload)
+            self._chunks.append(b"".join((frame.header(), frame.hints, payload[:room])))
             self._chunks.append(payload[room:])
         return True
 
@@ -196,7 +195,8 @@ class Link:
     @property
     def is_suspect(self) -> bool:
         """Whether its other end is late with an answer; other links are the better choice then."""
-        return self._late(self._loop.time()) > SUSPICION + 4 * (self.round_trip or 0.0)
+        # A round trip is short beside the time between two PINGs: mostly none is unanswered.
+        return bool(self._pings) and self._late(self._loop.time()) > SUSPICION + 4 * (self.round_trip or 0.0)
 
     def _late(self, now: float) -> float:
         """Seconds since the oldest PING that was not answered."""

@@ -31,7 +31,7 @@ from landbridge.channel import (
     Reset,
 )
 from landbridge.errors import AlteredError, ProtocolError
-from landbridge.frame import MAX_RANGES, Acknowledgement, Frame, FrameType, reason_of
+from landbridge.frame import HEADER, MAX_RANGES, RECORD, Acknowledgement, Frame, FrameType, reason_of
 
 K = FrameType
 # Seconds for a frame to reach the other end, and after which one that was overtaken counts as lost then.
@@ -39,6 +39,8 @@ TRIP = 0.05
 OVERDUE = LOSS_DELAY[0]
 # Later than that, and before there would be a PROBE.
 LATE = OVERDUE + 0.01
+# Bytes of a frame, of which several make a checkpoint.
+PIECE = 256 << 10
 
 
 def frames_of(channel: Channel, now: float = 0.0) -> list[Frame]:
@@ -302,10 +304,12 @@ def test_no_more_is_under_way_than_the_ceiling_and_what_is_freed_is_used_in_whol
     while room := opener.room:
         opener.send_data(bytes(room), 0.0)
         opener.next_frame(0.0)
-    assert opener.outgoing.position == CEILING
-    opener.receive_frame(ack(SMALLEST_SEGMENT - 1, CEILING), 1.0)
+    sent = opener.outgoing.position
+    assert CEILING - SMALLEST_SEGMENT < sent <= CEILING
+    gap = SMALLEST_SEGMENT - (CEILING - sent)
+    opener.receive_frame(ack(gap - 1, sent), 1.0)
     assert opener.room == 0
-    opener.receive_frame(ack(SMALLEST_SEGMENT, CEILING), 1.0)
+    opener.receive_frame(ack(gap, sent), 1.0)
     assert opener.room == SMALLEST_SEGMENT
 
 
@@ -321,8 +325,8 @@ def test_the_number_of_segments_under_way_is_bounded_however_small_they_are() ->
 
 def test_a_sender_who_ignores_the_ceiling_is_refused() -> None:
     incoming = Incoming()
-    for position in range(LARGEST_SEGMENT, CEILING, LARGEST_SEGMENT):
-        incoming.receive(data(position, bytes(LARGEST_SEGMENT)))
+    for position in range(PIECE, CEILING, PIECE):
+        incoming.receive(data(position, bytes(PIECE)))
     incoming.receive(Frame(K.FIN, 7, CEILING, bytes(32)))
     with pytest.raises(ProtocolError, match="under way"):
         incoming.receive(data(CEILING + 1, b"x"))
@@ -346,18 +350,18 @@ def test_a_sender_of_countless_gaps_fills_only_so_much_memory_and_still_gets_thr
 def test_a_digest_goes_with_the_data_at_checkpoints_and_with_the_end() -> None:
     opener, acceptor = pair()
     sent, checked = blake3(), []
-    for number in range(CHECKPOINT // LARGEST_SEGMENT + 1):
-        piece = bytes([number]) * LARGEST_SEGMENT
+    for number in range(CHECKPOINT // PIECE + 1):
+        piece = bytes([number]) * PIECE
         sent.update(piece)
         [frame] = send(opener, piece)
         if frame.type is K.DATA_CHECKED:
             checked.append(number)
             assert frame.payload == piece + sent.digest()
         assert give([frame], acceptor) == [Data(piece)]
-    assert checked == [CHECKPOINT // LARGEST_SEGMENT - 1]
+    assert checked == [CHECKPOINT // PIECE - 1]
     opener.send_eof(0.0)
     [fin] = frames_of(opener)
-    assert (fin.type, fin.position, fin.payload) == (K.FIN, CHECKPOINT + LARGEST_SEGMENT, sent.digest())
+    assert (fin.type, fin.position, fin.payload) == (K.FIN, CHECKPOINT + PIECE, sent.digest())
     assert give([fin], acceptor) == [EndOfData()]
 
 
@@ -374,11 +378,11 @@ def test_an_altered_byte_is_found_at_the_next_digest_and_the_error_says_between_
     at: int, found: tuple[int, int]
 ) -> None:
     opener, acceptor = pair()
-    pieces = [bytes(LARGEST_SEGMENT)] * (2 * CHECKPOINT // LARGEST_SEGMENT) + [bytes(100)]
+    pieces = [bytes(PIECE)] * (2 * CHECKPOINT // PIECE) + [bytes(100)]
     frames = send(opener, *pieces)
     opener.send_eof(0.0)
     frames += frames_of(opener)
-    number, offset = divmod(at, LARGEST_SEGMENT)
+    number, offset = divmod(at, PIECE)
     frames[number] = altered(frames[number], offset)
     with pytest.raises(AlteredError, match=f"bytes {found[0]} to {found[1]} arrived altered") as caught:
         give(frames, acceptor)
@@ -1046,7 +1050,7 @@ def test_segments_grow_and_shrink_with_the_rate_at_which_bytes_are_delivered() -
     for step in range(20):
         estimator.on_delivered(step * 2_000_000, step / 10)
     assert estimator.rate == pytest.approx(20e6)
-    assert estimator.segment == 100_000
+    assert estimator.segment == 6 * RECORD - HEADER.size  # whole records of TLS, in 100,000 bytes
     for step in range(20, 40):
         estimator.on_delivered(step * 20_000_000, step / 10)
     assert estimator.segment == LARGEST_SEGMENT

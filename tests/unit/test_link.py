@@ -11,8 +11,8 @@ import pytest_asyncio
 
 from landbridge import link as module
 from landbridge.errors import ProtocolError
-from landbridge.frame import Frame, FrameType, Payload
-from landbridge.link import RECORD, SIGN_OF_LIFE, TURN, Link
+from landbridge.frame import RECORD, Frame, FrameType, Payload
+from landbridge.link import SIGN_OF_LIFE, TURN, Link
 from tests.unit.wires import SECONDS, End, Plain, linked, no_exceptions, nothing_left, settled, sockets, until, wire
 
 
