@@ -14,8 +14,9 @@
     │   └── PermissionDenied     exit 6   PERMISSION_DENIED
     ├── PeerError                the other site
     │   ├── Unreachable          exit 7   UNAVAILABLE
-    │   └── ProtocolError        exit 8   DATA_LOSS
-    │       └── AlteredError     exit 8   DATA_LOSS
+    │   ├── ProtocolError        exit 8   DATA_LOSS
+    │   │   └── AlteredError     exit 8   DATA_LOSS
+    │   └── OutOfStep            exit 8   DATA_LOSS
     ├── HostError                an agent or its hypervisor
     │   ├── HostUnreachable      exit 7   UNAVAILABLE
     │   └── HypervisorError      exit 9   UNKNOWN
@@ -177,6 +178,13 @@ class AlteredError(ProtocolError):
     def end(self) -> int:
         """The offset after the last that may differ."""
         return int(self.details.get("end", 0))
+
+
+class OutOfStep(PeerError):  # noqa: N818 - see NotFound
+    """What two gateways remember of each other's pages is not the same; they forget it and go on."""
+
+    code = "out-of-step"
+    grpc_status = "DATA_LOSS"
 
 
 class HostError(LandbridgeError):

@@ -1,0 +1,211 @@
+"""A frame's payload -> blob -> the same payload at the other gateway. A blob is decoded alone, whatever was lost or reordered.
+
+    1  cut       hints, as far as the bytes agree with them, tell pages from the rest (skeleton)
+    2  classify  each page is zero | the same as an earlier one here | one that the other gateway has | one that has hardly
+                 changed since a version that it has | new, and compressible or not
+    3  log       what is sent as a delta or whole gets serials; once acknowledged, it may be referred to
+    4  pack      columns of like bytes, each compressed unless that does not help
+
+What a blob is made of says `blob`.
+
+What a decoder is given may be hostile. Before a column is expanded its size is known from what came before it, and all sizes follow
+from a payload of at most MAX_PAYLOAD; every index is checked. A blob that breaks a rule raises ProtocolError. One that keeps them but
+refers to what is not held here, or comes out with another checksum, raises OutOfStep: nothing of it is kept then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.stream import delta
+from gateway.stream.blob import HEAD, VERSION, Column, Head, What
+from gateway.stream.classify import History, Rows, Sorted, digests_of, keys_of, references_of, rows_of
+from gateway.stream.compress import Compressor, Expander, from_planes, from_steps
+from gateway.stream.page_log import Numbers, Pages, digest
+from gateway.stream.skeleton import TOLD_SIZE, Skeleton
+from gateway.stream.tally import Counts, Tally
+from landbridge.errors import OutOfStep, ProtocolError
+from landbridge.frame import Payload
+from landbridge.hints import PAGE, SIZES, Kind
+
+_NUMBER = np.dtype("<u8")
+# SHAPE is compressed if what else is sent is less than so many times as long.
+SMALL_SHAPE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """What goes on the wire instead of a payload and its hints."""
+
+    blob: bytes
+    tally: Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A payload again; and the serials of the other gateway's pages that came with it: the first one, and how many."""
+
+    payload: memoryview
+    first: int
+    logged: int
+
+
+# Encoding
+
+
+class Encoder:
+    """Payloads in, blobs out. Its owner is the history's."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._zstd = Compressor()
+
+    def encode(self, payload: memoryview, hints: Payload, *, vm: int, domain: int, level: int) -> Coded | None:
+        """The blob of a payload of at most MAX_PAYLOAD bytes, at a level of compress.LEVELS; None: send the payload as it is.
+
+        `vm` and `domain` are u64. Nothing of `payload` is kept. Pages of random bytes are logged as all others, though sending them as they
+        are would take a fifth of the time: a guest that changes a word of one would have to send all of it again.
+        """
+        # First: the bytes are near then for all that follows.
+        checksum = digest(payload)
+        skeleton = Skeleton.of(payload, hints)
+        pages, keys = skeleton.pages(payload), keys_of(vm, skeleton.keys)
+        sorted_pages = Sorted(self._history, pages, keys, domain)
+        first, logged = sorted_pages.log()
+        what = sorted_pages.what
+        columns: list[Payload] = [skeleton.encode() + what.tobytes(), skeleton.rest(payload), *sorted_pages.columns()]
+        flags, parts = self._packed(columns, level)
+        sizes = [len(part) for part in parts]
+        if not logged and HEAD.size + sum(sizes) >= len(payload):
+            return None
+        counts = skeleton.runs, len(what), logged
+        head = HEAD.pack(VERSION, flags, *counts, len(payload), checksum, vm, domain, first, *sizes)
+        return Coded(b"".join([head, *parts]), _tally(skeleton, what, sizes))
+
+    def _packed(self, columns: list[Payload], level: int) -> tuple[int, list[Payload]]:
+        """Which of the columns are compressed, as bits, and all of them as they are sent."""
+        packed = [None, *(self._zstd.compress(column, level) for column in columns[Column.REST : Column.RAWS])]
+        packed.append(self._zstd.compress_unlikely(columns[Column.RAWS], level))
+        parts = [column if small is None else small for column, small in zip(columns, packed, strict=True)]
+        if len(columns[Column.SHAPE]) * SMALL_SHAPE > sum(map(len, parts)):
+            packed[Column.SHAPE] = self._zstd.compress(columns[Column.SHAPE], level)
+            parts[Column.SHAPE] = packed[Column.SHAPE] or columns[Column.SHAPE]
+        return sum((small is not None) << index for index, small in enumerate(packed)), parts
+
+
+def _tally(skeleton: Skeleton, what: NDArray[np.uint8], sizes: Sequence[int]) -> Tally:
+    """Of a blob whose columns have these sizes."""
+    count = what.tobytes().count
+    zero_records = skeleton.zero_records * SIZES[Kind.ZERO]
+    stream = Counts(
+        zero=count(What.ZERO) * PAGE + zero_records,
+        duplicate=(count(What.REPEAT) + count(What.REFERENCE)) * PAGE,
+        delta=count(What.DELTA) * PAGE,
+        compressed=count(What.LITERAL) * PAGE,
+        incompressible=count(What.RAW) * PAGE,
+        rest=skeleton.length - len(what) * PAGE - zero_records,
+    )
+    wire = Counts(
+        duplicate=sizes[Column.DUPLICATES],
+        delta=sizes[Column.DELTAS],
+        compressed=sizes[Column.LITERALS],
+        incompressible=sizes[Column.RAWS],
+        rest=HEAD.size + sizes[Column.SHAPE] + sizes[Column.REST],
+    )
+    return Tally(stream, wire)
+
+
+# Decoding
+
+
+class Decoder:
+    """Blobs in, payloads out. Its owner is the history's."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._zstd = Expander()
+
+    def decode(self, blob: memoryview) -> Decoded:
+        """The payload of a blob. Raises ProtocolError, or OutOfStep; see above."""
+        head = Head.of(blob)
+        skeleton, what = self._shape(head)
+        count = np.bincount(what, minlength=What.ALL).tolist()
+        rest = head.column(self._zstd, Column.REST, skeleton.rest_size)
+        duplicates = head.column(self._zstd, Column.DUPLICATES, 8 * count[What.REFERENCE] + count[What.REPEAT])
+        references = _from_told(duplicates[: 8 * count[What.REFERENCE]])
+        repeated = np.frombuffer(duplicates, np.uint8, offset=8 * count[What.REFERENCE]).astype(np.intp)
+        if (repeated >= (what == What.REPEAT).nonzero()[0]).any() or (what[repeated] == What.REPEAT).any():
+            raise ProtocolError("a coded frame has pages that repeat what is not before them")
+        deltas = head.column(self._zstd, Column.DELTAS, (8 + PAGE) * count[What.DELTA])
+        bases = _from_told(deltas[: 8 * count[What.DELTA]])
+        # Expanded before the log is asked, so that a blob that breaks a rule is told from one that is out of step.
+        literals, raws = (
+            head.column(self._zstd, column, PAGE * count[kind])
+            for column, kind in ((Column.LITERALS, What.LITERAL), (Column.RAWS, What.RAW))
+        )
+        sent = {
+            What.REFERENCE: self._read(references),
+            What.DELTA: delta.difference(_as_pages(deltas[8 * count[What.DELTA] :]), self._read(bases)),
+            What.LITERAL: _as_pages(literals),
+            What.RAW: _as_pages(raws),
+        }
+        pages = _joined(what, sent)
+        if len(repeated):
+            pages[what == What.REPEAT] = pages[repeated]
+        payload = skeleton.payload(pages, rest)
+        if digest(payload) != head.checksum:
+            raise OutOfStep("a coded frame came out with another checksum than it was sent with")
+        self._log(head, pages, keys_of(head.vm, skeleton.keys), what, references, repeated)
+        return Decoded(payload, head.first, head.logged)
+
+    def _shape(self, head: Head) -> tuple[Skeleton, NDArray[np.uint8]]:
+        """The runs, and what became of each page."""
+        shape = head.column(self._zstd, Column.SHAPE, TOLD_SIZE * head.runs + head.pages)
+        skeleton = Skeleton.decode(shape[: TOLD_SIZE * head.runs], head.length)
+        what = np.frombuffer(shape, np.uint8, offset=TOLD_SIZE * head.runs)
+        if len(skeleton.keys) != len(what) or (what >= What.ALL).any() or head.logged > (what >= What.DELTA).sum():
+            raise ProtocolError("a coded frame has pages that cannot be")
+        return skeleton, what
+
+    def _read(self, references: Numbers) -> Pages:
+        pages = self._history.read_many_from_peer(references) if len(references) else np.empty((0, PAGE), np.uint8)
+        if pages is None:
+            raise OutOfStep("a coded frame refers to pages that the page log does not have")
+        return pages
+
+    def _log(
+        self, head: Head, pages: Pages, keys: Numbers, what: NDArray[np.uint8], references: Numbers, repeated: Rows
+    ) -> None:
+        """Log what came, under the sender's serials, and remember what need not come."""
+        if head.logged:
+            sent = (what >= What.DELTA).nonzero()[0][: head.logged]
+            new = rows_of(pages, sent)
+            self._history.store(head.first, new, digests_of(new), rows_of(keys, sent), head.domain)
+        if len(references) or len(repeated):
+            found = references_of(what, references, repeated, head.first, head.logged)
+            known = found.nonzero()[0]
+            self._history.remember_many_from_peer(keys[known], found[known])
+
+
+def _joined(what: NDArray[np.uint8], sent: Mapping[int, Pages]) -> Pages:
+    """All pages of a frame, of those that are there of each What; as they are, if they are of a single one."""
+    pages: Pages = np.empty((len(what), PAGE), np.uint8)
+    for kind, some in sent.items():
+        if len(some) == len(what):
+            return some
+        if len(some):
+            pages[what == kind] = some
+    pages[what == What.ZERO] = 0
+    return pages
+
+
+def _as_pages(data: Payload) -> Pages:
+    return np.frombuffer(data, np.uint8).reshape(-1, PAGE)
+
+
+def _from_told(data: Payload) -> Numbers:
+    return from_steps(from_planes(data, _NUMBER))

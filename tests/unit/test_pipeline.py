@@ -1,0 +1,331 @@
+"""What becomes of pages on their way through the encoder, and that the same bytes come out."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from gateway.stream.blob import HEAD, MOST_BLOB, Column
+from gateway.stream.classify import keys_of
+from gateway.stream.compress import LEVELS
+from gateway.stream.pipeline import Coded, Decoder, Encoder
+from gateway.stream.tally import Counts, Tally
+from landbridge import hints
+from landbridge.errors import OutOfStep, ProtocolError
+from landbridge.frame import MAX_PAYLOAD
+from landbridge.hints import PAGE, Kind, Run
+from tests.unit.histories import FIRST, MemoryHistory
+
+SPACE = hints.space(b"pc.ram")
+CONTINUED_PAGE, CONTINUED_ZERO = 0x28, 0x22
+VM, DOMAIN = 7, 11
+chance = random.Random(4)
+
+
+class Ends:
+    """Two gateways, and the encoder and decoder at each."""
+
+    def __init__(self) -> None:
+        self.here, self.there = MemoryHistory(), MemoryHistory()
+        self.encoder, self.decoder = Encoder(self.here), Decoder(self.there)
+        self.encoder_back, self.decoder_back = Encoder(self.there), Decoder(self.here)
+
+    def coded(self, payload: bytes, runs: list[Run], *, vm: int = VM, domain: int = DOMAIN, level: int = 2) -> Coded:
+        coded = self.encoder.encode(memoryview(payload), hints.encode(runs), vm=vm, domain=domain, level=level)
+        assert coded is not None, "not worth it"
+        assert coded.tally.stream.total == len(payload)
+        assert coded.tally.wire.total == len(coded.blob)
+        return coded
+
+    def sent(self, payload: bytes, runs: list[Run], *, vm: int = VM, domain: int = DOMAIN) -> Coded:
+        """A frame that arrives and is acknowledged."""
+        coded = self.coded(payload, runs, vm=vm, domain=domain)
+        assert self.decoder.decode(memoryview(coded.blob)).payload == payload
+        self.here.acknowledged(self.there)
+        return coded
+
+
+def page(address: int, contents: bytes) -> bytes:
+    return (address | CONTINUED_PAGE).to_bytes(8) + contents
+
+
+def zero(address: int) -> bytes:
+    return (address | CONTINUED_ZERO).to_bytes(8) + b"\0"
+
+
+def pages(numbers: list[int], contents: list[bytes]) -> tuple[bytes, list[Run]]:
+    """Records of pages with these numbers, each with a run of its own."""
+    payload = b"".join(page(number * PAGE, each) for number, each in zip(numbers, contents, strict=True))
+    return payload, [Run(i * (8 + PAGE), 1, Kind.PAGE, SPACE | number) for i, number in enumerate(numbers)]
+
+
+def text(seed: int) -> bytes:
+    """A page that compresses."""
+    return b" ".join(b"%d" % random.Random(seed * 1000 + i).randrange(5000) for i in range(1000)).ljust(PAGE)[:PAGE]
+
+
+def noise() -> bytes:
+    """A page that does not compress, and looks like that wherever one looks."""
+    found = bytearray(chance.randbytes(PAGE))
+    found[::16] = bytes(chance.sample(range(256), 256))
+    return bytes(found)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_frame_of_everything_comes_out_as_it_went_in(level: int) -> None:
+    ends = Ends()
+    payload = b"head" + page(0, text(1)) + page(PAGE, noise()) + page(2 * PAGE, bytes(PAGE)) + b"between"
+    runs = [Run(4, 3, Kind.PAGE, SPACE), Run(len(payload), 2, Kind.ZERO, SPACE | 9)]
+    payload += zero(9 * PAGE) + zero(10 * PAGE)
+    runs.append(Run(len(payload), 2, Kind.PLAIN, SPACE | 3))
+    payload += text(1) + text(2) + b"tail"
+    coded = ends.coded(payload, runs, level=level)
+    assert ends.decoder.decode(memoryview(coded.blob)).payload == payload
+    assert coded.tally.stream == Counts(
+        zero=PAGE + 18, duplicate=PAGE, compressed=2 * PAGE, incompressible=PAGE, rest=4 + 24 + 7 + 4
+    )
+    assert coded.tally.wire.incompressible == PAGE
+    assert 0 < coded.tally.wire.compressed < 2 * PAGE
+
+
+def test_a_frame_of_zero_records_becomes_a_hundred_bytes() -> None:
+    payload = b"".join(zero(number * PAGE) for number in range(29_000))
+    coded = Ends().sent(payload, [Run(0, 20_000, Kind.ZERO, SPACE), Run(180_000, 9_000, Kind.ZERO, SPACE | 20_000)])
+    assert len(coded.blob) < 130
+    assert coded.tally.stream == Counts(zero=len(payload))
+
+
+def test_a_frame_of_random_pages_is_hardly_longer() -> None:
+    payload, runs = pages(chance.sample(range(1 << 24), 64), [noise() for _ in range(64)])
+    coded = Ends().sent(payload, runs)
+    assert len(coded.blob) < 1.0025 * len(payload)
+    assert coded.tally.stream.incompressible == 64 * PAGE
+
+
+def test_random_pages_among_text_are_sent_as_they_are() -> None:
+    contents = [text(i) if i % 3 else noise() for i in range(64)]
+    coded = Ends().coded(*pages(list(range(64)), contents))
+    assert coded.tally.stream.incompressible == coded.tally.wire.incompressible == 22 * PAGE
+
+
+def test_pages_that_only_look_random_are_compressed_apart_from_the_others() -> None:
+    ends = Ends()
+    once = noise()
+    contents = [once[:i] + bytes([once[i] ^ 1]) + once[i + 1 :] for i in range(40)]
+    coded = ends.sent(*pages(list(range(40)), contents))
+    assert coded.tally.stream.incompressible == 40 * PAGE
+    assert coded.tally.wire.incompressible < 4 * PAGE
+
+
+def test_random_bytes_without_hints_are_sent_as_they_are() -> None:
+    assert Ends().encoder.encode(memoryview(chance.randbytes(262_144)), b"", vm=VM, domain=DOMAIN, level=4) is None
+    assert Ends().encoder.encode(memoryview(b""), b"", vm=VM, domain=DOMAIN, level=2) is None
+
+
+def test_bytes_without_hints_are_compressed() -> None:
+    payload = b"".join(text(i) for i in range(20))
+    coded = Ends().sent(payload, [])
+    assert coded.tally.stream == Counts(rest=len(payload))
+    assert len(coded.blob) < len(payload) / 2
+
+
+def test_a_page_that_the_other_gateway_has_is_a_reference_whatever_its_key() -> None:
+    ends = Ends()
+    contents = [noise() for _ in range(64)]
+    ends.sent(*pages(list(range(64)), contents))
+    coded = ends.sent(*pages(chance.sample(range(1 << 24), 64), contents))
+    assert coded.tally.stream.duplicate == 64 * PAGE
+    assert len(coded.blob) < 64 * 8
+
+
+def test_a_page_is_not_looked_for_in_another_domain() -> None:
+    ends = Ends()
+    contents = [noise()]
+    ends.sent(*pages([1], contents))
+    assert ends.coded(*pages([2], contents), domain=DOMAIN + 1).tally.stream.duplicate == 0
+
+
+def test_pages_with_one_changed_word_take_twenty_bytes_each() -> None:
+    ends = Ends()
+    numbers, contents = chance.sample(range(1 << 24), 64), [noise() if i % 2 else text(i) for i in range(64)]
+    ends.sent(*pages(numbers, contents))
+    for _ in range(3):
+        for i, each in enumerate(contents):
+            at = chance.randrange(512) * 8
+            contents[i] = each[:at] + chance.randbytes(8) + each[at + 8 :]
+        coded = ends.sent(*pages(numbers, contents))
+        assert coded.tally.stream.delta == 64 * PAGE
+        assert len(coded.blob) < 64 * 24
+        assert coded.tally.wire.delta < 64 * 20
+
+
+def test_scattered_pages_do_not_send_their_addresses_twice() -> None:
+    numbers = chance.sample(range(1 << 24), 64)
+    ends = Ends()
+    contents = [noise() for _ in numbers]
+    ends.sent(*pages(numbers, contents))
+    coded = ends.coded(*pages(numbers, contents))
+    # 24 bits of each number, and nothing like the 8 bytes of its header.
+    assert coded.tally.wire.rest < HEAD.size + 64 * 5
+
+
+def test_the_same_vm_finds_its_pages_on_the_way_back_and_another_vm_does_not() -> None:
+    ends = Ends()
+    contents = text(1)
+    ends.sent(*pages([5], [contents]))
+    payload, runs = pages([5], [contents[:100] + b"!" + contents[101:]])
+    for vm, deltas in ((VM + 1, 0), (VM, PAGE)):
+        coded = ends.encoder_back.encode(memoryview(payload), hints.encode(runs), vm=vm, domain=DOMAIN, level=2)
+        assert coded is not None
+        assert coded.tally.stream.delta == deltas
+        assert ends.decoder_back.decode(memoryview(coded.blob)).payload == payload
+
+
+def test_what_was_not_acknowledged_is_not_referred_to() -> None:
+    ends = Ends()
+    payload, runs = pages([1, 2], [noise(), text(1)])
+    ends.coded(payload, runs)
+    coded = ends.coded(payload, runs)
+    assert coded.tally.stream.duplicate == coded.tally.stream.delta == 0
+    assert ends.decoder.decode(memoryview(coded.blob)).payload == payload
+
+
+def test_a_page_that_became_the_same_as_another_is_the_base_of_its_next_change() -> None:
+    ends = Ends()
+    one, other = noise(), noise()
+    ends.sent(*pages([1, 2], [one, other]))
+    ends.sent(*pages([1], [other]))
+    assert ends.sent(*pages([1], [b"?" + other[1:]])).tally.stream.delta == PAGE
+
+
+def test_a_page_that_changed_a_lot_is_sent_whole() -> None:
+    ends = Ends()
+    ends.sent(*pages([1], [noise()]))
+    assert ends.sent(*pages([1], [noise()])).tally.stream.incompressible == PAGE
+
+
+def test_when_no_page_can_be_logged_frames_are_coded_all_the_same() -> None:
+    ends = Ends()
+    ends.here.is_full = True
+    payload, runs = pages([1, 2, 3], [text(1), text(2), text(1)])
+    coded = ends.sent(payload, runs)
+    assert ends.decoder.decode(memoryview(coded.blob)).logged == 0
+    assert not ends.there.incoming
+    assert (
+        ends.encoder.encode(memoryview(noise()), hints.encode([Run(0, 1, Kind.PLAIN, 0)]), vm=1, domain=1, level=1)
+        is None
+    )
+
+
+def test_the_decoder_says_which_serials_came_and_logs_them() -> None:
+    ends = Ends()
+    payload, runs = pages([1, 2, 3], [text(1), bytes(PAGE), noise()])
+    decoded = ends.decoder.decode(memoryview(ends.coded(payload, runs).blob))
+    assert (decoded.first, decoded.logged) == (FIRST, 2)
+    assert ends.there.incoming == ends.here.out
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [Run(1, 1, Kind.PAGE, SPACE)],
+        [Run(0, 2, Kind.ZERO, SPACE)],
+        [Run(0, 1, Kind.PAGE, SPACE | 77)],
+        [Run(17, 2, Kind.PLAIN, SPACE)],
+        [Run(0, 1, Kind.PAGE, SPACE), Run(8, 1, Kind.PLAIN, SPACE)],
+        [Run(0, 1000, Kind.PLAIN, SPACE)],
+    ],
+)
+def test_a_wrong_hint_costs_compression_only(wrong: list[Run]) -> None:
+    payload, _ = pages([1, 2, 9], [text(1), text(1), text(2)])
+    Ends().sent(payload, wrong)
+
+
+def test_a_section_that_is_none_is_as_no_hints() -> None:
+    ends = Ends()
+    payload = text(1) + text(2)
+    coded = ends.encoder.encode(memoryview(payload), b"seventeen bytes!!", vm=VM, domain=DOMAIN, level=2)
+    assert coded is not None
+    assert coded.tally.stream == Counts(rest=len(payload))
+
+
+def test_a_zero_record_with_another_filling_is_not_taken_for_one() -> None:
+    payload = zero(0) + zero(PAGE)[:8] + b"\1" + bytes(4000)
+    assert Ends().sent(payload, [Run(0, 2, Kind.ZERO, SPACE)]).tally.stream.zero == 0
+
+
+def test_a_lost_log_is_out_of_step_and_leaves_no_trace() -> None:
+    ends = Ends()
+    contents = [noise(), text(1)]
+    ends.sent(*pages([1, 2], contents))
+    changed = contents[1][:50] + b"#" + contents[1][51:]
+    blobs = [ends.coded(*pages([n], [c])).blob for n, c in ((1, contents[0]), (2, changed))]
+    ends.there.lose()
+    for blob in blobs:
+        with pytest.raises(OutOfStep, match="refers to pages that the page log does not have"):
+            ends.decoder.decode(memoryview(blob))
+    assert not ends.there.incoming
+
+
+def test_a_log_that_has_other_pages_is_out_of_step_and_leaves_no_trace() -> None:
+    ends = Ends()
+    contents = noise()
+    ends.sent(*pages([1], [contents]))
+    coded = ends.coded(*pages([1, 2], [contents, noise()]))
+    ends.there.incoming[FIRST] = noise()
+    with pytest.raises(OutOfStep, match="another checksum"):
+        ends.decoder.decode(memoryview(coded.blob))
+    assert set(ends.there.incoming) == {FIRST}
+
+
+def test_a_page_may_not_repeat_one_that_is_not_before_it() -> None:
+    ends = Ends()
+    payload, runs = pages([1, 2], [noise()] * 2)
+    blob = bytearray(ends.coded(payload, runs).blob)
+    head = HEAD.unpack_from(blob)
+    at = HEAD.size + sum(head[-6:][: Column.DUPLICATES])
+    assert blob[at] == 0
+    for hostile in (1, 2, 255):
+        blob[at] = hostile
+        with pytest.raises(ProtocolError, match="repeat what is not before them"):
+            ends.decoder.decode(memoryview(blob))
+
+
+def test_a_bomb_is_refused_before_it_is_expanded() -> None:
+    ends = Ends()
+    blob = ends.coded(text(1) * 20, []).blob
+    head = list(HEAD.unpack_from(blob))
+    # The payload is said to be shorter than what the column becomes.
+    head[5] -= 1
+    with pytest.raises(ProtocolError, match="another size than 81919 bytes"):
+        ends.decoder.decode(memoryview(HEAD.pack(*head) + blob[HEAD.size :]))
+
+
+def test_a_frame_with_one_page_and_many_useless_hints_is_not_longer_than_the_most() -> None:
+    payload, runs = pages([1], [noise()])
+    for number in chance.sample(range(1 << 40), 1000):
+        runs.append(Run(len(payload), 1, Kind.ZERO, chance.randrange(1 << 64)))
+        payload += (number << 24 | CONTINUED_ZERO).to_bytes(8) + b"\0"
+    filling = chance.randbytes(MAX_PAYLOAD - len(payload))
+    coded = Ends().sent(payload + filling, runs)
+    assert MAX_PAYLOAD < len(coded.blob) < MOST_BLOB
+
+
+def test_a_blob_that_is_too_short_or_too_long_is_refused() -> None:
+    for length in (0, HEAD.size - 1, MOST_BLOB + 1):
+        with pytest.raises(ProtocolError, match=f"a coded frame of {length} bytes arrived, which cannot be"):
+            Ends().decoder.decode(memoryview(bytes(length)))
+
+
+def test_keys_of_vms_do_not_meet() -> None:
+    keys = np.arange(1000, dtype=np.uint64)
+    found = np.concatenate([keys_of(vm, keys) for vm in (0, 1, 2**64 - 1)])
+    assert len(np.unique(found)) == 3000
+
+
+def test_tallies_add_up() -> None:
+    total = Tally(Counts(rest=5), Counts(rest=5)) + Tally(Counts(zero=1, delta=2), Counts(rest=3)).framed(7)
+    assert total == Tally(Counts(zero=1, delta=2, rest=5), Counts(rest=12))
+    assert (total.stream.total, total.wire.total) == (8, 12)
