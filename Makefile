@@ -4,7 +4,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 BIN := .venv/bin
-PYTEST_ARGS ?=
+# Two processes share the tests, each with labs of its own: most of the time, a test waits.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?=
 
 .PHONY: help
@@ -16,7 +17,6 @@ demo: install ## two sites, a busy guest, and its move from one to the other and
 	@$(BIN)/python -m tests.lab.demo
 
 .PHONY: test
-# Two processes share them with PYTEST_ARGS='-n 2 --dist loadfile': each has labs of its own.
 test: install ## all tests, the ones with real hosts and guests last
 	$(BIN)/pytest $(PYTEST_ARGS)
 

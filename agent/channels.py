@@ -96,6 +96,8 @@ class Way:
     destination_site: str
     destination_host: str
     secret: bytes
+    vm_uuid: str = ""
+    vm_name: str = ""
 
     def opening(self, kind: str, index: int) -> ChannelOpen:
         """How a channel is opened, its ticket included."""
@@ -107,6 +109,8 @@ class Way:
             source_host=self.source_host,
             destination_site=self.destination_site,
             destination_host=self.destination_host,
+            vm_uuid=self.vm_uuid,
+            vm_name=self.vm_name,
         )
         opening.ticket = ticket(self.secret, opening)
         return opening

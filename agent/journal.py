@@ -26,6 +26,8 @@ class Record(BaseModel):
     error: str = ""
     # At the source: whether the VM started with the host before the move; None until autostart was touched.
     autostart: bool | None = None
+    # At the source: whether the policy lets the guest stand still until all is copied.
+    paused: bool = False
     # At the source: whether what is left of the VM is marked as moved. Once only: the VM may come back, and leave again.
     marked: bool = False
     # At the destination: images that the move makes, whether or not they are there yet.

@@ -90,7 +90,10 @@ class Move:
             ours, theirs = self.traffic.read[kind], self.traffic.written[kind]
             if not self.record.is_source:
                 ours, theirs = theirs, ours
-            response.channels.append(ChannelBytes(kind=kind, to_destination=ours, to_source=theirs))
+            unhinted, why = self.traffic.unhinted(kind)
+            response.channels.append(
+                ChannelBytes(kind=kind, to_destination=ours, to_source=theirs, unhinted=unhinted, not_understood=why)
+            )
         silent = self.traffic.silent(asyncio.get_running_loop().time())
         if silent is not None and self.stage not in ENDED:
             response.silent_ms = int(silent * 1000)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from agent.stream.hinter import Hinter
 from agent.stream.libvirt_rpc import Message, RpcEnd
 from landbridge.channel import (
     LARGEST_SEGMENT,
@@ -60,6 +61,8 @@ TELLING = 60.0
 HEARD_LATELY = 3.0
 # Seconds between two looks at how long the other agent has been silent.
 TICK = 0.5
+# Seconds for which the beginning of a page waits for its end: QEMU writes a page in one piece, but a socket may hold a part of it.
+TAIL_PATIENCE = 0.005
 # Bytes of messages that may wait for libvirtd before the other agent is held back: below `landbridge.channel.CEILING`, so that
 # the longest message can arrive behind them.
 MOST_WAITING = 8 << 20
@@ -100,6 +103,12 @@ class Traffic:
         """Bytes that this host has sent more than once."""
         return sum(carrier.channel.outgoing.repeated_bytes for carrier in self.carriers)
 
+    def unhinted(self, kind: str) -> tuple[int, str]:
+        """Bytes of a kind of channel without a hint, and why the first that was not understood was not."""
+        hinters = [carrier.hinter for carrier in self.carriers if carrier.kind == kind and carrier.hinter is not None]
+        why = next((hinter.not_understood for hinter in hinters if not hinter.understood), "")
+        return sum(hinter.unhinted_bytes for hinter in hinters), why
+
     def fail(self, why: str) -> None:
         """Note a cause; the first one stays."""
         self.failure = self.failure or why
@@ -133,6 +142,8 @@ class Carrier:
         self.link: Link | None = None
         # The rules of libvirt's calls, on an rpc channel.
         self.rpc = RpcEnd(has_gate=not channel.opened_by_us) if kind == "rpc" else None
+        # What finds the pages, on the others.
+        self.hinter = None if kind == "rpc" else Hinter(kind, is_client=channel.opened_by_us)
         # Set when the local socket has ended, in both directions; and when nothing more is to be said to the other agent.
         self.ended = asyncio.Event()
         self.over = asyncio.Event()
@@ -152,6 +163,10 @@ class Carrier:
         self._has_written_all = False
         # Whether the other agent has accepted it, if it was opened here.
         self._is_accepted = False
+        # The beginning of a page, which goes on with its end; and how often the socket was read.
+        self._tail = b""
+        self._tail_timer: asyncio.TimerHandle | None = None
+        self._reads = 0
         # Bytes of an rpc channel that were taken, and not said to be delivered.
         self._unsaid = 0
         self._began_at = self._loop.time()
@@ -205,7 +220,7 @@ class Carrier:
         # While there is no way, libvirtd is still heard: it hangs up if its PINGs are not answered for 30 s.
         if self.rpc is not None and self._is_accepted and self.channel.state is ChannelState.OPENING:
             return self.channel.outgoing.room
-        return self.channel.room
+        return self.channel.room - len(self._tail)
 
     def _read_if_there_is_room(self) -> None:
         local = self._local
@@ -223,18 +238,21 @@ class Carrier:
         if self._local is None or room <= 0:
             self._read_if_there_is_room()
             return
-        buffer = POOL.take(min(room, LARGEST_SEGMENT))
+        held = len(self._tail)
+        buffer = POOL.take(min(room + held, LARGEST_SEGMENT))
+        buffer[:held] = self._tail
         try:
-            count = self._local.recv_into(buffer)
+            count = self._local.recv_into(buffer[held:])
         except (BlockingIOError, InterruptedError):
             POOL.give(buffer)
             return
         except OSError as error:
             self._local_broke(error)
             return
-        data, now = POOL.keep(buffer, count), self._loop.time()
-        if data:
-            self._traffic.read[self.kind] += len(data)
+        data, now = POOL.keep(buffer, held + count), self._loop.time()
+        if count:
+            self._reads += 1
+            self._traffic.read[self.kind] += count
             try:
                 self._take(data, now)
             except LandbridgeError as error:
@@ -245,13 +263,14 @@ class Carrier:
             self._has_read_all = True
             if not self._far_end_closed and self.channel.state is ChannelState.OPEN:
                 self._traffic.closed_here.add(self.kind)
+            self._send_tail(now)
             self.channel.send_eof(now)
             self._end_if_done()
         self._after()
 
     def _take(self, data: memoryview, now: float) -> None:
         if self.rpc is None:
-            self.channel.send_data(data, now)
+            self._send(data, now)
             return
         for message in self.rpc.from_libvirtd(data):
             if self._traffic.on_message_from_libvirtd is not None:
@@ -260,7 +279,37 @@ class Carrier:
                 self.channel.send_data(message.raw[start : start + LARGEST_SEGMENT], now)
         self._write_local()  # an answer to a ping
 
+    def _send(self, data: memoryview, now: float) -> None:
+        """Send whole pages, with hints to them, and keep the beginning of one for the next time."""
+        if self.hinter is None:
+            return
+        hints, tail = self.hinter.hold(data)
+        self._tail = bytes(data[len(data) - tail :])
+        if tail == len(data):
+            POOL.give(data)
+        else:
+            self.channel.send_data(data[: len(data) - tail], now, hints)
+        if tail and self._tail_timer is None:
+            self._tail_timer = self._loop.call_later(TAIL_PATIENCE, self._tail_waited, self._reads)
+
+    def _tail_waited(self, reads: int) -> None:
+        self._tail_timer = None
+        if reads != self._reads and self._tail:
+            self._tail_timer = self._loop.call_later(TAIL_PATIENCE, self._tail_waited, self._reads)
+        elif self._tail:
+            self._send_tail(self._loop.time())
+            self._after()
+
+    def _send_tail(self, now: float) -> None:
+        """Nothing follows for now, and who wrote this may wait for an answer to it."""
+        if self._tail and self.hinter is not None:
+            self.hinter.give_up_tail()
+            tail, self._tail = self._tail, b""
+            self.channel.send_data(tail, now)
+
     def _give(self, data: Payload, now: float) -> None:
+        if self.hinter is not None:
+            self.hinter.pass_by(data)
         if self.rpc is None:
             self._for_local.append(data)
         else:
@@ -368,6 +417,9 @@ class Carrier:
             self._local = None
         self._is_reading = self._is_writing = False
         self._for_local.clear()
+        self._tail = b""
+        self._cancel_timers(self._tail_timer)
+        self._tail_timer = None
         if not self.ended.is_set():
             self.ended.set()
             if self._traffic.on_close is not None:

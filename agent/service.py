@@ -159,6 +159,10 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         xml = await call(self._host.hypervisor.migratable_xml, vm.uuid)
         return pb.InspectVmResponse(vm=vm, domain_xml=xml)
 
+    async def MeasureVm(self, request: pb.MeasureVmRequest, context: Any) -> pb.MeasureVmResponse:
+        """How its memory behaves."""
+        return pb.MeasureVmResponse(measurement=await call(self._host.hypervisor.measure, request.vm))
+
     async def CheckIncoming(self, request: pb.CheckIncomingRequest, context: Any) -> pb.CheckIncomingResponse:
         """Preflight facts."""
         await self._moves.departed(request.vm.uuid)
@@ -172,7 +176,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
 
     async def Start(self, request: pb.StartRequest, context: Any) -> pb.StartResponse:
         """Begin."""
-        await (await self._moves.source(request.migration)).start(request.domain_xml)
+        await (await self._moves.source(request.migration)).start(request)
         return pb.StartResponse()
 
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.WatchResponse]:

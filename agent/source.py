@@ -3,6 +3,7 @@
 prepare   sockets exist, nothing else has changed
 start     autostart is off from here on, so that a reboot of this host can never start a second copy
 run       the hypervisor moves the VM; this task watches
+pause     asked for by the policy: from here on the guest stands still while the rest is copied, and the stage stays what it is
 released  the VM has left and this host will not run it again: only now may the destination let it run
 failed    the VM goes on here, and starts with the host as before
 """
@@ -14,6 +15,7 @@ import contextlib
 
 import structlog
 
+from agent import convergence
 from agent.channels import LocalSockets, Way, make_directory, remove_directory
 from agent.hypervisor.base import MoveRequest, Presence, VmChange, VmEvent
 from agent.journal import Record
@@ -21,8 +23,17 @@ from agent.move import ENDED, HostContext, Move, call, end
 from agent.relay import Traffic
 from agent.stream.libvirt_rpc import FinishWatch, Message
 from landbridge.errors import Conflict, HypervisorError, LandbridgeError, NotFound
-from landbridge.v1.agent_pb2 import CancelResponse, Possession, PrepareRequest, Role, SettleResponse, Stage
-from landbridge.v1.types_pb2 import Progress, Vm, VmState
+from landbridge.v1.agent_pb2 import (
+    CancelResponse,
+    Possession,
+    PrepareRequest,
+    Role,
+    SettleResponse,
+    Stage,
+    StartRequest,
+    WatchResponse,
+)
+from landbridge.v1.types_pb2 import NonConvergence, Policy, Vm, VmState
 
 log = structlog.get_logger()
 
@@ -48,6 +59,7 @@ class SourceMove(Move):
         self.traffic.on_message_to_libvirtd = self._on_reply
         self.traffic.on_lost = self._on_lost
         self._aborting: asyncio.Task[None] | None = None
+        self._steering = convergence.Steering(Policy())
 
     @classmethod
     def prepare(cls, host: HostContext, request: PrepareRequest) -> SourceMove:
@@ -72,16 +84,19 @@ class SourceMove(Move):
                 request.destination_site,
                 request.destination_host,
                 request.channel_secret,
+                request.vm.uuid,
+                request.vm.name,
             )
 
-    async def start(self, domain_xml: str) -> None:
+    async def start(self, request: StartRequest) -> None:
         """Begin to move the VM; returns once that has begun. A second call changes nothing."""
         if self.stage in ENDED:
             raise Conflict(f"migration {self.record.migration} has ended on {self.host.name}; begin a new one")
         if self._run is None:
-            self._run = asyncio.create_task(self._move(domain_xml), name=f"move of {self.record.vm}")
+            self._steering = convergence.Steering(request.policy)
+            self._run = asyncio.create_task(self._move(request), name=f"move of {self.record.vm}")
 
-    async def _move(self, domain_xml: str) -> None:
+    async def _move(self, wanted: StartRequest) -> None:
         hypervisor, uuid = self.host.hypervisor, self.record.vm_uuid
         loop = asyncio.get_running_loop()
         self._began_at = loop.time()
@@ -89,11 +104,13 @@ class SourceMove(Move):
         watching = asyncio.create_task(self._watch_progress())
         request = MoveRequest(
             uuid=uuid,
-            domain_xml=domain_xml,
+            domain_xml=wanted.domain_xml,
             rpc_socket=self._sockets.path("rpc"),
             ram_socket=self._sockets.path("ram"),
             disk_socket=self._sockets.path("disk"),
             disks=tuple(disk.target for disk in self._vm.disks if not disk.read_only),
+            throttle=wanted.policy.on_no_convergence == NonConvergence.NON_CONVERGENCE_THROTTLE,
+            max_downtime_ms=wanted.policy.max_downtime_ms or MoveRequest.max_downtime_ms,
         )
         try:
             # The record comes first: if this agent is killed in between, the next run sets autostart as it was.
@@ -163,10 +180,14 @@ class SourceMove(Move):
             Stage.STAGE_COPYING_DISKS,
         }:
             self.suspended_at = event.at
-            self.advance(Stage.STAGE_SWITCHING)
+            if not self.record.paused:
+                self.advance(Stage.STAGE_SWITCHING)
         elif event.change is VmChange.RESUMED and self.stage == Stage.STAGE_SWITCHING:
             self.suspended_at = None
             self.advance(Stage.STAGE_COPYING_MEMORY)
+        elif event.change is VmChange.RESUMED and self.record.paused:
+            self.suspended_at = None
+            self._note_paused(paused=False)
 
     async def _watch_progress(self) -> None:
         has_disks = any(not disk.read_only for disk in self._vm.disks)
@@ -184,10 +205,37 @@ class SourceMove(Move):
         if progress is None:
             return
         progress.elapsed_ms = int((now - self._began_at) * 1000)
-        add_eta(progress)
+        progress.paused = self.record.paused
+        act = self._steering.look(progress, heard=self.traffic.silent(now) is None)
+        convergence.add_eta(progress)
         self.progress = progress
         if progress.memory_total and self.stage == Stage.STAGE_COPYING_DISKS:
             self.advance(Stage.STAGE_COPYING_MEMORY)
+        if act is convergence.Act.PAUSE and self.stage == Stage.STAGE_COPYING_MEMORY:
+            await self._pause()
+
+    async def _pause(self) -> None:
+        # The record comes first: a guest that a killed agent has paused is let run by the next run.
+        self._note_paused(paused=True)
+        log.info("move.paused", migration=self.record.migration, vm=self.record.vm, why=self._steering.reason)
+        try:
+            is_paused = await call(self.host.hypervisor.pause, self.record.vm_uuid)
+        except LandbridgeError as error:
+            log.warning("move.not_paused", migration=self.record.migration, error=error.message)
+            is_paused = False
+        if not is_paused:
+            self._steering.reason = ""
+            self._note_paused(paused=False)
+
+    def _note_paused(self, *, paused: bool) -> None:
+        self.record.paused = self.progress.paused = paused
+        self.host.journal.save(self.record)
+
+    def snapshot(self) -> WatchResponse:
+        """What those who watch are shown."""
+        response = super().snapshot()
+        response.steered = self._steering.reason
+        return response
 
     async def cancel(self, *, discard_arrived: bool = False) -> CancelResponse:
         """Stop the move if it still can be stopped, and say whether the VM is here."""
@@ -244,7 +292,7 @@ class SourceMove(Move):
                 await call(hypervisor.abort, uuid)
             await asyncio.sleep(PROGRESS_INTERVAL)
         presence = await call(hypervisor.presence, uuid)
-        if presence is Presence.PAUSED and self.stage == Stage.STAGE_SWITCHING:
+        if presence is Presence.PAUSED and (self.stage == Stage.STAGE_SWITCHING or self.record.paused):
             # It was never released, so the destination never let it run.
             await call(hypervisor.resume, uuid)
         elif presence is Presence.SHUT_OFF:
@@ -292,16 +340,3 @@ async def remove_moved(host: HostContext, vm: Vm) -> None:
     for disk in vm.disks:
         if not disk.read_only:
             await call(host.hypervisor.remove_disk, disk.path)
-
-
-def add_eta(progress: Progress) -> None:
-    """Estimate the time to the switch-over from the present rates: what is left over what is gained per second."""
-    if progress.rate == 0:
-        return
-    seconds = progress.disk_remaining / progress.rate
-    if progress.memory_remaining:
-        gained = progress.rate - progress.dirty_rate
-        if gained <= 0:
-            return
-        seconds += progress.memory_remaining / gained
-    progress.eta_ms = int(seconds * 1000)

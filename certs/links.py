@@ -125,7 +125,9 @@ async def dial(target: Target) -> Link:
     except OSError as error:
         why = error.strerror or str(error)
         raise Unreachable(f"{target.name} cannot be reached at {address} ({why}); see whether it runs") from error
-    return Link(TlsConnection(connection), target.name, must_answer=target.is_tunnel)
+    link = Link(TlsConnection(connection), target.name, must_answer=target.is_tunnel)
+    link.peer = tls.server_identity(connection).name
+    return link
 
 
 async def _connect(target: Target) -> ssl.SSLSocket:
@@ -283,7 +285,9 @@ class Listener:
             return
         name = f"{peer.role} {peer.name} of site {peer.site}"
         log.info("link.accepted", link=name)
-        self._attach(Link(TlsConnection(connection), name, must_answer=self._is_tunnel), peer)
+        link = Link(TlsConnection(connection), name, must_answer=self._is_tunnel)
+        link.peer = peer.name
+        self._attach(link, peer)
 
     def close(self) -> None:
         """Accept no more; links that were accepted live on."""

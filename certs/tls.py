@@ -19,7 +19,7 @@ import grpc
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs import floor  # importing the package has set the floor before grpc was loaded
-from certs.identity import Identity, Role, Site, TrustBundles, authenticate, server_name
+from certs.identity import Identity, Role, Site, TrustBundles, authenticate, identity_of, load_certificate, server_name
 from certs.store import CERTIFICATE, KEY, StoredIdentity
 from landbridge.errors import ConfigError, NotAuthenticated, NotFound
 
@@ -31,6 +31,7 @@ __all__ = [
     "grpc_server_credentials",
     "peer_identity",
     "server_context",
+    "server_identity",
     "server_name",
 ]
 
@@ -60,6 +61,14 @@ def peer_identity(connection: ssl.SSLSocket | ssl.SSLObject, trust: TrustBundles
     if leaf is None:
         raise NotAuthenticated("The other side showed no certificate: give it an identity directory.")
     return authenticate(leaf, trust, now)
+
+
+def server_identity(connection: ssl.SSLSocket) -> Identity:
+    """Who has answered. TLS has verified it: its root, and its `server_name`, which may stand for several of one role."""
+    leaf = connection.getpeercert(binary_form=True)
+    if leaf is None:
+        raise NotAuthenticated("The other side showed no certificate: give it an identity directory.")
+    return identity_of(load_certificate(leaf))
 
 
 def _context(protocol: ssl._SSLMethod, local: StoredIdentity, roots: bytes) -> ssl.SSLContext:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -76,6 +78,30 @@ class TunnelSettings(Settings):
     limit: float = Field(default=0.0, ge=0)
 
 
+class PagesSettings(Settings):
+    """The page log that this gateway keeps with each gateway of other sites, so that nothing is sent twice."""
+
+    directory: Path = Path("/var/lib/landbridge/pages")
+    # GiB that each may take on the disk; 0: there is none, and frames are sent as they are
+    size: float = Field(default=8.0, ge=0)
+    # With whose pages those of a VM may be compared. What is known already arrives sooner, and whoever can write into the
+    # memory of one VM and measure that learns something of the others.
+    compare: Literal["vm", "tenant", "site"] = "tenant"
+    # The VMs of each tenant, by patterns of their names, the first that fits; all others are one tenant more
+    tenants: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+
+    def domain_of(self, vm_uuid: str, vm_name: str) -> str:
+        """What VMs have in common whose pages may be compared."""
+        if self.compare == "vm":
+            return f"vm {vm_uuid}"
+        if self.compare == "site":
+            return "site"
+        for tenant, patterns in self.tenants.items():
+            if any(fnmatchcase(vm_name, pattern) for pattern in patterns):
+                return f"tenant {tenant}"
+        return "tenant"
+
+
 class GatewayConfig(Settings):
     """The whole file."""
 
@@ -88,3 +114,4 @@ class GatewayConfig(Settings):
     sites: tuple[SiteSettings, ...] = ()
     patience: PatienceSettings = PatienceSettings()
     tunnel: TunnelSettings = TunnelSettings()
+    pages: PagesSettings = PagesSettings()

@@ -39,6 +39,10 @@ from landbridge.v1.peer_pb2_grpc import add_PeerServicer_to_server
 
 logger = structlog.get_logger()
 
+# Seconds for which the event loop may keep a codec's thread waiting for the interpreter, and the other way round; Python's own 5 ms
+# are longer than a frame takes.
+SWITCH = 0.0005
+
 
 @click.command()
 @click.option(
@@ -54,6 +58,7 @@ def main(path: Path, verbose: bool) -> None:
     """The Landbridge gateway of one site: coordinates migrations and carries their bytes."""
     log.configure("gateway", verbose=verbose)
     memory.keep_heap()
+    sys.setswitchinterval(SWITCH)
     try:
         settings = config.load(path, GatewayConfig)
         identity = load_identity(settings.identity.directory, datetime.now(UTC))

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Protocol
 
 from landbridge.v1.agent_pb2 import CheckIncomingResponse, Mapping
-from landbridge.v1.types_pb2 import Host, Progress, Vm
+from landbridge.v1.types_pb2 import Host, Measurement, Progress, Vm
 
 
 class VmChange(Enum):
@@ -53,6 +53,8 @@ class MoveRequest:
     max_downtime_ms: int = 300
     # Bytes per second for disks and for memory, each, rounded up to MiB; 0 is as fast as it goes.
     max_rate: int = 0
+    # Take CPU time away from a guest that dirties memory faster than it is sent (`Progress.throttle`).
+    throttle: bool = False
 
 
 class Presence(Enum):
@@ -99,6 +101,10 @@ class Hypervisor(Protocol):
         """
         ...
 
+    def measure(self, uuid: str) -> Measurement:
+        """How the memory of a running VM behaves, looked at for a second. HypervisorError for one that does not run."""
+        ...
+
     def localize(self, domain_xml: str, mapping: Mapping, vm: Vm) -> str:
         """The definition with this host's disk paths and network names.
 
@@ -139,6 +145,13 @@ class Hypervisor(Protocol):
         """How the VM's outgoing move goes, or None if none is under way.
 
         Disks come first; until the memory's turn comes, memory_total is 0.
+        """
+        ...
+
+    def pause(self, uuid: str) -> bool:
+        """Let a VM that is being moved stand still from here on: what it has is copied without its writing anew.
+
+        False if no move of it is under way. It arrives paused, as always; if the move fails, it runs here again.
         """
         ...
 

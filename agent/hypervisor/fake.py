@@ -15,15 +15,16 @@ import uuid as uuids
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 from agent.hypervisor import domain_xml as definitions
-from agent.hypervisor import placement
+from agent.hypervisor import placement, sampling
 from agent.hypervisor.base import MoveRequest, Presence, VmChange, VmEvent
 from agent.hypervisor.fake_incoming import hang_up, serve
 from agent.hypervisor.fake_outgoing import Outgoing
 from landbridge.errors import AlreadyExists, Conflict, HypervisorError, NotFound
 from landbridge.v1.agent_pb2 import CheckIncomingResponse, Mapping
-from landbridge.v1.types_pb2 import Host, Pool, Progress, Vm, VmState
+from landbridge.v1.types_pb2 import Host, Measurement, Pool, Progress, Vm, VmState
 
 _STATES = {
     Presence.SHUT_OFF: VmState.VM_STATE_SHUT_OFF,
@@ -68,6 +69,8 @@ class FakeHypervisor:
         self.networks = ["default"]
         # Bytes per second of a move; 0 is as fast as it goes.
         self.rate = 0
+        # Bytes per second that a guest writes to its memory while it runs: a move's memory comes to no end while it is `rate` or more.
+        self.dirty_rate = 0
         # While False, every call fails as if the daemon were away, and no event is delivered.
         self.daemon_runs = True
         self._pools = [Pool(name=p, path=f"/pools/{p}", capacity=2**40, available=2**40) for p in pools]
@@ -180,6 +183,17 @@ class FakeHypervisor:
                     answer.existing_images.append(placement.new_path(pool, disk))
         return answer
 
+    def measure(self, uuid: str) -> Measurement:
+        """See `Hypervisor`."""
+        self._enter("measure")
+        guest = self._guest(uuid)
+        if guest.presence is not Presence.RUNNING:
+            raise HypervisorError(f"The VM {_name(guest)} does not run: its memory cannot be looked at.")
+        chosen = sampling.addresses(len(guest.memory), Random(uuid))  # noqa: S311 - no secret, and the same each time
+        found = sampling.summarize(guest.memory[at : at + sampling.PAGE] for at in chosen)
+        found.dirty_rate = self.dirty_rate
+        return found
+
     def localize(self, domain_xml: str, mapping: Mapping, vm: Vm) -> str:
         """See `Hypervisor`."""
         self._enter("localize")
@@ -217,7 +231,7 @@ class FakeHypervisor:
 
     def move(self, request: MoveRequest) -> None:
         """See `Hypervisor`."""
-        move = Outgoing(self.rate, lambda: self._suspend(request.uuid))
+        move = Outgoing(self.rate, self.dirty_rate, lambda: self._suspend(request.uuid))
         with self._lock:
             guest = self._guest(request.uuid)
             if guest.move is not None:
@@ -246,12 +260,24 @@ class FakeHypervisor:
             return None
         return move.so_far()
 
+    def pause(self, uuid: str) -> bool:
+        """See `Hypervisor`."""
+        self._enter("pause")
+        move = self._guest(uuid).move
+        if move is None:
+            return False
+        if self._guest(uuid).presence is Presence.RUNNING:
+            self._suspend(uuid)
+        move.pause()
+        return True
+
     def _take_back(self, uuid: str) -> None:
         if self._guest(uuid).presence is Presence.PAUSED:
             self._set(uuid, Presence.RUNNING, VmChange.RESUMED, "unpaused")
 
     def _suspend(self, uuid: str) -> None:
-        self._set(uuid, Presence.PAUSED, VmChange.SUSPENDED, "migrated")
+        if self._guest(uuid).presence is Presence.RUNNING:
+            self._set(uuid, Presence.PAUSED, VmChange.SUSPENDED, "migrated")
 
     def abort(self, uuid: str) -> None:
         """See `Hypervisor`."""

@@ -14,6 +14,8 @@ from agent.hypervisor.fake_incoming import DESTINATION_XML, DISK_URI, RAM_URI
 from landbridge.v1.types_pb2 import Progress, Vm
 
 CHUNK = 16384
+# Seconds of a pass over memory that sends what the guest writes meanwhile.
+PASS_S = 0.1
 # LIVE | PEER2PEER | PERSIST_DEST | PAUSED, and NON_SHARED_DISK, as libvirt numbers and sends them.
 FLAGS, DISK_FLAG = 1 | 2 | 8 | 32, 64
 
@@ -21,9 +23,14 @@ FLAGS, DISK_FLAG = 1 | 2 | 8 | 32, 64
 class Outgoing:
     """One move: its worker runs it; `abort` and `so_far` may come from any thread."""
 
-    def __init__(self, rate: int, suspend: Callable[[], None]) -> None:
-        """`rate` in bytes per second, 0 for as fast as it goes; `suspend` stops the guest for the switch-over."""
+    def __init__(self, rate: int, dirty_rate: int, suspend: Callable[[], None]) -> None:
+        """`rate` in bytes per second, 0 for as fast as it goes; `suspend` stops the guest for the switch-over.
+
+        A guest whose `dirty_rate` is not below a `rate` has as much memory left, pass after pass, until it is throttled or paused.
+        """
         self._rate = rate
+        self._dirty_rate = dirty_rate
+        self._paused = threading.Event()
         self._suspend = suspend
         self._progress = Progress(rate=rate)  # written by the worker
         self._began = time.monotonic()
@@ -43,12 +50,15 @@ class Outgoing:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
+    def pause(self) -> None:
+        """The guest writes no more."""
+        self._paused.set()
+
     def so_far(self) -> Progress:
         """How it goes."""
         progress = Progress()
         progress.CopyFrom(self._progress)
         progress.elapsed_ms = int((time.monotonic() - self._began) * 1000)
-        progress.iteration = int(progress.memory_total > 0)
         return progress
 
     def run(self, host: str, vm: Vm, request: MoveRequest, disks: Sequence[bytes], memory: bytes) -> None:
@@ -68,6 +78,7 @@ class Outgoing:
             try:
                 if request.disks:
                     self._send_disks(request.disk_socket, disks)
+                self._make_passes(memory, throttle=request.throttle)
                 self._send_memory(request.ram_socket, memory)
             except OSError:
                 with contextlib.suppress(OSError):
@@ -83,6 +94,22 @@ class Outgoing:
         with self._open(path) as sock:
             for sent in self._send(sock, data):
                 self._progress.disk_remaining = len(data) - sent
+
+    def _make_passes(self, memory: bytes, *, throttle: bool) -> None:
+        """The passes after each of which as much is left as before; they take their time, and nothing is sent."""
+        self._progress.memory_total = self._progress.memory_remaining = len(memory)
+        self._progress.iteration = 1
+        self._progress.memory_rate = self._rate
+        while self._rate and self._dirty_rate >= self._rate and not self._paused.is_set():
+            if self.is_aborted:
+                raise ConnectionAbortedError
+            self._progress.dirty_rate = self._dirty_rate
+            self._paused.wait(PASS_S)
+            self._progress.iteration += 1
+            if throttle:
+                self._dirty_rate -= self._dirty_rate // 10
+                self._progress.throttle += 10
+        self._progress.dirty_rate = 0
 
     def _send_memory(self, path: str, memory: bytes) -> None:
         self._progress.memory_total = len(memory)

@@ -33,7 +33,7 @@ from agent.hypervisor.base import MoveRequest, Presence, VmEvent
 from agent.hypervisor.libvirt_connection import Connection
 from landbridge.errors import Conflict, HypervisorError, NotFound
 from landbridge.v1.agent_pb2 import CheckIncomingResponse, Mapping
-from landbridge.v1.types_pb2 import Host, Progress, Vm
+from landbridge.v1.types_pb2 import Host, Measurement, Progress, Vm
 
 _MOVE_FLAGS = (
     libvirt.VIR_MIGRATE_LIVE
@@ -54,9 +54,13 @@ _UNDEFINE_FLAGS = (
 # What QEMU 7.2 says for ever after its connections broke while the guest stood still for the switch-over, before libvirt
 # could abort the copying of the disks: a filter node that nobody owns stays on top of the disk.
 _ORPHANED_FILTER = "Need a root block node"
+# Percent of the guest's CPU time that QEMU takes away at first, and more each time that this was not enough: its own defaults, stated.
+_THROTTLE_INITIAL, _THROTTLE_INCREMENT = 20, 10
 # How often an abort is tried again while libvirt has not begun the move it is to abort.
 _ABORT_RETRY_S = 0.05
 _MIB = 2**20
+# MiB/s, the most that libvirt takes: as fast as it goes, whatever somebody has set for the domain before.
+_UNLIMITED = (2**63 - 1) // _MIB
 
 
 @dataclass
@@ -65,6 +69,10 @@ class _Move:
 
     aborted: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
+    # Held while the guest is paused, and while it is let run again after an error: never paused for good by one that came too late.
+    gate: threading.Lock = field(default_factory=threading.Lock)
+    paused: bool = False  # guarded by gate
+    returned: bool = False  # guarded by gate
 
 
 class LibvirtHypervisor:
@@ -75,7 +83,7 @@ class LibvirtHypervisor:
         self._connection = Connection(libvirt, uri)
         self._lock = threading.Lock()
         self._moves: dict[str, _Move] = {}  # guarded by _lock
-        self._meters: dict[str, libvirt_facts.Meter] = {}  # guarded by _lock
+        self._meters: dict[str, libvirt_facts.Meters] = {}  # guarded by _lock
 
     # What is here.
 
@@ -145,6 +153,14 @@ class LibvirtHypervisor:
                     answer.existing_images.append(path)
         return answer
 
+    def measure(self, uuid: str) -> Measurement:
+        """See `Hypervisor`."""
+        with self._connection.use("look at the memory of the VM") as link:
+            domain = libvirt_domain.find(link, uuid)
+            if domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
+                raise HypervisorError(f"The VM {domain.name()} does not run: its memory cannot be looked at.")
+            return libvirt_domain.measure(libvirt, link, domain)
+
     def localize(self, domain_xml: str, mapping: Mapping, vm: Vm) -> str:
         """See `Hypervisor`."""
         with self._connection.use("place a VM") as link:
@@ -180,13 +196,14 @@ class LibvirtHypervisor:
             if request.uuid in self._moves:
                 raise Conflict(f"The VM {request.uuid} is being moved already.")
             self._moves[request.uuid] = move
-            self._meters[request.uuid] = libvirt_facts.Meter()
+            self._meters[request.uuid] = libvirt_facts.Meters()
         try:
             with self._connection.alone("move the VM") as link:
                 domain = libvirt_domain.find(link, request.uuid)
                 if domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
                     raise Conflict(f"The VM {domain.name()} does not run: only a running VM is moved.")
                 domain.migrateSetMaxDowntime(request.max_downtime_ms)
+                domain.migrateSetMaxSpeed(_UNLIMITED)
                 if move.aborted:
                     raise HypervisorError(f"The move of {domain.name()} was aborted before it began.")
                 self._migrate(domain, request, move)
@@ -199,11 +216,14 @@ class LibvirtHypervisor:
     def _migrate(self, domain: Any, request: MoveRequest, move: _Move) -> None:
         """Returns if the VM has left; else lets it run again, and raises with its presence in the details."""
         flags = _MOVE_FLAGS | (libvirt.VIR_MIGRATE_NON_SHARED_DISK if request.disks else 0)
+        flags |= libvirt.VIR_MIGRATE_AUTO_CONVERGE if request.throttle else 0
         try:
             with self._connection.explained("move the VM"):
                 domain.migrateToURI3(f"qemu+unix:///system?socket={request.rpc_socket}", _parameters(request), flags)
         except HypervisorError as error:
-            outcome = _keep_running(domain)
+            with move.gate:
+                move.returned = True
+                outcome = _keep_running(domain, paused=move.paused)
             if outcome == RELEASED:
                 return
             # After an abort libvirt may report what that broke, such as "Broken pipe".
@@ -224,8 +244,22 @@ class LibvirtHypervisor:
                 return None
             memory = domain.maxMemory() * 1024
         with self._lock:
-            meter = self._meters.setdefault(uuid, libvirt_facts.Meter())
-            return libvirt_facts.progress(stats, meter, memory)
+            meters = self._meters.setdefault(uuid, libvirt_facts.Meters())
+            return libvirt_facts.progress(stats, meters, memory)
+
+    def pause(self, uuid: str) -> bool:
+        """See `Hypervisor`. libvirt notes that the move is why, and lets the guest run if the move fails."""
+        with self._lock:
+            move = self._moves.get(uuid)
+        if move is None:
+            return False
+        with self._connection.use("let the VM stand still") as link, move.gate:
+            domain = libvirt_domain.find(link, uuid)
+            if move.returned or libvirt_domain.outgoing(libvirt, domain) is None:
+                return False
+            move.paused = True
+            domain.suspend()
+        return True
 
     def abort(self, uuid: str) -> None:
         """See `Hypervisor`. Comes through even if libvirt has not begun what `move` is about to begin."""
@@ -341,18 +375,25 @@ def _parameters(request: MoveRequest) -> dict[str, Any]:
     if request.disks:
         parameters[libvirt.VIR_MIGRATE_PARAM_DISKS_URI] = f"unix://{request.disk_socket}"
         parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = list(request.disks)
+    if request.throttle:
+        parameters[libvirt.VIR_MIGRATE_PARAM_AUTO_CONVERGE_INITIAL] = _THROTTLE_INITIAL
+        parameters[libvirt.VIR_MIGRATE_PARAM_AUTO_CONVERGE_INCREMENT] = _THROTTLE_INCREMENT
     if request.max_rate:
         parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = -(-request.max_rate // _MIB)  # MiB/s
     return parameters
 
 
-def _keep_running(domain: Any) -> str:
-    """After an error: let the VM run here again if libvirt has not. RELEASED if it left all the same."""
+def _keep_running(domain: Any, *, paused: bool) -> str:
+    """After an error: let the VM run here again if libvirt has not. RELEASED if it left all the same.
+
+    `paused`: the move has paused it; libvirt forgets that this was for the move if the move had just ended.
+    """
+    reasons = {libvirt.VIR_DOMAIN_PAUSED_MIGRATION} | ({libvirt.VIR_DOMAIN_PAUSED_USER} if paused else set())
     try:
         state, reason = domain.state()
         if (state, reason) == (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED):
             return RELEASED
-        if (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION):
+        if state == libvirt.VIR_DOMAIN_PAUSED and reason in reasons:
             domain.resume()
         return libvirt_domain.presence(libvirt, domain).value
     except libvirt.libvirtError:

@@ -69,22 +69,38 @@ class Meter:
         return self._rate
 
 
-def progress(stats: Mapping[str, Any], meter: Meter, memory: int) -> Progress:
+@dataclass
+class Meters:
+    """What is measured of one move."""
+
+    # Bytes that the hypervisor has written, and bytes of the guest's memory that it is done with.
+    sent: Meter = field(default_factory=Meter)
+    memory: Meter = field(default_factory=Meter)
+
+
+def progress(stats: Mapping[str, Any], meters: Meters, memory: int) -> Progress:
     """A job's statistics (virDomainGetJobStats). `memory` is the VM's, all ahead while its disks are copied.
+
+    Of the memory that is done with, a page of zeros is as much as any other (`memory_constant`, in pages), though QEMU writes a few
+    bytes for it: `memory_remaining` and `memory_dirty_rate` count pages, too.
 
     libvirt copies the disks first: until QEMU starts on the memory, memory_total is 0. From then on the
     disks are mirrored, and their numbers stay (with what the guest has written anew still to come).
     """
     sent = int(stats.get("disk_processed", 0)) + int(stats.get("memory_processed", 0))
+    page, elapsed = int(stats.get("memory_page_size", 4096)), int(stats.get("time_elapsed", 0))
+    done = int(stats.get("memory_normal_bytes", 0)) + int(stats.get("memory_constant", 0)) * page
     result = Progress(
         disk_total=stats.get("disk_total", 0),
         disk_remaining=stats.get("disk_remaining", 0),
         memory_total=stats.get("memory_total", 0),
         memory_remaining=stats.get("memory_remaining", 0),
-        rate=meter.rate(int(stats.get("time_elapsed", 0)), sent),
-        dirty_rate=stats.get("memory_dirty_rate", 0) * stats.get("memory_page_size", 4096),
+        rate=meters.sent.rate(elapsed, sent),
+        dirty_rate=stats.get("memory_dirty_rate", 0) * page,
         iteration=stats.get("memory_iteration", 0),
-        elapsed_ms=stats.get("time_elapsed", 0),
+        elapsed_ms=elapsed,
+        memory_rate=meters.memory.rate(elapsed, done),
+        throttle=stats.get("auto_converge_throttle", 0),
     )
     gain = result.rate - result.dirty_rate
     ahead = result.disk_remaining + (result.memory_remaining if result.memory_total else memory)

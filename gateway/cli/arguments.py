@@ -22,6 +22,9 @@ _RATE_UNITS = {
     **{f"{prefix}iB": Fraction(1024**power) for power, prefix in enumerate(("K", "M", "G", "T"), 1)},
 }
 _MOST_BYTES_PER_S = 10**14
+_DURATION = re.compile(r"(?P<number>[0-9]{1,9}(\.[0-9]{1,3})?) *(?P<unit>[a-z]+)")
+# Milliseconds of one unit.
+_DURATION_UNITS = {"ms": 1, "s": 1000, "min": 60_000, "m": 60_000, "h": 3_600_000}
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,26 @@ class _RateType(click.ParamType[int]):
         return int(exact)
 
 
+class _DurationType(click.ParamType[int]):
+    """Milliseconds, at least 1; written as a number and a unit: ms, s, min (or m), h."""
+
+    name = "DURATION"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value).strip()
+        match = _DURATION.fullmatch(text)
+        if not match or match["unit"] not in _DURATION_UNITS:
+            self.fail(
+                f"{_shown(text)} is no duration: give a number with its unit, such as 90s, 15min or 2h.", param, ctx
+            )
+        milliseconds = int(Fraction(match["number"]) * _DURATION_UNITS[match["unit"]])
+        if milliseconds == 0:
+            self.fail(f"{_shown(text)} is over at once: give more.", param, ctx)
+        return milliseconds
+
+
 class _AddressesType(click.ParamType[str]):
     name = "HOST:PORT[,...]"
 
@@ -152,5 +175,6 @@ SITE = _SiteType()
 ADDRESSES = _AddressesType()
 ID = _IdType()
 RATE = _RateType()
+DURATION = _DurationType()
 vm = click.argument("vm", type=_VmType())
 migration_id = click.argument("migration_id", metavar="ID", type=ID)

@@ -23,7 +23,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gateway.cli import words
+from gateway.cli import savings, words
 from gateway.cli.views import heading, outage
 from landbridge.v1.types_pb2 import (
     MIGRATION_STATE_COPYING_DISKS,
@@ -34,8 +34,6 @@ from landbridge.v1.types_pb2 import (
 
 _FRAMES_PER_S = 4
 _WIDTH = 100  # wider is not easier to read
-# The first pass sends all memory once: only from the second on can it be said to converge or not.
-_FIRST_TELLING_PASS = 2
 _COPYING = frozenset({MIGRATION_STATE_COPYING_DISKS, MIGRATION_STATE_COPYING_MEMORY})
 
 
@@ -90,7 +88,16 @@ class LiveView:
             *_bars(migration.progress, self._width),
             _spread(_speed(migration), _time(migration, since_shown_ms), self._width),
         ]
-        sentences = (outage(migration) or words.safe(migration.reason), _doubt(migration), self._trouble)
+        sentences = (
+            outage(migration) or words.safe(migration.reason),
+            _doubt(migration),
+            _throttle(migration),
+            self._trouble,
+        )
+        if migration.summary.savings:
+            saved = Text(savings.sentence(migration.summary.savings), style="green")
+            saved.truncate(self._width, overflow="ellipsis")
+            lines.append(saved)
         lines.extend(Text(sentence, style="yellow") for sentence in sentences if sentence)
         limit = f"Limited to {words.limit(migration.limit)}. " if migration.limit else ""
         lines.append(Text(f"{limit}Ctrl-C detaches; the migration goes on.", style="dim"))
@@ -150,9 +157,15 @@ def _doubt(migration: Migration) -> str:
     progress = migration.progress
     if (
         migration.state == MIGRATION_STATE_COPYING_MEMORY
-        and progress.iteration >= _FIRST_TELLING_PASS
-        and 0 < progress.rate <= progress.dirty_rate
+        and progress.HasField("converges")
+        and not progress.converges
         and not outage(migration)
     ):
         return "The guest dirties memory faster than it can be sent: at these rates it does not converge."
     return ""
+
+
+def _throttle(migration: Migration) -> str:
+    if migration.state != MIGRATION_STATE_COPYING_MEMORY or not migration.progress.throttle:
+        return ""
+    return f"{migration.progress.throttle} % of the guest's CPU time are taken away, so that its memory converges."

@@ -4,23 +4,59 @@ import contextlib
 
 import click
 
-from gateway.cli import arguments, connection, findings, follow, json_lines, output, summary, words
+from gateway.cli import arguments, connection, estimates, findings, follow, json_lines, output, summary, words
 from gateway.cli.arguments import Destination
 from landbridge.client import Client
-from landbridge.errors import LandbridgeError, PreflightFailed
+from landbridge.errors import LandbridgeError, PreflightFailed, UsageError
 from landbridge.v1.gateway_pb2 import PreflightResponse
-from landbridge.v1.types_pb2 import Migration
+from landbridge.v1.types_pb2 import NON_CONVERGENCE_UNSPECIFIED, Migration, NonConvergence, Policy
+
+# How the command line calls what can be done without convergence.
+ACTS = {
+    words.word(NonConvergence.DESCRIPTOR, number): number
+    for number in NonConvergence.values()
+    if number != NON_CONVERGENCE_UNSPECIFIED
+}
 
 
 @click.command()
 @arguments.vm
 @click.option("--to", "destination", type=arguments.DESTINATION, required=True, help="Where to move it.")
+@click.option(
+    "--max-downtime",
+    type=click.IntRange(10, 60_000),
+    metavar="MS",
+    help="Switch over when the last memory can be sent within so many milliseconds; 300 if nothing is said. The switch "
+    "itself adds some round trips of the WAN.",
+)
+@click.option(
+    "--on-no-convergence",
+    "act",
+    type=click.Choice(ACTS),
+    help="What to do about a guest that writes memory faster than it is sent. wait (the default): go on until it converges. "
+    "throttle: take CPU time away from it, more and more. pause: let it stand still while the rest is copied. "
+    "cancel: it stays at the source. postcopy is refused, with the reason.",
+)
+@click.option(
+    "--deadline",
+    type=arguments.DURATION,
+    help="With pause or cancel: do that at the latest so long after the copying began, such as 90s, 15min or 2h.",
+)
 @click.option("--dry-run", is_flag=True, help="Only the preflight: nothing is touched.")
 @click.option("--detach", is_flag=True, help="Return as soon as the migration has begun.")
 @arguments.as_json
 @click.pass_context
 def migrate(
-    ctx: click.Context, vm: str, destination: Destination, *, dry_run: bool, detach: bool, as_json: bool
+    ctx: click.Context,
+    vm: str,
+    destination: Destination,
+    *,
+    max_downtime: int | None,
+    act: str | None,
+    deadline: int | None,
+    dry_run: bool,
+    detach: bool,
+    as_json: bool,
 ) -> None:
     """Move a running VM to another site.
 
@@ -30,11 +66,12 @@ def migrate(
     cancel` stops the migration. The exit code is 0 if it completed, 5 if preflight refused it, 10 if it
     failed, 11 if somebody cancelled it, 130 after Ctrl-C.
     """
+    policy = _policy(max_downtime, act, deadline)
     with connection.connect(ctx) as gateway:
         if dry_run:
-            _try(gateway, vm, destination, as_json=as_json)
+            _try(gateway, vm, destination, policy, as_json=as_json)
             return
-        migration = _begin(gateway, vm, destination, as_json=as_json)
+        migration = _begin(gateway, vm, destination, policy, as_json=as_json)
         if detach:
             if as_json:
                 json_lines.write("migration", migration)
@@ -43,13 +80,25 @@ def migrate(
             return
         if not as_json:
             findings.show(migration.findings)
+            if migration.HasField("estimate"):
+                output.facts([*estimates.pairs(migration.estimate)])
         ended = follow.to_end(gateway, migration, as_json=as_json)
     if error := summary.failure(ended):
         raise error
 
 
-def _try(gateway: Client, vm: str, destination: Destination, *, as_json: bool) -> None:
-    preflight = gateway.preflight(vm, destination.site, destination.host)
+def _policy(max_downtime: int | None, act: str | None, deadline: int | None) -> Policy:
+    if deadline is not None and act not in {"pause", "cancel"}:
+        raise UsageError("--deadline needs --on-no-convergence=pause or =cancel: something to do when it is over.")
+    return Policy(
+        max_downtime_ms=max_downtime or 0,
+        deadline_ms=deadline,
+        on_no_convergence=ACTS[act] if act else NON_CONVERGENCE_UNSPECIFIED,
+    )
+
+
+def _try(gateway: Client, vm: str, destination: Destination, policy: Policy, *, as_json: bool) -> None:
+    preflight = gateway.preflight(vm, destination.site, destination.host, policy)
     _report(preflight, as_json=as_json)
     if not preflight.passed:
         raise PreflightFailed(f"{vm} cannot move to {destination} now: nothing has been changed.")
@@ -59,13 +108,13 @@ def _try(gateway: Client, vm: str, destination: Destination, *, as_json: bool) -
         output.say(f"{vm} can move from {source} to {place}; nothing has been changed.")
 
 
-def _begin(gateway: Client, vm: str, destination: Destination, *, as_json: bool) -> Migration:
+def _begin(gateway: Client, vm: str, destination: Destination, policy: Policy, *, as_json: bool) -> Migration:
     try:
-        return gateway.migrate(vm, destination.site, destination.host)
+        return gateway.migrate(vm, destination.site, destination.host, policy)
     except PreflightFailed:
         # The refusal is one sentence: the findings are asked for again. If that fails, the sentence must do.
         with contextlib.suppress(LandbridgeError):
-            _report(gateway.preflight(vm, destination.site, destination.host), as_json=as_json)
+            _report(gateway.preflight(vm, destination.site, destination.host, policy), as_json=as_json)
         raise
     except KeyboardInterrupt:
         click.echo("\nInterrupted; it may have begun all the same: `landbridge migrations` tells.", err=True)
@@ -75,5 +124,7 @@ def _begin(gateway: Client, vm: str, destination: Destination, *, as_json: bool)
 def _report(preflight: PreflightResponse, *, as_json: bool) -> None:
     if as_json:
         json_lines.write("preflight", preflight)
-    else:
-        findings.show(preflight.findings)
+        return
+    findings.show(preflight.findings)
+    if preflight.HasField("estimate"):
+        output.facts([*estimates.pairs(preflight.estimate)])

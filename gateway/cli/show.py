@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import click
 
-from gateway.cli import arguments, connection, findings, json_lines, output, summary, views, words
-from landbridge.v1.types_pb2 import Migration
+from gateway.cli import arguments, connection, estimates, findings, json_lines, output, savings, summary, views, words
+from landbridge.v1.types_pb2 import Migration, NonConvergence, Policy
 
 
 @click.command()
@@ -22,11 +22,15 @@ def show(ctx: click.Context, migration_id: str, *, as_json: bool) -> None:
     pairs = [
         *_plan(migration),
         *_times(migration),
+        *(estimates.pairs(migration.estimate) if migration.HasField("estimate") else ()),
         *(_progress(migration) if migration.HasField("progress") else ()),
         *summary.pairs(migration),
         *_channels(migration),
     ]
     output.facts([(name, value) for name, value in pairs if value])
+    if migration.summary.savings:
+        click.echo("\nWhat became of the streams' bytes on the WAN:")
+        savings.show(migration.summary.savings)
     if migration.findings:
         click.echo("\nPreflight found:")
         findings.show(migration.findings)
@@ -39,6 +43,14 @@ def _plan(migration: Migration) -> Iterator[tuple[str, str]]:
     yield "destination", words.place(migration.destination_site, migration.destination_host)
     yield "state", words.state(migration.state)
     yield "reason", words.safe(migration.reason)
+    if migration.HasField("policy"):
+        yield "policy", _policy(migration.policy)
+
+
+def _policy(policy: Policy) -> str:
+    act = words.word(NonConvergence.DESCRIPTOR, policy.on_no_convergence)
+    deadline = f", at the latest after {words.duration(policy.deadline_ms)}" if policy.HasField("deadline_ms") else ""
+    return f"downtime of at most {words.duration(policy.max_downtime_ms)} for the last memory; without convergence: {act}{deadline}"
 
 
 def _times(migration: Migration) -> Iterator[tuple[str, str]]:
@@ -61,10 +73,17 @@ def _progress(migration: Migration) -> Iterator[tuple[str, str]]:
         yield "pass", str(progress.iteration)
     if progress.rate and not views.outage(migration):
         yield "rate", f"{words.rate(progress.rate)}, the guest dirties {words.rate(progress.dirty_rate)}"
+    if progress.throttle:
+        yield "throttled", f"{progress.throttle} % of the guest's CPU time are taken away"
     yield "elapsed", words.duration(progress.elapsed_ms)
 
 
 def _channels(migration: Migration) -> Iterator[tuple[str, str]]:
     for channel in migration.summary.channels:
         there, back = words.size(channel.to_destination), words.size(channel.to_source)
-        yield f"channel {words.safe(channel.kind)}", f"{there} to the destination, {back} to the source"
+        why = (
+            f"; no pages are recognized in all of it: {words.safe(channel.not_understood)}"
+            if channel.not_understood
+            else ""
+        )
+        yield f"channel {words.safe(channel.kind)}", f"{there} to the destination, {back} to the source{why}"

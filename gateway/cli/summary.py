@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from gateway.cli import output, words
+from gateway.cli import estimates, output, savings, words
 from landbridge.errors import LandbridgeError, MigrationCancelled, MigrationFailed
 from landbridge.v1.types_pb2 import (
     MIGRATION_STATE_CANCELLED,
@@ -34,6 +34,8 @@ def pairs(migration: Migration) -> Iterator[tuple[str, str]]:
     """The figures by their names; no times where it has not ended, and no downtime where the guest never left."""
     if migration.HasField("summary"):
         yield from _figures(migration.summary, succeeded=migration.state in SUCCEEDED)
+    if migration.HasField("estimate") and migration.state in SUCCEEDED:
+        yield "estimate was", estimates.error(migration.estimate, migration.summary)
     if migration.limit:
         yield "limit", f"{words.limit(migration.limit)} on the WAN, {words.rate(migration.limit)}"
 
@@ -48,6 +50,8 @@ def _figures(summary: Summary, *, succeeded: bool) -> Iterator[tuple[str, str]]:
     if summary.bytes_hypervisor:
         share = f", {summary.bytes_wan * 100 / summary.bytes_hypervisor:.0f} % of that"
     yield "WAN", f"{words.size(summary.bytes_wan)} on the tunnel{share}"
+    if summary.savings:
+        yield "saving", savings.sentence(summary.savings)
     if summary.bytes_repeated:
         yield "sent again", f"{words.size(summary.bytes_repeated)} after faults of the network"
 

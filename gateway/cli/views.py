@@ -160,6 +160,10 @@ def line(migration: Migration) -> str:
     if migration.state == MIGRATION_STATE_COPYING_MEMORY:
         parts.append(f"dirty {words.rate(progress.dirty_rate)}")
         parts.append(f"pass {progress.iteration}")
+        if progress.throttle:
+            parts.append(f"throttled {progress.throttle} %")
+        if progress.HasField("converges") and not progress.converges:
+            parts.append("does not converge")
     if progress.HasField("eta_ms") and len(parts) > 2:
         parts.append(f"ETA {words.duration(progress.eta_ms)}")
     if migration.reason:

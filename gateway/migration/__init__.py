@@ -1,7 +1,10 @@
 """Migrations, as the gateways see them.
 
 states        the one table of states and the ways between them (pure)
+policy        how long the guest may stand still, and what is done if that cannot be had (pure)
 preflight     why a migration would not work (pure)
+savings       what the tunnel's codec has saved, over several gateways' counting (pure)
+estimate      what a migration will take (pure)
 ledger        the migrations this gateway knows, durable, and who watches them
 inventory     what is where: hosts, VMs, sites
 coordinator   at the source's site: runs each migration through the table

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from gateway.config import PatienceSettings
+from gateway.migration import savings
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger, has_ended, state_of
 from gateway.migration.reports import Reports
@@ -36,7 +37,7 @@ from landbridge.v1.peer_pb2 import (
     PeerCancelRequest,
     PeerPrepareRequest,
 )
-from landbridge.v1.types_pb2 import Migration, Severity
+from landbridge.v1.types_pb2 import Migration, NonConvergence, Policy, Saving, Severity
 
 log = structlog.get_logger()
 
@@ -61,6 +62,8 @@ class _Run:
     row: Row
     # What this migration had sent over the WAN before this gateway counted.
     bytes_wan: int = 0
+    # And what of it this had saved.
+    savings: list[Saving] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
     step: asyncio.Task[Outcome] | None = None
 
@@ -98,9 +101,9 @@ class Coordinator:
                 log.info("migration.resumed", migration=row.migration.id, state=state_of(row).name)
                 self._start(row)
 
-    async def migrate(self, wanted: str, site: str, host: str, requested_by: str) -> Migration:
+    async def migrate(self, wanted: str, site: str, host: str, requested_by: str, policy: Policy) -> Migration:
         """Preflight, record and begin. Raises PreflightFailed, with nothing recorded, if anything is in the way."""
-        found = await self._survey.preflight(wanted, site, host)
+        found = await self._survey.preflight(wanted, site, host, policy)
         errors = [finding for finding in found.findings if finding.severity == Severity.SEVERITY_ERROR]
         if any(finding.code == "already-migrating" for finding in errors):
             raise Conflict(next(f"{f.message}: {f.remedy}" for f in errors if f.code == "already-migrating"))
@@ -121,6 +124,8 @@ class Coordinator:
             state=State.REQUESTED.value,
             requested_by=requested_by,
             findings=found.findings,
+            policy=policy,
+            estimate=found.estimate,
         )
         migration.requested_at.GetCurrentTime()
         row = Row(migration=migration, autostart=vm.autostart, clock_offset_ms=found.clock_offset_ms)
@@ -227,7 +232,7 @@ class Coordinator:
 
     def __post_init__(self) -> None:
         """Set up what is derived: the survey, the reports, and the table of steps."""
-        self._survey = Survey(self.ledger, self.inventory)
+        self._survey = Survey(self.ledger, self.inventory, self.tunnels)
         self._reports = Reports(self.ledger, self.inventory)
         self._steps: dict[State, Callable[[Row], Coroutine[None, None, Outcome]]] = {
             State.REQUESTED: self._requested,
@@ -243,7 +248,9 @@ class Coordinator:
     def _start(self, row: Row) -> None:
         if row.migration.id in self._runs:
             return
-        run = self._runs[row.migration.id] = _Run(row, row.migration.summary.bytes_wan)
+        run = self._runs[row.migration.id] = _Run(
+            row, row.migration.summary.bytes_wan, list(row.migration.summary.savings)
+        )
         run.task = asyncio.create_task(self._run(run), name=f"migration {row.migration.id}")
 
     def _interrupt(self, row: Row) -> None:
@@ -276,7 +283,7 @@ class Coordinator:
             log.warning("migration.lost", migration=row.migration.id, reason=error.message)
         finally:
             self._runs.pop(row.migration.id, None)
-            self.tunnels.pump.wan_bytes.pop(row.migration.id, None)
+            self.tunnels.pump.forget_counts(row.migration.id)
             self._hold_limits()
 
     async def _step(self, run: _Run) -> Outcome | None:
@@ -336,7 +343,9 @@ class Coordinator:
         )
         request.role = Role.ROLE_SOURCE
         await agent.ask(agent.stub.Prepare, request, WORK)
-        start = agent_pb2.StartRequest(migration=migration.id, domain_xml=prepared.prepare.domain_xml)
+        start = agent_pb2.StartRequest(
+            migration=migration.id, domain_xml=prepared.prepare.domain_xml, policy=migration.policy
+        )
         await agent.ask(agent.stub.Start, start, WORK)
         return Outcome(Input.PREPARED)
 
@@ -354,6 +363,10 @@ class Coordinator:
                     )
                 case stage:
                     event = STAGE_EVENTS.get((state_of(row), stage))
+            if self._policy_cancels(row, snapshot):
+                row.cancel_requested = True
+                row.cause = snapshot.steered
+                return Outcome(Input.CANCEL, row.cause)
             if event is not None:
                 await self.ledger.advance(row, event, "")
                 self._reports.send(row)
@@ -361,9 +374,15 @@ class Coordinator:
                     # Asked for just as the guest stood still, and it goes on at the source.
                     return Outcome(Input.CANCEL, row.cause)
             else:
-                row.migration.reason = self._silence(row)
+                row.migration.reason = self._silence(row) or _pause(row, snapshot)
                 self.ledger.changed(row)
         return Outcome(Input.TROUBLE, f"the agent of host {row.migration.source_host} stopped telling of the migration")
+
+    @staticmethod
+    def _policy_cancels(row: Row, snapshot: agent_pb2.WatchResponse) -> bool:
+        """Whether the policy ends the migration, and it is not too late."""
+        is_asked = row.migration.policy.on_no_convergence == NonConvergence.NON_CONVERGENCE_CANCEL
+        return is_asked and bool(snapshot.steered) and state_of(row) in CANCELLABLE
 
     async def _follow_source(self, row: Row) -> AsyncIterator[agent_pb2.WatchResponse]:
         """What the source's agent tells; through silences no longer than the patience for agents."""
@@ -393,7 +412,7 @@ class Coordinator:
             what = f"host {migration.destination_host} of site {migration.destination_site} not heard for {seconds} s"
         else:
             what = f"WAN to site {migration.destination_site} down {seconds} s"
-        guest = "stands still" if state_of(row) is State.SWITCHING else "runs on"
+        guest = "stands still" if state_of(row) is State.SWITCHING or migration.progress.paused else "runs on"
         return f"{what}, migration holds, guest {guest} at {migration.source_site}"
 
     def _take_progress(self, row: Row, snapshot: agent_pb2.WatchResponse) -> None:
@@ -414,7 +433,11 @@ class Coordinator:
 
     def _count_wan(self, row: Row) -> None:
         if run := self._runs.get(row.migration.id):
-            row.migration.summary.bytes_wan = run.bytes_wan + self.tunnels.pump.wan_bytes.get(row.migration.id, 0)
+            pump, summary, id_ = self.tunnels.pump, row.migration.summary, row.migration.id
+            summary.bytes_wan = run.bytes_wan + pump.wan_bytes.get(id_, 0)
+            total = savings.added(run.savings, pump.savings(id_))
+            del summary.savings[:]
+            summary.savings.extend(total)
 
     async def _resolving(self, row: Row) -> Outcome:
         """Who has the VM? Asked until it is known."""
@@ -507,6 +530,13 @@ class Coordinator:
             summary.downtime_ms = max(ended - row.suspended_at, 0) // 1_000_000
         migration.ClearField("silent_ms")
         self._count_wan(row)
+
+
+def _pause(row: Row, snapshot: agent_pb2.WatchResponse) -> str:
+    """What is known of a guest that the policy lets stand still; empty if it runs."""
+    if not snapshot.progress.paused:
+        return ""
+    return f"{snapshot.steered}; the guest stands still at {row.migration.source_site} until the rest is copied"
 
 
 # What a stage that the source's agent tells of means in a state; anything else is no news.

@@ -79,7 +79,7 @@ class Incoming:
         row.migration.CopyFrom(migration)
         await self._ledger.save(row)
         if State(migration.state) in ENDED:
-            self._pump.wan_bytes.pop(migration.id, None)
+            self._pump.forget_counts(migration.id)
 
     async def _own(self, migration: str, site: str) -> Row:
         # The site's, and not this gateway's: the next call may come to any gateway here.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from gateway.migration import policy
 from landbridge.v1.agent_pb2 import CheckIncomingResponse, Mapping
-from landbridge.v1.types_pb2 import Finding, Host, Severity, Vm, VmState
+from landbridge.v1.types_pb2 import Finding, Host, Policy, Severity, Vm, VmState
 
 # Milliseconds that two hosts' clocks may differ: more, and the record of the migration tells a wrong story.
 SKEW_WARNING = 2_000
@@ -29,6 +30,7 @@ class Facts:
     peer_protocol: int
     # Another migration of this VM that has not ended.
     under_way: str | None
+    policy: Policy = field(default_factory=Policy)
 
 
 def check(facts: Facts) -> list[Finding]:
@@ -44,6 +46,7 @@ def check(facts: Facts) -> list[Finding]:
         *_names(facts),
         *_clocks(facts),
         *_versions(facts),
+        *policy.check(facts.policy),
     ]
     return sorted(findings, key=lambda finding: -finding.severity)
 

@@ -24,7 +24,7 @@ class State(Enum):
     REQUESTED = MigrationState.MIGRATION_STATE_REQUESTED
     # Sockets and empty images are being made.
     PREPARING = MigrationState.MIGRATION_STATE_PREPARING
-    # The guest runs at the source in these two, and stands still in SWITCHING.
+    # The guest runs at the source in these two, unless its policy lets it stand still for the rest; in SWITCHING it stands still.
     COPYING_DISKS = MigrationState.MIGRATION_STATE_COPYING_DISKS
     COPYING_MEMORY = MigrationState.MIGRATION_STATE_COPYING_MEMORY
     SWITCHING = MigrationState.MIGRATION_STATE_SWITCHING

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from dataclasses import dataclass
 
-from gateway.migration import preflight
+from gateway.migration import estimate, preflight
 from gateway.migration.inventory import PROTOCOL_VERSION, Inventory, SiteFacts, fill_offset
 from gateway.migration.ledger import Ledger, has_ended
-from gateway.remote import WORK
-from landbridge.errors import NotFound, Unreachable
+from gateway.remote import FACTS, WORK
+from gateway.tunnel.tunnels import Tunnels
+from landbridge.errors import LandbridgeError, NotFound, Unreachable
 from landbridge.v1 import agent_pb2
 from landbridge.v1.peer_pb2 import PeerCheckIncomingRequest
-from landbridge.v1.types_pb2 import Finding, Host, Severity, Vm
+from landbridge.v1.types_pb2 import Estimate, Finding, Host, Measurement, Policy, Severity, Vm
 
 
 @dataclass
@@ -23,6 +26,8 @@ class Preflight:
     findings: list[Finding]
     domain_xml: str = ""
     clock_offset_ms: int = 0
+    # None where a finding is an error.
+    estimate: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,23 @@ class Survey:
 
     ledger: Ledger
     inventory: Inventory
+    tunnels: Tunnels
 
-    async def preflight(self, wanted: str, site: str, host: str) -> Preflight:
+    async def preflight(self, wanted: str, site: str, host: str, policy: Policy) -> Preflight:
         """Look for every reason why the migration would not work. Raises NotFound for an unknown VM, site or host."""
-        remote = self.inventory.site_named(site)
+        self.inventory.site_named(site)
         vm = await self.inventory.find_vm(wanted)
+        # It takes a second, as long as all else together.
+        measuring = asyncio.create_task(self._measure(vm), name=f"measurement of {vm.name}")
+        try:
+            return await self._preflight(vm, site, host, policy, measuring)
+        finally:
+            measuring.cancel()
+
+    async def _preflight(
+        self, vm: Vm, site: str, host: str, policy: Policy, measuring: asyncio.Task[Measurement]
+    ) -> Preflight:
+        remote = self.inventory.site_named(site)
         agent = self.inventory.agent(vm.host)
         try:
             facts = await self.inventory.remote_site(site)
@@ -73,13 +90,33 @@ class Survey:
                     PROTOCOL_VERSION,
                     facts.site.protocol_version,
                     under_way,
+                    policy,
                 )
             )
             offset = answer.host.clock_offset_ms - source.clock_offset_ms
             results.append(Preflight(inspected.vm, candidate.name, findings, inspected.domain_xml, offset))
             if not preflight.refuses(findings):
+                self._estimate(results[-1], site, facts.round_trip_ms, policy, await measuring)
                 return results[-1]
         return results[0]
+
+    async def _measure(self, vm: Vm) -> Measurement:
+        """How the VM's memory behaves; nothing, if the agent cannot measure it."""
+        agent = self.inventory.agent(vm.host)
+        with contextlib.suppress(LandbridgeError):
+            request = agent_pb2.MeasureVmRequest(vm=vm.uuid)
+            return (await agent.ask(agent.stub.MeasureVm, request, FACTS)).measurement
+        return Measurement()
+
+    def _estimate(self, found: Preflight, site: str, rtt_ms: int, policy: Policy, measurement: Measurement) -> None:
+        """Add what the migration will take."""
+        vm = found.vm
+        rate, source = self.tunnels.rate(site)
+        memory, disks = estimate.facts_of(vm)
+        coded = self.tunnels.is_coded(site)
+        made = estimate.estimate(estimate.Facts(memory, disks, measurement, rate, source, rtt_ms, policy, coded))
+        found.findings += estimate.check(made, vm, policy)
+        found.estimate = made
 
 
 def candidates(facts: SiteFacts, site: str, host: str) -> tuple[list[Host], list[Finding]]:

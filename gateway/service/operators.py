@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from certs.guard import caller
+from gateway.migration import policy
 from gateway.migration.coordinator import Coordinator
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger
@@ -32,7 +33,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         self, coordinator: Coordinator, ledger: Ledger, inventory: Inventory, tunnels: Tunnels, limits: Limits
     ) -> None:
         self._coordinator = coordinator
-        self._survey = Survey(ledger, inventory)
+        self._survey = Survey(ledger, inventory, tunnels)
         self._ledger = ledger
         self._inventory = inventory
         self._tunnels = tunnels
@@ -95,19 +96,25 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
 
     async def Preflight(self, request: pb.PreflightRequest, context: Any) -> pb.PreflightResponse:
         """Findings only."""
-        found = await self._survey.preflight(request.vm, request.destination_site, request.destination_host)
+        wanted = policy.complete(request.policy)
+        found = await self._survey.preflight(request.vm, request.destination_site, request.destination_host, wanted)
         return pb.PreflightResponse(
             vm_uuid=found.vm.uuid,
             source_host=found.vm.host,
             destination_host=found.destination_host,
             findings=found.findings,
             passed=not refuses(found.findings),
+            estimate=found.estimate,
         )
 
     async def Migrate(self, request: pb.MigrateRequest, context: Any) -> pb.MigrateResponse:
         """Begin."""
         migration = await self._coordinator.migrate(
-            request.vm, request.destination_site, request.destination_host, str(caller.get())
+            request.vm,
+            request.destination_site,
+            request.destination_host,
+            str(caller.get()),
+            policy.complete(request.policy),
         )
         return pb.MigrateResponse(migration=migration)
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -27,12 +28,15 @@ from google.protobuf.message import DecodeError
 
 from certs.identity import Identity
 from certs.links import WAITING_ON_LAN, Target, dial
-from gateway.tunnel.tunnel import Tunnel
+from gateway.stream.tally import Counts, Tally
+from gateway.tunnel.codec import Subject
+from gateway.tunnel.tunnel import Cargo, Tunnel
 from landbridge.channel import CEILING, MOST_SEGMENTS
 from landbridge.errors import LandbridgeError, ProtocolError
-from landbridge.frame import BULK_TYPES, MAX_REASON, Frame, FrameType, reset
+from landbridge.frame import BULK_TYPES, CODED_TYPES, MAX_REASON, Frame, FrameType, reset
 from landbridge.link import Link
 from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
+from landbridge.v1.types_pb2 import Fate, Saving
 
 log = structlog.get_logger()
 
@@ -45,6 +49,8 @@ MOST_WAITING = 2 << 20
 MOST_FOR_AGENT = CEILING + (CEILING >> 4)
 # Frames that may: a whole window and its acknowledgements, and their memory beside their bytes.
 MOST_FRAMES = 2 * MOST_SEGMENTS
+# What became of bytes, as it is counted and as it is told.
+_FATES = {each.name: Fate.Value(f"FATE_{each.name.upper()}") for each in fields(Counts)}
 # Channels of a host here with another site, in each direction: more than its migrations have disks. And links that an agent may
 # have dialled, before or after they say which channel they are for.
 MOST_CHANNELS = 512
@@ -62,6 +68,10 @@ class Routes(Protocol):
 
     def from_site(self, opening: ChannelOpen, site: str) -> Target:
         """For a channel that comes from another site: the agent of a host here."""
+        ...
+
+    def subject(self, opening: ChannelOpen) -> Subject | None:
+        """Whose pages the channel carries; None if it carries none."""
         ...
 
 
@@ -126,11 +136,22 @@ class _Route:
     # Whether the agent at this site opened the channel.
     is_outgoing: bool
     opening: bytes
-    # Calls of libvirt are few, and everything waits for them.
-    is_urgent: bool
+    cargo: Cargo
     port: Port
     tunnel: Tunnel
-    on_sent: Callable[[int], None]
+
+
+@dataclass(slots=True)
+class _Counted:
+    """What became of the bytes of one kind of channel: of those that were coded, and of those that go as they are."""
+
+    tally: Tally = field(default_factory=Tally)
+    passed: int = 0
+    passed_on_wire: int = 0
+
+    @property
+    def total(self) -> Tally:
+        return self.tally + Tally(Counts(rest=self.passed), Counts(rest=self.passed_on_wire))
 
 
 class Pump:
@@ -143,6 +164,8 @@ class Pump:
         self._ports: set[Port] = set()
         # Bytes of frames on tunnel links per migration, both directions.
         self.wan_bytes: dict[str, int] = {}
+        # What became of the bytes that were sent from here to a destination, by migration and kind of channel.
+        self._counted: dict[str, dict[str, _Counted]] = {}
 
     def attach_agent(self, link: Link, peer: Identity) -> None:
         """Take a link that an agent of this site has dialled."""
@@ -152,6 +175,33 @@ class Pump:
         port = Port(self, peer.name)
         self._ports.add(port)
         port.attach(link)
+
+    # Counting
+
+    def count(self, migration: str, kind: str, tally: Tally | None, frame: Frame) -> None:
+        """A frame goes to the destination, and this is what became of its bytes; of the last migrations, and no more."""
+        counted = self._counted.setdefault(migration, {}).setdefault(kind, _Counted())
+        if tally is not None:
+            counted.tally += tally.framed(frame.size())
+        else:
+            counted.passed += len(frame.payload) if frame.type in CODED_TYPES else 0
+            counted.passed_on_wire += frame.size()
+        if len(self._counted) > MOST_COUNTED:
+            del self._counted[next(iter(self._counted))]
+
+    def savings(self, migration: str) -> list[Saving]:
+        """What was counted of a migration since this gateway began to carry it, by kind and fate."""
+        return [
+            Saving(kind=kind, fate=fate, bytes_stream=stream, bytes_wan=wan)
+            for kind, counted in sorted(self._counted.get(migration, {}).items())
+            for name, fate in _FATES.items()
+            if (stream := getattr(counted.total.stream, name)) | (wan := getattr(counted.total.wire, name))
+        ]
+
+    def forget_counts(self, migration: str) -> None:
+        """Nobody will ask for them any more."""
+        self.wan_bytes.pop(migration, None)
+        self._counted.pop(migration, None)
 
     # From an agent
 
@@ -208,15 +258,21 @@ class Pump:
             if len(self.wan_bytes) > MOST_COUNTED:
                 del self.wan_bytes[next(iter(self.wan_bytes))]
 
+        # Calls of libvirt are few, and everything waits for them.
         is_rpc = opening.kind == ChannelKind.CHANNEL_KIND_RPC
-        self._routes[frame.channel] = _Route(
-            migration, is_outgoing, bytes(frame.payload), is_rpc, port, tunnel, on_sent
+        cargo = Cargo(
+            migration,
+            on_sent,
+            is_urgent=is_rpc,
+            subject=self._routes_of.subject(opening),
+            on_coded=partial(self.count, migration, _name(opening.kind)) if is_outgoing else None,
         )
+        self._routes[frame.channel] = _Route(migration, is_outgoing, bytes(frame.payload), cargo, port, tunnel)
         log.info("channel.open", migration=migration, kind=ChannelKind.Name(opening.kind), site=tunnel.site)
 
     def _send(self, route: _Route, frame: Frame) -> None:
         route.port.widen(route.tunnel.scheduler.rate)
-        is_full = route.tunnel.put(frame, route.migration, route.on_sent, urgent=route.is_urgent)
+        is_full = route.tunnel.put(frame, route.cargo)
         if is_full and route.port.link is not None:
             route.port.link.pause()
 
@@ -242,8 +298,8 @@ class Pump:
 
     # From a tunnel
 
-    def frame_from_tunnel(self, tunnel: Tunnel, frame: Frame) -> None:
-        """Pass a frame on to the agent whose channel it is."""
+    def frame_from_tunnel(self, tunnel: Tunnel, frame: Frame, size: int) -> None:
+        """Pass a frame on to the agent whose channel it is; `size` is what it took on the wire."""
         if frame.type is FrameType.OPEN:
             self._open_from_tunnel(tunnel, frame)
             return
@@ -252,7 +308,7 @@ class Pump:
             if frame.type not in _NO_ANSWER:
                 self._say_unknown(tunnel, frame.channel, "", "")
             return
-        route.on_sent(frame.size())
+        route.cargo.on_sent(size)
         if frame.type is FrameType.UNKNOWN and not route.is_outgoing:
             return  # the other site has lost it; its agent, who opened it, will do so again
         route.port.put(frame)
@@ -317,7 +373,7 @@ class Pump:
         answer(reason)
 
     def _answer(self, tunnel: Tunnel, frame: Frame, migration: str) -> None:
-        tunnel.put(frame, migration, lambda _: None, urgent=True)
+        tunnel.put(frame, Cargo(migration, lambda _: None, is_urgent=True))
 
     def _say_unknown(self, tunnel: Tunnel, channel: int, reason: str, migration: str) -> None:
         self._answer(tunnel, Frame(FrameType.UNKNOWN, channel, 0, reason.encode()[:MAX_REASON]), migration)
@@ -344,3 +400,8 @@ class Pump:
             if port.link is not None:
                 port.link.close()
         self._ports.clear()
+
+
+def _name(kind: ChannelKind.ValueType) -> str:
+    """As operators know a kind of channel."""
+    return ChannelKind.Name(kind).removeprefix("CHANNEL_KIND_").lower()

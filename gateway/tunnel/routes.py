@@ -7,9 +7,13 @@ destination's agent to say, which alone can check the channel's ticket.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import xxhash
 
 from certs.links import Target
+from gateway.config import PagesSettings
+from gateway.tunnel.codec import Subject
 from gateway.tunnel.tunnel import Tunnel
 from landbridge.errors import NotFound, PermissionDenied, ProtocolError
 from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
@@ -24,6 +28,8 @@ class SiteRoutes:
     tunnels: Mapping[str, Tunnel]
     # By the host's name: how its agent is dialled.
     hosts: Mapping[str, Target]
+    # With whose pages a VM's may be compared.
+    pages: PagesSettings = field(default_factory=PagesSettings)
 
     def from_host(self, opening: ChannelOpen, host: str) -> Tunnel:
         """For a channel that a host of this site opens. Raises PermissionDenied, NotFound or ProtocolError."""
@@ -46,6 +52,16 @@ class SiteRoutes:
         if opening.destination_host not in self.hosts:
             raise NotFound(f"site {self.site} has no host {opening.destination_host!r}")
         return self.hosts[opening.destination_host]
+
+    def subject(self, opening: ChannelOpen) -> Subject | None:
+        """Whose pages the channel carries; None for libvirt's calls, and for an agent that does not say."""
+        if opening.kind == ChannelKind.CHANNEL_KIND_RPC or not opening.vm_uuid:
+            return None
+        return Subject(_number(opening.vm_uuid), _number(self.pages.domain_of(opening.vm_uuid, opening.vm_name)))
+
+
+def _number(name: str) -> int:
+    return xxhash.xxh3_64_intdigest(name.encode())
 
 
 def _check_kind(opening: ChannelOpen) -> None:

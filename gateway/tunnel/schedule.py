@@ -126,6 +126,8 @@ class Scheduler(Generic[T]):
         self._now = -inf
         # Bytes per second at which the links drain the queue, as far as is known.
         self.rate = 0.0
+        # That rate when it was last seen with more waiting than the links took: what they carry. 0 if that never was.
+        self.full_rate = 0.0
         # Bytes of bulk that may wait.
         self.limit = MIN_QUEUE
         # Bytes of bulk that wait, and of urgent items. The latter are not held back here: who puts them bounds them.
@@ -293,6 +295,8 @@ class Scheduler(Generic[T]):
         if more > 0 or not self._starved:
             self.rate += more * (1 - exp(-elapsed / (RISE if more > 0 else FALL)))
             self._bound()
+        if self._drained and not self._starved:
+            self.full_rate = self.rate
         self._since = now
         self._drained = 0
         self._starved = False

@@ -5,7 +5,10 @@ Channels that begin at this site go through the tunnels that it dials; what come
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
+from pathlib import Path
+from uuid import UUID
 
 import structlog
 
@@ -15,16 +18,23 @@ from certs.links import Target
 from certs.store import StoredIdentity
 from gateway.config import MOST_LINKS, GatewayConfig
 from gateway.store import TunnelLimits
+from gateway.stream.dedup import History
+from gateway.stream.page_log import GENERATION, PageLog
+from gateway.tunnel.codec import Codec
 from gateway.tunnel.dial import TunnelDialler
 from gateway.tunnel.pump import Pump
 from gateway.tunnel.routes import SiteRoutes
 from gateway.tunnel.tunnel import Tunnel
 from landbridge.errors import NotFound
 from landbridge.link import Link
+from landbridge.v1.types_pb2 import RateSource
 
 log = structlog.get_logger()
 
 _MBIT = 125_000
+_GIB = 1 << 30
+# Changes with each boot of the machine (proc(5)).
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Tunnels:
@@ -36,12 +46,15 @@ class Tunnels:
         # By the other site; and by the gateway that dialled, for those that were accepted.
         self._outgoing: dict[str, Tunnel] = {}
         self._incoming: dict[tuple[str, str], Tunnel] = {}
+        self._pages = settings.pages
+        # By the other gateway: one for all tunnels with it.
+        self._codecs: dict[tuple[str, str], Codec] = {}
         hosts = {}
         for host in settings.hosts:
             name = tls.server_name(Role.HOST, settings.site, domain, host.name)
             context = tls.client_context(identity, settings.site)
             hosts[host.name] = Target(f"host {host.name}", host.stream, context, name)
-        self.pump = Pump(SiteRoutes(settings.site, self._outgoing, hosts))
+        self.pump = Pump(SiteRoutes(settings.site, self._outgoing, hosts, settings.pages))
         self._diallers: dict[str, TunnelDialler] = {}
         # As configured: bytes per second, and links.
         self._configured = (int(settings.tunnel.limit * _MBIT), settings.tunnel.links)
@@ -51,7 +64,7 @@ class Tunnels:
             context = tls.client_context(identity, site.name)
             who = f"the gateway of site {site.name}"
             targets = [Target(who, address, context, name, is_tunnel=True) for address in site.tunnel]
-            tunnel = self._outgoing[site.name] = Tunnel(site.name, who, self.pump)
+            tunnel = self._outgoing[site.name] = Tunnel(site.name, who, self.pump, self._codec_for)
             self._diallers[site.name] = TunnelDialler(tunnel, targets, settings.tunnel.links)
         self.set_limits({})
 
@@ -64,11 +77,22 @@ class Tunnels:
         """Take a link that another site's gateway has dialled."""
         key = (peer.site, peer.name)
         if key not in self._incoming:
-            self._incoming[key] = Tunnel(peer.site, f"gateway {peer.name} of site {peer.site}", self.pump)
+            who = f"gateway {peer.name} of site {peer.site}"
+            self._incoming[key] = Tunnel(peer.site, who, self.pump, self._codec_for)
         if len(self._incoming[key].links) >= MOST_LINKS:
             link.abort(f"gateway {peer.name} of site {peer.site} has {MOST_LINKS} links already")
             return
         self._incoming[key].add(link)
+
+    def _codec_for(self, site: str, gateway: str) -> Codec | None:
+        """The codec for a gateway of another site; None if there are to be none."""
+        if not self._pages.size:
+            return None
+        if (site, gateway) not in self._codecs:
+            path = self._pages.directory / f"{site}.{gateway}.pages"
+            size = int(self._pages.size * _GIB)
+            self._codecs[site, gateway] = Codec(f"gateway {gateway} of site {site}", lambda: _open(path, size))
+        return self._codecs[site, gateway]
 
     def to_site(self, site: str) -> TunnelDialler:
         """The tunnel to a site, and its dialler. Raises NotFound."""
@@ -80,6 +104,18 @@ class Tunnels:
     def is_up(self, site: str) -> bool:
         """Whether the tunnel to a site has a link."""
         return site in self._outgoing and self._outgoing[site].is_up
+
+    def is_coded(self, site: str) -> bool:
+        """Whether what goes to a site is compressed. Raises NotFound."""
+        return self.to_site(site).tunnel.is_coded
+
+    def rate(self, site: str) -> tuple[int, RateSource.ValueType]:
+        """Bytes per second that can go to a site, and how that is known; 0 if it is not. Raises NotFound."""
+        tunnel = self.to_site(site).tunnel
+        measured = int(tunnel.scheduler.full_rate)
+        if tunnel.limit and (not measured or tunnel.limit < measured):
+            return tunnel.limit, RateSource.RATE_SOURCE_LIMIT
+        return measured, RateSource.RATE_SOURCE_MEASURED if measured else RateSource.RATE_SOURCE_UNKNOWN
 
     def set_limits(self, limits: Mapping[str, TunnelLimits]) -> None:
         """Limit, grow and shrink the tunnels, by site, as operators have set; what they have not is as it is configured."""
@@ -109,3 +145,10 @@ class Tunnels:
             await dialler.close()
         for tunnel in self._incoming.values():
             tunnel.close()
+        for codec in self._codecs.values():
+            await codec.close()
+
+
+def _open(path: Path, size: int) -> History:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return History(PageLog.open(path, size, UUID(_BOOT.read_text().strip()).bytes, secrets.token_bytes(GENERATION)))

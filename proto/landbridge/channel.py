@@ -143,6 +143,8 @@ class _Segment:
     # Of the stream up to its end; empty where there is no checkpoint.
     digest: bytes
     is_fin: bool
+    # Hints to its bytes, for whoever codes them on the way.
+    hints: Payload = b""
     # When it was last sent, and its place among all that was.
     sent_at: float = 0.0
     order: int = 0
@@ -252,14 +254,14 @@ class Outgoing:
         """Whether the far end has not acknowledged all."""
         return self.acknowledged < self.end
 
-    def take(self, data: Payload) -> None:
-        """Take bytes from the local socket, at least one."""
+    def take(self, data: Payload, hints: Payload) -> None:
+        """Take bytes from the local socket, at least one, and hints to them."""
         self._digest.update(data)
         start, self.position = self.position, self.position + len(data)
         digest = b""
         if self.position - self._checked >= CHECKPOINT:
             digest, self._checked = self._digest.digest(), self.position
-        self._add(_Segment(start, self.position, data, digest, is_fin=False))
+        self._add(_Segment(start, self.position, data, digest, is_fin=False, hints=hints))
 
     def take_end(self) -> None:
         """The local socket gives no more."""
@@ -295,8 +297,9 @@ class Outgoing:
         if segment.is_fin:
             return Frame(FrameType.FIN, channel, segment.start, segment.digest)
         if segment.digest:
-            return Frame(FrameType.DATA_CHECKED, channel, segment.start, b"".join((segment.data, segment.digest)))
-        return Frame(FrameType.DATA, channel, segment.start, segment.data)
+            checked = b"".join((segment.data, segment.digest))
+            return Frame(FrameType.DATA_CHECKED, channel, segment.start, checked, segment.hints)
+        return Frame(FrameType.DATA, channel, segment.start, segment.data, segment.hints)
 
     def _send_probe(self, channel: int, now: float) -> Frame:
         self._probe_is_due = False
@@ -589,11 +592,14 @@ class Channel:
         self._heard(now)
         self._progressed(now)
 
-    def send_data(self, data: Payload, now: float) -> None:
-        """Send bytes that were read from the local socket, at most `room` of them. They must not be changed afterwards."""
+    def send_data(self, data: Payload, now: float, hints: Payload = b"") -> None:
+        """Send bytes that were read from the local socket, at most `room` of them, with hints to them (`landbridge.hints`).
+
+        They must not be changed afterwards.
+        """
         if data and self._takes:
             was_outstanding = self.outgoing.is_outstanding
-            self.outgoing.take(data)
+            self.outgoing.take(data, hints)
             if not was_outstanding:
                 self._progressed(now)
 

@@ -34,6 +34,7 @@ from landbridge.v1.types_pb2 import (
     MIGRATION_STATE_SETTLED,
     Host,
     Migration,
+    Policy,
 )
 
 _Request = TypeVar("_Request")
@@ -171,18 +172,23 @@ class Client:
         """VMs of the gateway's site, and the hosts that did not answer and may have more."""
         return self._ask(lambda stub: stub.ListVms, api.ListVirtualMachinesRequest())
 
-    def preflight(self, vm: str, site: str, host: str = "") -> api.PreflightResponse:
+    def preflight(self, vm: str, site: str, host: str = "", policy: Policy | None = None) -> api.PreflightResponse:
         """Whether `vm` (name, UUID or HOST/NAME) could move to `site`, and all findings; touches nothing."""
-        request = api.PreflightRequest(vm=_text(vm), destination_site=_text(site), destination_host=_text(host))
+        request = api.PreflightRequest(
+            vm=_text(vm), destination_site=_text(site), destination_host=_text(host), policy=policy
+        )
         return self._ask(lambda stub: stub.Preflight, request, PREFLIGHT_S)
 
-    def migrate(self, vm: str, site: str, host: str = "") -> Migration:
+    def migrate(self, vm: str, site: str, host: str = "", policy: Policy | None = None) -> Migration:
         """Begin to move `vm` to `site`, to `host` or to the one that the gateway chooses.
 
+        `policy`: how long the guest may stand still, and what is done if that cannot be had; UsageError if it makes no sense.
         PreflightFailed if it would not work: `preflight` tells why.
         After Unreachable it may have begun: look at `migrations` before trying again.
         """
-        request = api.MigrateRequest(vm=_text(vm), destination_site=_text(site), destination_host=_text(host))
+        request = api.MigrateRequest(
+            vm=_text(vm), destination_site=_text(site), destination_host=_text(host), policy=policy
+        )
         doubt = "; the migration may have begun all the same, so look at the list of migrations first"
         return self._ask(lambda stub: stub.Migrate, request, PREFLIGHT_S, doubt).migration
 

@@ -31,6 +31,8 @@ MAX_HINTS = 16 << 10
 MAX_PAYLOAD = (256 << 10) + MAX_HINTS + 32
 MAX_SMALL_PAYLOAD = 2048
 MAX_REASON = 512
+# Two rings of a page log, with a thousand ranges each.
+MAX_LOG_STATE = 20 << 10
 
 # A pool has buffers of one size. A smaller payload gets memory of its own: what is kept, behind a gap or until it is
 # acknowledged, takes at most twice its bytes. And it keeps so many spare buffers at most: 8 MiB.
@@ -69,11 +71,21 @@ class FrameType(IntEnum):
     # Is the link alive? The answer is PONG with the same position. Channel 0.
     PING = 11
     PONG = 12
+    # Between gateways: DATA or DATA_CHECKED, coded by the page log (`gateway.tunnel.codec`); position: as of what is coded.
+    CODED = 13
+    # Between gateways, of the page log that they have in common; channel 0. What it holds; what has arrived of it; and that a
+    # frame did not fit it, with the reason.
+    LOG_STATE = 14
+    LOG_ACK = 15
+    LOG_FORGET = 16
 
 
 # Frames that carry bytes of a stream, and grow with it; they wait for each other on the way.
-BULK_TYPES = frozenset({FrameType.DATA, FrameType.DATA_CHECKED, FrameType.FIN, FrameType.PROBE})
-LINK_TYPES = frozenset({FrameType.PING, FrameType.PONG})
+BULK_TYPES = frozenset({FrameType.DATA, FrameType.DATA_CHECKED, FrameType.FIN, FrameType.PROBE, FrameType.CODED})
+# What may be coded.
+CODED_TYPES = frozenset({FrameType.DATA, FrameType.DATA_CHECKED})
+LOG_TYPES = frozenset({FrameType.LOG_STATE, FrameType.LOG_ACK, FrameType.LOG_FORGET})
+LINK_TYPES = frozenset({FrameType.PING, FrameType.PONG}) | LOG_TYPES
 _TYPES = {int(each): each for each in FrameType}
 _MAX_PAYLOADS = {
     FrameType.OPEN: MAX_SMALL_PAYLOAD,
@@ -84,8 +96,11 @@ _MAX_PAYLOADS = {
     FrameType.FIN: DIGEST_SIZE,
     FrameType.RESET: MAX_REASON,
     FrameType.UNKNOWN: MAX_REASON,
+    FrameType.CODED: MAX_PAYLOAD,
+    FrameType.LOG_STATE: MAX_LOG_STATE,
+    FrameType.LOG_ACK: MAX_SMALL_PAYLOAD,
+    FrameType.LOG_FORGET: MAX_REASON,
 }
-_HINTED = frozenset({FrameType.DATA, FrameType.DATA_CHECKED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +276,7 @@ def _checked_type(version: int, kind: int, hints: int, length: int, channel: int
     frame_type = _TYPES.get(kind)
     if frame_type is None:
         raise ProtocolError(f"a frame of unknown type {kind} arrived; update the older end")
-    if hints > min(length, MAX_HINTS) or (hints and frame_type not in _HINTED):
+    if hints > min(length, MAX_HINTS) or (hints and frame_type not in CODED_TYPES):
         raise ProtocolError(f"a {frame_type.name} frame with {hints} bytes of hints arrived; the link is closed")
     if length > _MAX_PAYLOADS.get(frame_type, 0):
         raise ProtocolError(

@@ -81,6 +81,8 @@ class Link:
         """`must_answer` on links that are always read: a PING without an answer then counts like silence."""
         # For messages: who is at the other end, such as "gateway gw-1 of site west".
         self.name = name
+        # The name in the certificate of the other end.
+        self.peer = ""
         # Why it was closed; None while it is open.
         self.closed_because: str | None = None
         self.closed = asyncio.Event()

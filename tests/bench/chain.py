@@ -117,6 +117,8 @@ peers = "{gateway.address("peers")}"
 tunnel = "{gateway.address("tunnel")}"
 [store]
 url = "sqlite:///{store}"
+[pages]
+directory = "{stage.directory / gateway.name}-pages"
 [[hosts]]
 name = "{host.name}"
 control = "{host.address("control")}"
@@ -203,7 +205,7 @@ def source(directory: Path, gateway: str, sockets: Path, destination_host: str) 
         target = Target("the gateway", parse_address(gateway), tls.client_context(identity, own.site), server_name)
         local = LocalSockets(Gateways([target]), sockets, Traffic())
         other = next(site for site in SITES if site != own.site)
-        local.way = Way(MIGRATION, own.site, own.name, other, destination_host, SECRET)
+        local.way = Way(MIGRATION, own.site, own.name, other, destination_host, SECRET, "bench", "bench")
         local.listen((os.getuid(), os.getgid()))
         await _serve_until_stopped("source.ready")
         await local.close()

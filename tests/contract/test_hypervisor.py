@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from agent.hypervisor.base import MoveRequest, Presence, VmChange
+from agent.hypervisor.sampling import SAMPLED
 from landbridge.errors import AlreadyExists, Conflict, HypervisorError, NotFound
 from landbridge.v1.agent_pb2 import Mapping
 from landbridge.v1.types_pb2 import Disk, Vm, VmState
@@ -174,6 +176,27 @@ def test_the_image_of_a_defined_vm_is_not_removed(world: World) -> None:
         world.source.remove_disk("/etc/passwd")
 
 
+def test_the_memory_of_a_running_vm_is_looked_at(world: World) -> None:
+    uuid = world.new_vm(disk_size=0)
+
+    found = world.source.measure(uuid)
+
+    assert found.HasField("dirty_rate")
+    assert found.pages_sampled == SAMPLED
+    assert found.pages_zero <= found.pages_sampled
+    assert found.bytes_sampled == (found.pages_sampled - found.pages_zero) * 4096
+    assert (found.bytes_compressed > 0) == (found.bytes_sampled > 0)
+    assert world.source.presence(uuid) is Presence.RUNNING
+
+
+def test_the_memory_of_a_vm_that_does_not_run_is_not_looked_at(world: World) -> None:
+    uuid = world.new_vm(disk_size=0)
+    world.pause(uuid)
+
+    with pytest.raises(HypervisorError, match="does not run"):
+        world.source.measure(uuid)
+
+
 def test_whether_a_vm_starts_with_the_host_is_set_and_told(world: World) -> None:
     uuid = world.new_vm(disk_size=0)
 
@@ -317,6 +340,58 @@ def test_an_aborted_move_fails_and_the_source_goes_on(world: World, phase: str) 
     assert "abort" in error.message
     assert world.source.presence(uuid) is Presence.RUNNING
     assert world.destination.presence(uuid) is Presence.ABSENT
+
+
+def test_a_vm_that_is_paused_during_its_move_arrives_all_the_same(world: World) -> None:
+    uuid = world.new_vm()
+    request = prepared(world, uuid)
+    news = News(world.source)
+    assert not world.source.pause(uuid)
+    world.relay.hold("ram", 64 * 1024)
+    move = started(world, request)
+    world.relay.wait_for("ram", 64 * 1024)
+
+    assert world.source.pause(uuid)
+    news.wait_for(lambda event: event.change is VmChange.SUSPENDED)
+    assert not move.done()
+    assert world.source.pause(uuid)
+    world.relay.release("ram")
+    move.result(60)
+
+    assert world.source.presence(uuid) is Presence.SHUT_OFF
+    assert world.destination.presence(uuid) is Presence.ARRIVED
+    assert len([event for event in news.events if event.change is VmChange.SUSPENDED]) == 1
+    world.destination.resume(uuid)
+    assert world.destination.presence(uuid) is Presence.RUNNING
+
+
+@pytest.mark.parametrize("how", ["abort", "cut"])
+def test_a_vm_that_was_paused_for_a_move_that_fails_goes_on_at_the_source(world: World, how: str) -> None:
+    uuid = world.new_vm()
+    request = prepared(world, uuid)
+    world.relay.hold("ram", 64 * 1024)
+    move = started(world, request)
+    world.relay.wait_for("ram", 64 * 1024)
+    assert world.source.pause(uuid)
+
+    if how == "abort":
+        world.source.abort(uuid)
+    else:
+        world.relay.cut("rpc")
+        world.relay.release("ram")
+
+    assert isinstance(move.exception(60), HypervisorError)
+    assert world.source.presence(uuid) is Presence.RUNNING
+    assert not world.source.pause(uuid)
+    assert world.source.presence(uuid) is Presence.RUNNING
+
+
+def test_a_throttled_move_arrives(world: World) -> None:
+    uuid = world.new_vm()
+
+    world.source.move(replace(prepared(world, uuid), throttle=True))
+
+    assert world.destination.presence(uuid) is Presence.ARRIVED
 
 
 def test_progress_tells_disks_from_memory(world: World) -> None:

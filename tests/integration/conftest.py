@@ -24,13 +24,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """Two sites with the product, whose storage pools are small."""
+    """Two sites with the product, whose storage pools are small, and whose moves take as long as there are bytes."""
     if os.geteuid() != 0:
         pytest.skip("the lab needs root")  # what else it misses is an error
     lab = Lab(name_of("i"))
     lab.down()  # what a killed run has left
     try:
-        lab.up(LabSettings(pool_size=POOL_SIZE, wan=FAST))
+        lab.up(LabSettings(pool_size=POOL_SIZE, wan=FAST, pages=False))
         yield lab
     finally:
         lab.down()

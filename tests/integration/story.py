@@ -74,7 +74,7 @@ def is_well(guest: Guest) -> bool:
 class Move:
     """One migration as its operator sees it: each line of `landbridge migrate --json`."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, *options: str) -> None:
         self.guest = guest
         self.lab = guest.lab
         self.source = guest.host
@@ -86,7 +86,7 @@ class Move:
         self._news = threading.Condition()
         command = ["landbridge", "migrate", guest.name, "--to", f"{self.destination_site}/{self.destination}"]
         self._process = subprocess.Popen(
-            [*self.lab.enter(self.source_gateway), *command, "--json"],
+            [*self.lab.enter(self.source_gateway), *command, *options, "--json"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -183,10 +183,10 @@ def _under_way(migration: Json, what: str) -> bool:
 
 
 @contextlib.contextmanager
-def moving(guest: Guest, wan: WanSettings = FAST) -> Iterator[Move]:
+def moving(guest: Guest, wan: WanSettings = FAST, *options: str) -> Iterator[Move]:
     """A migration of the guest to its other home, at this WAN; never left running when the test has failed."""
     guest.lab.set_wan(wan)
-    move = Move(guest)
+    move = Move(guest, *options)
     try:
         yield move
     finally:
@@ -207,6 +207,15 @@ def kill_and_restart(lab: Lab, name: str, seconds: float = RESTART_AFTER) -> Non
     lab.product.kill(name)
     time.sleep(seconds)
     lab.product.restart(name)
+
+
+def reconfigure(lab: Lab, *, standby: bool = False, outage: float = 0.0, pages: bool = False) -> None:
+    """Start the product anew, as LabSettings says."""
+    lab.product.stop()
+    lab.product.configure(standby=standby, outage=outage, pages=pages)
+    lab.product.start()
+    for site in ("east", "west"):
+        wait_for_site(lab, site)
 
 
 def kill_libvirtd(lab: Lab, host: str) -> None:

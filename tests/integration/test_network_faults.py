@@ -32,6 +32,7 @@ from tests.integration.story import (
     assert_sound,
     kill_and_restart,
     moving,
+    reconfigure,
     wait_for_site,
 )
 from tests.lab import Lab, LabError, WanSettings, processes
@@ -253,30 +254,22 @@ def ordinary(guest: Guest) -> AbstractContextManager[None]:
 @contextlib.contextmanager
 def with_standby(guest: Guest) -> Iterator[None]:
     """Two gateways at each site."""
-    _configure(guest.lab, standby=True)
+    reconfigure(guest.lab, standby=True)
     try:
         yield
     finally:
-        _configure(guest.lab)
+        reconfigure(guest.lab)
 
 
 @contextlib.contextmanager
 def with_short_limit(guest: Guest) -> Iterator[None]:
     """An outage may last SHORT_LIMIT."""
-    _configure(guest.lab, outage=SHORT_LIMIT)
+    reconfigure(guest.lab, outage=SHORT_LIMIT)
     try:
         yield
     finally:
         guest.lab.wan.heal()
-        _configure(guest.lab)
-
-
-def _configure(lab: Lab, *, standby: bool = False, outage: float = 0.0) -> None:
-    lab.product.stop()
-    lab.product.configure(standby=standby, outage=outage)
-    lab.product.start()
-    for site in ("east", "west"):
-        wait_for_site(lab, site)
+        reconfigure(guest.lab)
 
 
 def with_hostile_gateway(kind: Literal["ram", "disk"]) -> Arrangement:

@@ -4,20 +4,23 @@
  * and says on the serial console what it found. Nothing outside the guest can vouch for its memory.
  *
  *   lab: boot / lab: ready ...              once each per boot; a second one means that the guest rebooted
- *   B <beat> m<passes> d<passes> w<pages written> k<blocks written> e<mismatches>      ten times a second
- *   X <memory|disk> ...                     at once, for each mismatch or I/O error
+ *   B <beat> m<passes> d<passes> w<pages written> k<blocks written> e<mismatches> [f<passes>]      ten times a second
+ *   X <memory|disk|files> ...               at once, for each mismatch or I/O error
  *
- * m and d count complete passes over memory and disk. A pass begins where the one before it ended, so a pass that
- * began and ended after some moment is known from the counters alone.
+ * m, d and f count complete passes over memory, disk and files; a guest without files says no f. A pass begins where
+ * the one before it ended, so a pass that began and ended after some moment is known from the counters alone.
  *
  * Memory: sums[p] is the checksum of page p, kept up to date word by word; writes[p] counts the writes to it. All
  * of writes[] must add up to the total, so a page that went back in time together with its checksum is found too.
  * Disk: the content of a block follows from (block, generation). The disk has its own thread: a disk that stalls
  * must not look like a guest that stalls.
+ * Files: real ones below /files, which came with the initramfs or are on a second disk. The guest reads all of them
+ * before it is ready, so that they are in its page cache, and keeps a checksum of each. They have a thread too.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -35,10 +38,11 @@
 #include <unistd.h>
 #include <linux/fs.h>
 
-enum { PAGE = 4096, WORDS = PAGE / 8, CHUNK = 16 * PAGE, TICKS_PER_BEAT = 5, TICK_NS = 20000000 };
+enum { PAGE = 4096, WORDS = PAGE / 8, CHUNK = 16 * PAGE };
+enum { TICKS_PER_SECOND = 50, TICK_NS = 1000000000 / TICKS_PER_SECOND };
 
 static char cmdline[4096];
-static atomic_ulong memory_passes, disk_passes, pages_written, blocks_written, mismatches;
+static atomic_ulong memory_passes, disk_passes, file_passes, pages_written, blocks_written, mismatches;
 
 static void say(const char *format, ...)
 {
@@ -158,8 +162,10 @@ static void fill(uint64_t *words, uint64_t seed, int random)
 	}
 }
 
+/* What a page holds follows from the seed too: two guests have no page of random bytes in common. */
 static void fill_memory(unsigned long random_percent, uint64_t *random)
 {
+	uint64_t first = (uint64_t)setting("seed", 1) << 32;
 	memory = mmap(NULL, page_count * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	sums = calloc(page_count, sizeof *sums);
 	writes = calloc(page_count, sizeof *writes);
@@ -169,7 +175,7 @@ static void fill_memory(unsigned long random_percent, uint64_t *random)
 			pause();
 	}
 	for (size_t p = 0; p < page_count; p++) {
-		fill(memory + p * WORDS, p + 1, next_random(random) % 100 < random_percent);
+		fill(memory + p * WORDS, first + p, next_random(random) % 100 < random_percent);
 		sums[p] = sum_of(memory + p * WORDS);
 	}
 }
@@ -321,6 +327,95 @@ static void *run_disk(void *argument)
 	}
 }
 
+/* ---- files: all below /files, read again and again ---- */
+
+struct file {
+	char *path;
+	uint64_t sum;
+};
+
+static struct file *files;
+static size_t file_count, file_bytes;
+
+static int take_file(const char *path, const struct stat *status, int kind, struct FTW *place)
+{
+	(void)place;
+	if (kind != FTW_F || !S_ISREG(status->st_mode))
+		return 0;
+	if ((file_count & (file_count - 1)) == 0) { /* a power of two: full */
+		files = realloc(files, (file_count ? 2 * file_count : 1) * sizeof *files);
+		if (!files)
+			return -1;
+	}
+	files[file_count++] = (struct file){.path = strdup(path)};
+	file_bytes += status->st_size;
+	return 0;
+}
+
+/* The checksum of a file, of CHUNK bytes at a time. */
+static int read_file(const char *path, uint64_t *buffer, uint64_t *sum)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	uint64_t position = 0;
+	ssize_t n = fd < 0 ? -1 : 0;
+	*sum = 0;
+	while (fd >= 0 && (n = read(fd, buffer, CHUNK)) > 0) {
+		memset((char *)buffer + n, 0, -n & 7);
+		for (ssize_t i = 0; i < (n + 7) / 8; i++)
+			*sum += share_of(buffer[i], position++);
+	}
+	if (fd >= 0)
+		close(fd);
+	return n == 0;
+}
+
+static void files_failed(const char *path)
+{
+	mismatches++;
+	say("X files %.180s: %s", path, strerror(errno));
+}
+
+/* Finds the files and reads each for the first time; returns how many there are. */
+static size_t read_in_files(uint64_t *buffer)
+{
+	if (access("/dev/vdb", F_OK) == 0) {
+		mkdir("/files", 0755);
+		if (mount("/dev/vdb", "/files", "ext4", MS_RDONLY, NULL) < 0)
+			files_failed("/dev/vdb");
+	}
+	if (access("/files", F_OK) == 0 && nftw("/files", take_file, 16, FTW_PHYS) != 0)
+		files_failed("/files");
+	for (struct file *file = files; file < files + file_count; file++)
+		if (!read_file(file->path, buffer, &file->sum))
+			files_failed(file->path);
+	return file_count;
+}
+
+/* Reads a share of the files every tenth of a second, so that a pass takes files_seconds. */
+static void *run_files(void *buffer)
+{
+	size_t pass_ticks = setting("files_seconds", 15) * 10, owed = 0;
+	for (size_t next = 0;;) {
+		usleep(100000);
+		for (owed += file_count; owed >= pass_ticks; owed -= pass_ticks) {
+			uint64_t sum;
+			struct file *file = files + next;
+			if (!read_file(file->path, buffer, &sum)) {
+				files_failed(file->path);
+			} else if (sum != file->sum) {
+				mismatches++;
+				say("X files %.180s want=%016lx got=%016lx", file->path, file->sum, sum);
+				file->sum = sum;
+			}
+			if (++next == file_count) {
+				next = 0;
+				file_passes++;
+			}
+		}
+	}
+	return NULL;
+}
+
 /* ---- the beat ---- */
 
 static void wait_for_tick(struct timespec *tick)
@@ -339,36 +434,55 @@ static void wait_for_tick(struct timespec *tick)
 		clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, tick, NULL);
 }
 
+static void beat(unsigned long number)
+{
+	char passes[32] = "";
+	if (file_count)
+		snprintf(passes, sizeof passes, " f%lu", file_passes);
+	say("B %lu m%lu d%lu w%lu k%lu e%lu%s", number, memory_passes, disk_passes, pages_written, blocks_written, mismatches,
+	    passes);
+}
+
+/* Memory to read into, whole pages, for what has a thread of its own. */
+static uint64_t *own_buffer(void)
+{
+	void *buffer = NULL;
+	return posix_memalign(&buffer, PAGE, CHUNK) == 0 ? buffer : NULL;
+}
+
 int main(void)
 {
 	static struct disk disk;
-	uint64_t *buffer = NULL;
+	uint64_t *buffer;
+	pthread_t thread;
 	start();
 	uint64_t random = scatter(setting("seed", 1));
 	page_count = setting("working_set", 96) * 256;
 	fill_memory(setting("random", 25), &random);
-	int has_disk = open_disk(&disk) && posix_memalign((void **)&buffer, PAGE, CHUNK) == 0;
-	pthread_t thread;
+	int has_disk = open_disk(&disk) && (buffer = own_buffer());
 	if (has_disk) {
 		fill_disk(&disk, buffer);
 		pthread_create(&thread, NULL, run_disk, &disk);
 	}
+	if ((buffer = own_buffer()) && read_in_files(buffer))
+		pthread_create(&thread, NULL, run_files, buffer);
 	unsigned long rate = setting("rate", 500), words = setting("words", 1), owed_writes = 0, owed_checks = 0;
-	unsigned long pass_ticks = setting("pass_seconds", 3) * 10 * TICKS_PER_BEAT;
-	say("lab: ready pages=%zu chunks=%zu rate=%lu", page_count, has_disk ? disk.chunks : 0, rate);
+	unsigned long pass_ticks = setting("pass_seconds", 3) * TICKS_PER_SECOND;
+	unsigned long ticks_per_beat = TICKS_PER_SECOND / setting("beats", 10);
+	say("lab: ready pages=%zu chunks=%zu rate=%lu files=%zu bytes=%zu", page_count, has_disk ? disk.chunks : 0, rate,
+	    file_count, file_bytes);
 	struct timespec tick;
 	clock_gettime(CLOCK_MONOTONIC, &tick);
-	for (unsigned long beat = 1;; beat++) {
-		for (int i = 0; i < TICKS_PER_BEAT; i++) {
+	for (unsigned long number = 1;; number++) {
+		for (unsigned long i = 0; i < ticks_per_beat; i++) {
 			wait_for_tick(&tick);
 			owed_writes += rate;
-			for (; owed_writes >= 10 * TICKS_PER_BEAT; owed_writes -= 10 * TICKS_PER_BEAT)
+			for (; owed_writes >= TICKS_PER_SECOND; owed_writes -= TICKS_PER_SECOND)
 				write_page(&random, words);
 			owed_checks += page_count;
 			verify_memory(owed_checks / pass_ticks);
 			owed_checks %= pass_ticks;
 		}
-		say("B %lu m%lu d%lu w%lu k%lu e%lu", beat, memory_passes, disk_passes, pages_written, blocks_written,
-		    mismatches);
+		beat(number);
 	}
 }

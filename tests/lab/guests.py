@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.lab import kernel, processes
+from tests.lab.files import Tree
 from tests.lab.hosts import IMAGES, HostNode
 from tests.lab.judge import Verdict, judge
 from tests.lab.network import Network
 from tests.lab.settings import GuestSettings, LabError
 
 DOMAIN = """\
-<domain type='qemu'>
+<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>{name}</name><uuid>{uuid}</uuid>
   <memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>
   <os>
@@ -33,13 +34,19 @@ DOMAIN = """\
     <disk type='file' device='disk'>
       <driver name='qemu' type='{disk_format}'/><source file='{image}'/><target dev='vda' bus='virtio'/>
     </disk>
+    {second_disk}
     <interface type='network'><source network='lan'/><model type='virtio'/><rom enabled='no'/></interface>
     <controller type='usb' model='none'/>
     <serial type='unix'><source mode='connect' path='{console}'/><target port='0'/></serial>
     <memballoon model='none'/>
   </devices>
+  <qemu:commandline>{qemu}</qemu:commandline>
 </domain>
 """
+SECOND_DISK = """\
+<disk type='file' device='disk'>
+      <driver name='qemu' type='raw'/><source file='{image}'/><target dev='vdb' bus='virtio'/>
+    </disk>"""
 NAMES_IN_CMDLINE = (
     "working_set",
     "rate",
@@ -49,7 +56,14 @@ NAMES_IN_CMDLINE = (
     "disk_fill",
     "pass_seconds",
     "seed",
+    "beats",
+    "files_seconds",
 )
+
+
+def second_image(name: str) -> str:
+    """The image of a guest's second disk."""
+    return f"{name}-files.raw"
 
 
 class Guests:
@@ -85,6 +99,15 @@ class Guests:
         )
         words = " ".join(f"lab.{key}={getattr(settings, key)}" for key in NAMES_IN_CMDLINE)
         boot_kernel, initrd = self._boot_files()
+        second_disk = ""
+        if settings.files:
+            tree = Tree.of_this_machine(settings.files, name)
+            if settings.files_disk:
+                second_disk = self._second_disk(name, node, tree, settings.files_disk)
+            else:
+                initrd = self._own_initramfs(name, initrd, tree)
+            # What is freed is zeroed: else the memory would hold what is left of the archive, each page a second time.
+            words += " init_on_free=1"
         definition = DOMAIN.format(
             name=name,
             uuid=uuid.uuid5(uuid.NAMESPACE_DNS, f"{name}.{self._run.name}.lab"),
@@ -96,6 +119,8 @@ class Guests:
             disk_format=settings.disk_format,
             image=image,
             console=self._console / f"{name}.sock",
+            second_disk=second_disk,
+            qemu="".join(f"<qemu:arg value='{word}'/>" for word in settings.qemu.split()),
         )
         path = self._run / f"{name}.xml"
         path.write_text(definition)
@@ -115,11 +140,12 @@ class Guests:
             if name in self._names(node):
                 node.virsh("destroy", name, check=False)
                 node.virsh("undefine", name, check=False)
-            for suffix in ("qcow2", "raw"):
-                node.virsh("vol-delete", "--pool", "default", f"{name}.{suffix}", check=False)
+            for image in (f"{name}.qcow2", f"{name}.raw", second_image(name)):
+                node.virsh("vol-delete", "--pool", "default", image, check=False)
         if recorder := processes.find(self._run / "processes", f"console-{name}"):
             processes.end([recorder])
         self.log(name).unlink(missing_ok=True)
+        self._initramfs(name).unlink(missing_ok=True)
 
     def where(self, name: str) -> dict[str, str]:
         """Each host's word on the guest: its state there, or nothing."""
@@ -176,6 +202,24 @@ class Guests:
             seconds=10,
             otherwise=f"the recorder did not start: see {self._run}/console-{name}.log",
         )
+
+    def _second_disk(self, name: str, node: HostNode, tree: Tree, size: int) -> str:
+        """Make the disk with the files; its element of the definition."""
+        image = second_image(name)
+        tree.write_ext4(node.images / image, size)
+        node.virsh("pool-refresh", "default")
+        return SECOND_DISK.format(image=f"{IMAGES}/{image}")
+
+    def _own_initramfs(self, name: str, initramfs: Path, tree: Tree) -> Path:
+        """The initramfs of all guests, and behind it the files of this one."""
+        with self._initramfs(name).open("wb") as out:
+            out.write(initramfs.read_bytes())
+            out.writelines(tree.archive())
+        self._initramfs(name).chmod(0o644)
+        return self._initramfs(name)
+
+    def _initramfs(self, name: str) -> Path:
+        return self._boot / f"{name}.cpio"
 
     def _boot_files(self) -> tuple[Path, Path]:
         """Kernel and initramfs where QEMU's user can read them, at one path for all hosts."""

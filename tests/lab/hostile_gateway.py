@@ -17,7 +17,7 @@ from dataclasses import replace
 import structlog
 
 from gateway.main import main
-from gateway.tunnel.tunnel import Tunnel
+from gateway.tunnel.tunnel import Cargo, Tunnel
 from landbridge.frame import Frame, FrameType
 from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
 
@@ -68,10 +68,8 @@ def install(alter: Callable[[Frame], Frame]) -> None:
     """The one hook: a frame that the gateway puts into a tunnel."""
     put = Tunnel.put
 
-    def put_altered(
-        self: Tunnel, frame: Frame, migration: str, on_sent: Callable[[int], None], *, urgent: bool
-    ) -> bool:
-        return put(self, alter(frame), migration, on_sent, urgent=urgent)
+    def put_altered(self: Tunnel, frame: Frame, cargo: Cargo) -> bool:
+        return put(self, alter(frame), cargo)
 
     Tunnel.put = put_altered  # type: ignore[method-assign]  # that is what it is for
 

@@ -59,6 +59,11 @@ class HostNode:
         self._files = big_directory / node.name
         self._records = run_directory / "processes"
 
+    @property
+    def images(self) -> Path:
+        """The folder of its storage pool, as it is seen from outside; only where the pool has no limit."""
+        return self._files / "var-lib-libvirt" / "images"
+
     def keeper_pid(self) -> int:
         """The process whose namespaces are the host's. Raises LabError."""
         record = processes.find(self._records, f"keeper-{self.name}")

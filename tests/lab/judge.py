@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-BEAT = re.compile(r"B (\d+) m(\d+) d(\d+) w(\d+) k(\d+) e(\d+)$")
+BEAT = re.compile(r"B (\d+) m(\d+) d(\d+) w(\d+) k(\d+) e(\d+)(?: f(\d+))?$")
 KERNEL_TROUBLE = re.compile(
-    r"Oops|BUG:|Kernel panic|general protection|segfault|unable to handle|soft lockup|rcu_.*stall"
+    r"Oops|BUG:|Kernel panic|general protection|segfault|unable to handle|soft lockup|rcu_.*stall|EXT4-fs error"
 )
 # A pass that both began and ended after the arrival: the counter must come round twice.
 PASSES = 2
@@ -32,15 +32,16 @@ class Verdict:
     silent_ms: float = 0.0
     memory_verified: bool = False
     disk_verified: bool = False
+    # None: the guest has no files.
+    files_verified: bool | None = None
     # Everything that must not be, in sentences.
     problems: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
         """Nothing is wrong, everything was verified since the last arrival, and the guest still beats."""
-        return (
-            not self.problems and self.memory_verified and self.disk_verified and self.beats > 0 and not self.is_silent
-        )
+        verified = self.memory_verified and self.disk_verified and self.files_verified is not False
+        return not self.problems and verified and self.beats > 0 and not self.is_silent
 
     @property
     def is_silent(self) -> bool:
@@ -51,9 +52,9 @@ class Verdict:
         """One line for people."""
         if not self.beats:
             return "no beat was heard"
+        asked = (("memory", self.memory_verified), ("disk", self.disk_verified), ("files", self.files_verified))
         verified = " and ".join(
-            f"{what} {'verified' if done else 'not verified yet'}"
-            for what, done in (("memory", self.memory_verified), ("disk", self.disk_verified))
+            f"{what} {'verified' if done else 'not verified yet'}" for what, done in asked if done is not None
         )
         gap = "without a gap" if not self.problems else "; ".join(self.problems[:3])
         if self.is_silent:
@@ -71,6 +72,7 @@ class _Beat:
     number: int
     memory_passes: int
     disk_passes: int
+    file_passes: int | None
 
 
 def judge(lines: Iterable[str], *, since: float = 0.0, now: float | None = None, has_disk: bool = True) -> Verdict:
@@ -82,7 +84,8 @@ def judge(lines: Iterable[str], *, since: float = 0.0, now: float | None = None,
     for line in lines:
         stamp, _, host, _, text = (line.rstrip("\n").split(" ", 4) + [""] * 5)[:5]
         if match := BEAT.search(text):
-            beat = _Beat(float(stamp), host, int(match[1]), int(match[2]), int(match[3]))
+            memory, disk, files = match[2], match[3], match[7]
+            beat = _Beat(float(stamp), host, int(match[1]), int(memory), int(disk), int(files) if files else None)
             if int(match[6]) and not any("mismatch" in p for p in verdict.problems):
                 verdict.problems.append(f"the guest counts {match[6]} mismatches at beat {beat.number}")
             if last is None:
@@ -108,6 +111,8 @@ def judge(lines: Iterable[str], *, since: float = 0.0, now: float | None = None,
         verdict.silent_ms = 0.0 if now is None else (now - last.at) * 1000
         verdict.memory_verified = last.memory_passes >= arrival.memory_passes + PASSES
         verdict.disk_verified = not has_disk or last.disk_passes >= arrival.disk_passes + PASSES
+        if last.file_passes is not None:
+            verdict.files_verified = last.file_passes >= (arrival.file_passes or 0) + PASSES
     return verdict
 
 

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tests.lab.settings import CACHE, SOURCE_DIRECTORY, LabError
@@ -87,8 +88,15 @@ def _initramfs(tree: Path, init: Path) -> Path:
         ("init", 0o100755, init.read_bytes()),
     ]
     fresh = _beside(target)
-    fresh.write_bytes(b"".join(_cpio(*entry) for entry in [*entries, ("TRAILER!!!", 0, b"")]))
+    fresh.write_bytes(b"".join(archive(entries)))
     return fresh.replace(target)
+
+
+def archive(entries: Iterable[tuple[str, int, bytes]]) -> Iterator[bytes]:
+    """A cpio archive of (name, mode, content), folders first; the kernel unpacks several that follow each other."""
+    for entry in entries:
+        yield _cpio(*entry)
+    yield _cpio("TRAILER!!!", 0, b"")
 
 
 def _in_load_order(tree: Path) -> dict[str, bytes]:

@@ -99,7 +99,7 @@ class Lab:
             if certificates is not None:
                 certificates.result()
         if product:
-            self.product.configure(standby=settings.standby, outage=settings.outage)
+            self.product.configure(standby=settings.standby, outage=settings.outage, pages=settings.pages)
             self.product.start()
 
     def _start_wan(self, settings: LabSettings) -> None:

@@ -117,13 +117,13 @@ class Product:
 
     # Processes
 
-    def configure(self, *, standby: bool = False, outage: float = 0.0) -> None:
-        """Write every configuration file, for one gateway at each site or two; `outage` as in LabSettings."""
+    def configure(self, *, standby: bool = False, outage: float = 0.0, pages: bool = True) -> None:
+        """Write every configuration file, for one gateway at each site or two; `outage` and `pages` as in LabSettings."""
         seats = [seat for seat in SEATS if standby or seat.number == 1]
         for seat in SEATS:
             self._config(seat.label).unlink(missing_ok=True)
         for seat in seats:
-            self._gateway_toml(seat, [s for s in seats if s.site != seat.site], outage)
+            self._gateway_toml(seat, [s for s in seats if s.site != seat.site], outage, pages)
         for n in NODES:
             if not n.is_gateway:
                 self._agent_toml(n.name, [s for s in seats if s.site == n.site])
@@ -245,7 +245,19 @@ stream = "{n.lan}:7444"
 stream = {json.dumps([seat.agents for seat in seats])}
 """)
 
-    def _gateway_toml(self, seat: GatewaySeat, others: list[GatewaySeat], outage: float) -> None:
+    def pages(self, seat: GatewaySeat) -> Path:
+        """Where a gateway keeps its page logs."""
+        return self._big / f"{seat.site}-gw" / f"{seat.name}-pages"
+
+    def forget_pages(self) -> None:
+        """Start everything anew, with page logs that are empty."""
+        self.stop()
+        for seat in self.seats():
+            for log in self.pages(seat).glob("*.pages"):
+                log.unlink()
+        self.start()
+
+    def _gateway_toml(self, seat: GatewaySeat, others: list[GatewaySeat], outage: float, pages: bool) -> None:
         site = seat.site
         # Gateways of one site share its store. One SQLite file does where they share a machine, as here; real sites,
         # whose gateways stand apart, use PostgreSQL.
@@ -269,6 +281,8 @@ peers = "{seat.peers}"
 tunnel = "{seat.tunnel}"
 [store]
 url = "sqlite:///{state}/gateway.db"
+[pages]
+directory = "{self.pages(seat)}"{"" if pages else chr(10) + "size = 0"}
 [patience]
 agent = 10.0
 cleanup = 5.0{limit}

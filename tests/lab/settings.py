@@ -37,11 +37,16 @@ class LabSettings:
     """A second gateway at each site."""
     outage: float = 0.0
     """Seconds that the sites may be apart before a migration ends, 0: as the product has it."""
+    pages: bool = True
+    """Whether gateways keep page logs; without them each byte crosses the WAN as it is."""
 
 
 @dataclass(frozen=True)
 class GuestSettings:
-    """A guest and its load: sizes in MiB, rates in pages (4 KiB blocks for the disk) per second, shares in percent."""
+    """A guest and its load: sizes in MiB, rates in pages (4 KiB blocks for the disk) per second, shares in percent.
+
+    `random`: of so many pages of the working set, and blocks of the disk, all bytes are random; the others hold text.
+    """
 
     memory: int = 512
     disk: int = 64
@@ -56,3 +61,13 @@ class GuestSettings:
     machine: str = "pc-q35-7.2"
     autostart: bool = False
     seed: int = 1
+    beats: int = 10
+    """Per second: 1, 2, 5, 10, 25 or 50. A pause is known to the time between two."""
+    files: int = 0
+    """MiB of files of a Debian root file system, and some of the guest's own; all in its page cache."""
+    files_disk: int = 0
+    """MiB of a second disk, with the file system that holds them; 0: they come with the initramfs, and are on no disk."""
+    files_seconds: int = 15
+    """A pass over the files."""
+    qemu: str = ""
+    """Words added to QEMU's command line."""

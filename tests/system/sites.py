@@ -32,6 +32,7 @@ from gateway.config import (
     HostSettings,
     IdentitySettings,
     ListenSettings,
+    PagesSettings,
     PatienceSettings,
     SiteSettings,
     StoreSettings,
@@ -41,7 +42,7 @@ from gateway.remote import Remote
 from landbridge.config import Address
 from landbridge.v1 import gateway_pb2 as api
 from landbridge.v1.gateway_pb2_grpc import GatewayStub
-from landbridge.v1.types_pb2 import Migration
+from landbridge.v1.types_pb2 import Migration, Policy
 
 if TYPE_CHECKING:  # the stubs of an aio channel exist for type checkers only
     from landbridge.v1.gateway_pb2_grpc import GatewayAsyncStub
@@ -225,6 +226,7 @@ class SiteUnderTest:
             identity=IdentitySettings(directory=self._identities / name),
             listen=self.listens[name],
             store=StoreSettings(url=self.store_url),
+            pages=PagesSettings(directory=self.directory / f"{name}-pages", size=1 / 16),
             hosts=(HostSettings(name=self.host, control=self.addresses["control"], stream=self.addresses["stream"]),),
             sites=(joined,) if self.joined else (),
             patience=self.patience,
@@ -270,14 +272,14 @@ class Operator:
         answer = await self.remote.ask(self._stub.ListSites, api.ListSitesRequest())
         return {site.name: site for site in answer.sites}
 
-    async def preflight(self, vm: str, site: str) -> api.PreflightResponse:
+    async def preflight(self, vm: str, site: str, policy: Policy | None = None) -> api.PreflightResponse:
         """Findings."""
-        request = api.PreflightRequest(vm=vm, destination_site=site)
+        request = api.PreflightRequest(vm=vm, destination_site=site, policy=policy)
         return await self.remote.ask(self._stub.Preflight, request)
 
-    async def migrate(self, vm: str, site: str) -> str:
+    async def migrate(self, vm: str, site: str, policy: Policy | None = None) -> str:
         """Begin; the id."""
-        request = api.MigrateRequest(vm=vm, destination_site=site)
+        request = api.MigrateRequest(vm=vm, destination_site=site, policy=policy)
         return (await self.remote.ask(self._stub.Migrate, request)).migration.id
 
     async def migrations(self) -> list[Migration]:

@@ -8,8 +8,9 @@ import pytest
 
 from agent.hypervisor.base import Presence
 from gateway.migration.states import ENDED, State
+from gateway.tunnel.pump import Pump
 from landbridge.errors import Conflict, NotFound, PreflightFailed, UsageError
-from landbridge.v1.types_pb2 import Migration, Severity, VmState
+from landbridge.v1.types_pb2 import Fate, Migration, RateSource, Saving, Severity, VmState
 from tests.system.sites import SiteUnderTest, TwoSites, eventually
 
 pytestmark = pytest.mark.timeout(20)
@@ -51,7 +52,11 @@ async def test_the_summary_counts_what_went_through_the_three_channels(two: TwoS
     assert all(channel.to_source > 0 for channel in ended.summary.channels)
     summary = ended.summary
     assert summary.bytes_hypervisor == sum(to_destination.values())
-    assert summary.bytes_hypervisor < summary.bytes_wan < summary.bytes_hypervisor * 1.1
+    saved = sum(saving.bytes_stream for saving in summary.savings)
+    assert {saving.kind for saving in summary.savings} == {"ram", "disk"}
+    # Digests are on the way with the bytes.
+    assert to_destination["ram"] + to_destination["disk"] <= saved < summary.bytes_hypervisor + 1000
+    assert sum(saving.bytes_wan for saving in summary.savings) < summary.bytes_wan < summary.bytes_hypervisor
     assert 0 < summary.total_ms < 10_000
     assert 0 <= summary.downtime_ms <= summary.total_ms
     assert ended.requested_at.ToNanoseconds() < ended.ended_at.ToNanoseconds()
@@ -250,3 +255,55 @@ async def test_a_migration_that_cannot_be_is_refused_in_a_sentence(two: TwoSites
         await migrate("web-01", "lon")
     with pytest.raises(UsageError, match="fra is the VM's own site"):
         await migrate("web-01", "fra")
+
+
+async def test_the_summary_has_what_the_source_gateway_has_saved(
+    two: TwoSites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = Saving(kind="ram", fate=Fate.FATE_ZERO, bytes_stream=4096, bytes_wan=8)
+    monkeypatch.setattr(Pump, "savings", lambda _pump, _migration: [saved])
+    two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
+
+    ended = await moved(two.fra, two.ams)
+
+    assert list(ended.summary.savings) == [saved]
+    there = await two.ams.operator.ended(ended.id)
+    assert list(there.summary.savings) == [saved]
+
+
+async def test_preflight_and_migration_have_the_same_kind_of_estimate(two: TwoSites) -> None:
+    two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
+
+    found = await two.fra.operator.preflight("web-01", "ams")
+
+    assert found.estimate.measurement.pages_sampled == 64
+    assert found.estimate.measurement.HasField("dirty_rate")
+    assert found.estimate.rate_source in {RateSource.RATE_SOURCE_UNKNOWN, RateSource.RATE_SOURCE_MEASURED}
+    assert found.estimate.bytes_wan.low > 0
+    ended = await moved(two.fra, two.ams)
+    assert ended.estimate.measurement == found.estimate.measurement
+    assert (await two.ams.operator.ended(ended.id)).estimate == ended.estimate
+
+
+async def test_a_vm_whose_memory_cannot_be_looked_at_moves_all_the_same(two: TwoSites) -> None:
+    two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
+    two.fra.hypervisor.fail_next("measure")
+
+    ended = await moved(two.fra, two.ams)
+
+    assert not ended.estimate.measurement.HasField("dirty_rate")
+    assert not ended.estimate.HasField("converges")
+
+
+async def test_a_limit_of_the_tunnel_is_what_an_estimate_goes_by(two: TwoSites) -> None:
+    two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
+    two.fra.hypervisor.dirty_rate = 100_000_000_000
+    await two.fra.operator.limit(1_000_000, site="ams")
+
+    found = await two.fra.operator.preflight("web-01", "ams")
+
+    assert (found.estimate.rate, found.estimate.rate_source) == (1_000_000, RateSource.RATE_SOURCE_LIMIT)
+    assert found.estimate.HasField("converges")
+    assert not found.estimate.converges
+    assert [finding.code for finding in found.findings] == ["does-not-converge"]
+    assert found.passed

@@ -83,11 +83,15 @@ def copying_memory(
     *,
     dirty_rate: int = 12 * MIB,
     eta_ms: int | None = 18_400,
+    converges: bool | None = None,
+    throttle: int = 0,
     **fields: Any,
 ) -> Migration:
     progress = types.Progress(
         disk_total=20 * GIB,
         disk_remaining=0,
+        converges=converges,
+        throttle=throttle,
         memory_total=total,
         memory_remaining=total - done,
         rate=118 * MIB,
@@ -165,6 +169,9 @@ class FakeGateway(GatewayServicer):
         self.unreachable: list[types.Host] = []
         self.migrations: dict[str, Migration] = {}
         self.findings: list[types.Finding] = []
+        self.estimate: types.Estimate | None = None
+        # What was asked for with each preflight and each migration.
+        self.policies: list[types.Policy] = []
         self.removed: list[str] = []
         self.refuse: LandbridgeError | None = None
         self.on_cancel: list[Step] = []
@@ -237,20 +244,25 @@ class FakeGateway(GatewayServicer):
 
     def Preflight(self, request: api.PreflightRequest, context: grpc.ServicerContext) -> api.PreflightResponse:
         self._hear(f"preflight {request.vm} {request.destination_site}/{request.destination_host}", context)
+        self.policies.append(request.policy)
         return api.PreflightResponse(
             vm_uuid="6c1e5f0a-8b1d-4c3e-9a64-0d9f5a7b2c11",
             source_host="host-a",
             destination_host=request.destination_host or "host-b",
             findings=self.findings,
+            estimate=self.estimate,
             passed=not self._errors(),
         )
 
     def Migrate(self, request: api.MigrateRequest, context: grpc.ServicerContext) -> api.MigrateResponse:
         self._hear(f"migrate {request.vm} {request.destination_site}/{request.destination_host}", context)
+        self.policies.append(request.policy)
         if errors := self._errors():
             _abort(context, PreflightFailed(f"Preflight of {request.vm} found {errors} error: nothing changed."))
         begun = requested()
         begun.findings.extend(self.findings)
+        if self.estimate is not None:
+            begun.estimate.CopyFrom(self.estimate)
         self.migrations[begun.id] = begun
         return api.MigrateResponse(migration=begun)
 

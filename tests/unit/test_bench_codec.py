@@ -21,8 +21,8 @@ SHORT = Code("zeros", 400.0, 276.0, 0.69, 500.0, 0.4, 0.2)
 def test_a_row_says_whether_it_meets_its_target() -> None:
     assert codec.as_line(GOOD).endswith("    ok")
     assert codec.as_line(SHORT).endswith("    falls short")
-    assert codec.as_object(Hint("random", 999.9))["ok"] is False
-    assert codec.as_object(Hint("random", 1000.0))["ok"] is True
+    assert codec.as_object(Hint("random", 1499.9))["ok"] is False
+    assert codec.as_object(Hint("random", 1500.0))["ok"] is True
 
 
 @pytest.mark.parametrize(("row", "status"), [(GOOD, 0), (SHORT, 1)])

@@ -280,6 +280,20 @@ def test_nothing_is_said_twice_of_what_has_not_changed() -> None:
     assert frames_of(acceptor, 1.0) == []
 
 
+def test_hints_go_with_the_bytes_that_they_are_about_each_time() -> None:
+    ours, _ = pair()
+    ours.send_data(b"page", 0, b"hint")
+    ours.send_data(b"more", 0)
+    ours.send_data(bytes(CHECKPOINT - 8), 0, b"all zero")
+    sent = [
+        (bytes(frame.payload[:4]), frame.hints) for frame in frames_of(ours) if frame.type in {K.DATA, K.DATA_CHECKED}
+    ]
+    assert sent == [(b"page", b"hint"), (b"more", b""), (bytes(4), b"all zero")]
+    ours.disconnect()
+    ours.connect(1)
+    assert [frame.hints for frame in frames_of(ours, 1) if frame.type is K.DATA][:1] in ([], [b"hint"])
+
+
 def test_nothing_is_sent_for_no_bytes() -> None:
     opener, _ = pair()
     opener.send_data(b"", 0.0)
@@ -1075,7 +1089,7 @@ def test_the_work_for_an_acknowledgement_does_not_grow_with_what_is_under_way(mo
     outgoing = Outgoing()
     count = 4000
     for _ in range(count):
-        outgoing.take(b"x")
+        outgoing.take(b"x", b"")
         outgoing.next_frame(7, 0.0)
     looks = 0
     note_arrived = Outgoing._note_arrived

@@ -72,6 +72,11 @@ def test_no_arguments_give_a_traceback(fake: FakeGateway, capsys: pytest.Capture
         ("limit --site AMS none", "'AMS' is no valid site name"),
         ("limit --site ams 3f2a 50Mbit/s", "'3f2a 50Mbit/s' is no rate"),
         ("limit --site ams --links 65", "65 is not in the range 1<=x<=64"),
+        ("migrate web --to ams --max-downtime 9", "9 is not in the range 10<=x<=60000"),
+        ("migrate web --to ams --on-no-convergence hope", "'hope' is not one of"),
+        ("migrate web --to ams --deadline 15min", "--deadline needs --on-no-convergence=pause or =cancel"),
+        ("migrate web --to ams --deadline 15", "'15' is no duration: give a number with its unit, such as 90s"),
+        ("migrate web --to ams --deadline 0s", "'0s' is over at once"),
         ("shw", "No such command 'shw'"),
         ("sites --nonsense", "see `landbridge sites --help`"),
     ],
@@ -159,6 +164,14 @@ def test_what_is_no_rate_is_told_so_in_one_sentence_that_shows_one(text: str) ->
         arguments.RATE.convert(text, None, None)
     assert "none for no limit." in caught.value.message
     assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"),
+    [("90s", 90_000), ("15min", 900_000), ("15 m", 900_000), ("1.5h", 5_400_000), ("250ms", 250), ("0.001s", 1)],
+)
+def test_a_duration_is_read_in_each_unit(text: str, milliseconds: int) -> None:
+    assert arguments.DURATION.convert(text, None, None) == milliseconds
 
 
 @given(st.integers(0, 10**5), st.sampled_from(["kbit/s", "Mbit/s", "Gbit/s"]))

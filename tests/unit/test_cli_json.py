@@ -24,13 +24,18 @@ _FIELDS: dict[type[Message], str] = {
     types.Disk: "target path format virtual_size allocation pool volume read_only source_type",
     types.ImmovableDevice: "kind description",
     types.Migration: "id vm vm_uuid source_site source_host destination_site destination_host state reason "
-    "requested_by requested_at updated_at ended_at progress summary findings silent_ms limit",
+    "requested_by requested_at updated_at ended_at progress summary findings silent_ms limit policy estimate",
     types.Progress: "disk_total disk_remaining memory_total memory_remaining rate dirty_rate iteration "
-    "elapsed_ms eta_ms",
-    types.Summary: "total_ms downtime_ms bytes_hypervisor bytes_wan channels bytes_repeated",
-    types.ChannelBytes: "kind to_destination to_source",
+    "elapsed_ms eta_ms memory_rate converges throttle paused",
+    types.Policy: "max_downtime_ms deadline_ms on_no_convergence",
+    types.Estimate: "total_ms bytes_wan downtime_ms converges rate rate_source measurement",
+    types.Range: "low high",
+    types.Measurement: "dirty_rate pages_sampled pages_zero bytes_sampled bytes_compressed",
+    types.Saving: "kind fate bytes_stream bytes_wan",
+    types.Summary: "total_ms downtime_ms bytes_hypervisor bytes_wan channels bytes_repeated savings",
+    types.ChannelBytes: "kind to_destination to_source unhinted not_understood",
     types.Finding: "code severity message remedy",
-    api.PreflightResponse: "vm_uuid source_host destination_host findings passed",
+    api.PreflightResponse: "vm_uuid source_host destination_host findings passed estimate",
     api.SettleMigrationResponse: "migration removed",
     api.SetLimitRequest: "migration site bytes_per_second links as_configured",
 }
@@ -70,15 +75,24 @@ def test_a_completed_migration_as_json() -> None:
             "bytes_hypervisor": 25_769_803_776,
             "bytes_wan": 6_442_450_944,
             "channels": [
-                {"kind": "rpc", "to_destination": 40_960, "to_source": 22_528},
-                {"kind": "ram", "to_destination": 4_294_967_296, "to_source": 0},
-                {"kind": "disk", "to_destination": 21_474_836_480, "to_source": 3_145_728},
+                {"kind": "rpc", "to_destination": 40_960, "to_source": 22_528, "unhinted": 0, "not_understood": ""},
+                {"kind": "ram", "to_destination": 4_294_967_296, "to_source": 0, "unhinted": 0, "not_understood": ""},
+                {
+                    "kind": "disk",
+                    "to_destination": 21_474_836_480,
+                    "to_source": 3_145_728,
+                    "unhinted": 0,
+                    "not_understood": "",
+                },
             ],
             "bytes_repeated": 0,
+            "savings": [],
         },
         "findings": [],
         "silent_ms": None,
         "limit": 0,
+        "policy": None,
+        "estimate": None,
     }
 
 

@@ -165,7 +165,7 @@ def test_a_frame_says_where_the_migration_is() -> None:
 
 
 def test_a_frame_says_when_the_memory_does_not_converge_and_when_something_is_off() -> None:
-    drawn = "\n".join(frame(copying_memory(dirty_rate=200 * MIB, eta_ms=None)))
+    drawn = "\n".join(frame(copying_memory(dirty_rate=200 * MIB, eta_ms=None, converges=False)))
     assert "dirties memory faster" in drawn
     assert "ETA" not in drawn
     drawn = "\n".join(frame(copying_disks(reason="The tunnel is down."), trouble="The gateway is away."))
@@ -177,6 +177,18 @@ def test_a_frame_of_an_outage_says_so_instead_of_the_rates_of_before() -> None:
     assert drawn[3] == f"{'pass 2':<68}elapsed 3:03"
     assert drawn[4] == "WAN to site ams down 42 s, migration holds, guest runs on at fra"
     assert drawn[5] == "Ctrl-C detaches; the migration goes on."
+
+
+def test_a_frame_says_how_much_the_guest_is_throttled_and_no_doubt_where_there_is_none() -> None:
+    drawn = frame(copying_memory(converges=True, throttle=30))
+    assert drawn[4] == "30 % of the guest's CPU time are taken away, so that its memory converges."
+    assert "dirties" not in "\n".join(drawn)
+
+
+def test_a_frame_says_what_is_saved() -> None:
+    saving = types.Saving(kind="ram", fate=types.FATE_ZERO, bytes_stream=300 * MIB, bytes_wan=MIB)
+    drawn = frame(copying_memory(summary=types.Summary(savings=[saving])))
+    assert drawn[4] == "300 MiB from the guest, 1.0 MiB on the WAN: zero 300 MiB"
 
 
 def test_a_frame_names_the_limit() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from gateway.cli import connection, follow, main, views
+from gateway.cli import connection, estimates, follow, main, views
 from landbridge.errors import Unreachable
 from landbridge.v1 import gateway_pb2 as api
 from landbridge.v1 import types_pb2 as types
@@ -150,6 +150,85 @@ def test_the_figures_name_what_was_sent_again_and_the_limit_only_where_there_was
     fake.know([completed()])
     for argv in (("show", ID), ("watch", ID)):
         assert not re.search("^(sent again|limit)", run(*argv)[1], re.MULTILINE)
+
+
+ESTIMATE = types.Estimate(
+    total_ms=types.Range(low=100_000, high=160_000),
+    bytes_wan=types.Range(low=2 * GIB, high=3 * GIB),
+    downtime_ms=types.Range(low=130),
+    converges=True,
+    rate=20 * MIB,
+    rate_source=types.RATE_SOURCE_MEASURED,
+    measurement=types.Measurement(
+        dirty_rate=8 * MIB, pages_sampled=64, pages_zero=40, bytes_sampled=24 * 4096, bytes_compressed=12 * 4096
+    ),
+)
+
+
+@pytest.mark.parametrize("option", [(), ("--dry-run",)])
+def test_the_estimate_is_said_before_the_start(fake: FakeGateway, run: Run, option: tuple[str, ...]) -> None:
+    fake.estimate = ESTIMATE
+    fake.play(completed())
+    out = run("migrate", "web-01", "--to", "ams", *option)[1]
+    assert (
+        "estimate  1 min 40 s to 2 min 40 s, 2.0 GiB to 3.0 GiB on the WAN, downtime at least 130 ms; memory converges\n"
+        "based on  line 20.0 MiB/s (measured), guest writes 8.0 MiB/s, 40 of 64 sampled pages are zeros, "
+        "the others compress 2.0 times\n"
+    ) in out
+
+
+def test_what_is_not_known_of_an_estimate_is_said_to_be_unknown() -> None:
+    unknown = types.Estimate(rate_source=types.RATE_SOURCE_UNKNOWN)
+    assert estimates.sentence(unknown) == (
+        "time unknown, unknown bytes on the WAN, downtime unknown; memory may or may not converge"
+    )
+    assert estimates.basis(unknown) == (
+        "the rate of the line is not known yet, what the guest writes could not be measured"
+    )
+    limited = types.Estimate(rate_source=types.RATE_SOURCE_LIMIT, rate=MIB, converges=False)
+    assert estimates.basis(limited).startswith("line 1.0 MiB/s at most (its limit), ")
+    assert estimates.sentence(limited).endswith("; memory does not converge by itself")
+
+
+def test_the_summary_says_how_far_off_the_estimate_was(fake: FakeGateway, run: Run) -> None:
+    fake.know([completed(estimate=ESTIMATE)])
+    off = "time 28 % more than the most, WAN 100 % more than the most, downtime 33 % less than the least"
+    for argv in (("show", ID), ("watch", ID)):
+        assert re.search(f"^estimate was +{off}$", run(*argv)[1], re.MULTILINE)
+    fake.know([completed(estimate=ESTIMATE, summary=summary(total_ms=120_000, bytes_wan=2 * GIB, downtime_ms=5000))])
+    line = "estimate was +time as estimated, WAN as estimated, downtime as estimated"
+    assert re.search(f"^{line}$", run("show", ID)[1], re.MULTILINE)
+
+
+SAVINGS = [
+    types.Saving(kind="ram", fate=types.FATE_ZERO, bytes_stream=300 * MIB, bytes_wan=1 * MIB),
+    types.Saving(kind="ram", fate=types.FATE_COMPRESSED, bytes_stream=100 * MIB, bytes_wan=40 * MIB),
+    types.Saving(kind="disk", fate=types.FATE_COMPRESSED, bytes_stream=80 * MIB, bytes_wan=19 * MIB),
+    types.Saving(kind="disk", fate=types.FATE_REST, bytes_stream=0, bytes_wan=1 * MIB),
+]
+
+
+def test_what_was_saved_is_a_line_of_the_summary_and_a_table_of_show(fake: FakeGateway, run: Run) -> None:
+    fake.know([completed(summary=summary(savings=SAVINGS))])
+    line = "saving +480 MiB from the guest, 61.0 MiB on the WAN: zero 300 MiB, compressed 180 MiB$"
+    for argv in (("show", ID), ("watch", ID)):
+        assert re.search(f"^{line}", run(*argv)[1], re.MULTILINE)
+    out = run("show", ID)[1]
+    for row in (
+        "CHANNEL +BECAME +FROM THE GUEST +ON THE WAN +SHARE",
+        "ram +zero +300 MiB +1.0 MiB +0.3 %",
+        "disk +compressed +80.0 MiB +19.0 MiB +23.8 %",
+        "disk +rest +0 B +1.0 MiB +-",
+        "all +- +480 MiB +61.0 MiB +12.7 %",
+    ):
+        assert re.search(f"^{row}", out, re.MULTILINE), row
+
+
+def test_where_nothing_was_saved_nothing_is_said(fake: FakeGateway, run: Run) -> None:
+    fake.know([completed()])
+    for argv in (("show", ID), ("watch", ID)):
+        assert "BECAME" not in run(*argv)[1]
+        assert not re.search("^saving", run(*argv)[1], re.MULTILINE)
 
 
 def test_show_says_of_a_running_migration_nothing_that_only_its_end_tells(fake: FakeGateway, run: Run) -> None:
@@ -359,6 +438,41 @@ def test_a_refused_migration_shows_all_findings_with_their_remedies(
     assert out.count("Remedy: ") == 2
     assert err.startswith("landbridge: ")
     assert not fake.migrations
+
+
+@pytest.mark.parametrize("option", [(), ("--dry-run",)])
+def test_the_policy_goes_to_the_gateway(fake: FakeGateway, run: Run, option: tuple[str, ...]) -> None:
+    fake.play(completed())
+    policy = ("--max-downtime", "500", "--on-no-convergence", "pause", "--deadline", "15min")
+
+    assert run("migrate", "web-01", "--to", "ams", *policy, *option)[0] == 0
+
+    wanted = types.Policy(
+        max_downtime_ms=500, on_no_convergence=types.NON_CONVERGENCE_PAUSE, deadline_ms=15 * 60 * 1000
+    )
+    assert fake.policies == [wanted]
+
+
+def test_what_is_not_asked_for_is_left_to_the_gateway(fake: FakeGateway, run: Run) -> None:
+    assert run("migrate", "web-01", "--to", "ams", "--dry-run")[0] == 0
+    assert fake.policies == [types.Policy()]
+
+
+def test_a_line_says_that_the_memory_does_not_converge(capsys: pytest.CaptureFixture[str]) -> None:
+    views.PlainView().show(copying_memory(eta_ms=None, converges=False, throttle=20))
+    assert "pass 2  throttled 20 %  does not converge" in capsys.readouterr().out
+
+
+def test_show_says_the_policy(fake: FakeGateway, run: Run) -> None:
+    policy = types.Policy(
+        max_downtime_ms=300, on_no_convergence=types.NON_CONVERGENCE_CANCEL, deadline_ms=15 * 60 * 1000
+    )
+    fake.migrations[ID] = copying_memory(policy=policy, throttle=20)
+    out = run("show", ID)[1]
+    assert (
+        "downtime of at most 300 ms for the last memory; without convergence: cancel, at the latest after 15 min" in out
+    )
+    assert "20 % of the guest's CPU time" in out
 
 
 def test_a_dry_run_that_passes_touches_nothing(fake: FakeGateway, run: Run) -> None:

@@ -39,6 +39,10 @@ FRAMES = [
     Frame(FrameType.PROBE, 1, 7),
     Frame(FrameType.PING, 0, 7),
     Frame(FrameType.PONG, 0, 7),
+    Frame(FrameType.CODED, 1, 70_000, b"coded"),
+    Frame(FrameType.LOG_STATE, 0, 0, b"state"),
+    Frame(FrameType.LOG_ACK, 0, 0, b"ranges"),
+    Frame(FrameType.LOG_FORGET, 0, 0, b"out of step"),
 ]
 WIRE = b"".join(frame.encode() for frame in FRAMES)
 
@@ -173,7 +177,7 @@ def test_the_hints_may_be_all_of_a_payload_up_to_their_limit() -> None:
         ((1, 3, 0, 0, 1, 0), "version 1"),
         ((3, 3, 0, 0, 1, 0), "version 3"),
         ((2, 0, 0, 0, 1, 0), "type 0"),
-        ((2, 13, 0, 0, 1, 0), "type 13"),
+        ((2, 17, 0, 0, 1, 0), "type 17"),
         ((2, 3, 5, 4, 1, 0), "5 bytes of hints"),
         ((2, 3, MAX_HINTS + 1, MAX_PAYLOAD, 1, 0), "bytes of hints"),
         ((2, 5, 1, 12, 1, 0), "ACK frame with 1 bytes of hints"),

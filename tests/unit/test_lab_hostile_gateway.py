@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from gateway.tunnel.tunnel import Tunnel
+from gateway.tunnel.tunnel import Cargo, Tunnel
 from landbridge.frame import Frame, FrameType
 from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
 from tests.lab.hostile_gateway import Flipper, install
@@ -73,7 +73,7 @@ def test_a_number_that_is_given_to_a_channel_of_another_kind_is_no_longer_meant(
 def test_installed_it_alters_what_goes_into_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
     put: list[Frame] = []
 
-    def keep(tunnel: object, frame: Frame, migration: str, on_sent: object, *, urgent: bool) -> bool:
+    def keep(tunnel: object, frame: Frame, cargo: object) -> bool:
         put.append(frame)
         return False
 
@@ -81,5 +81,5 @@ def test_installed_it_alters_what_goes_into_a_tunnel(monkeypatch: pytest.MonkeyP
     install(Flipper("ram", 65_536))
     sent = [*OPENINGS, data(RAM, 0), data(RAM, 1), data(RAM, 2)]
     for frame in sent:
-        Tunnel.put(cast("Tunnel", None), frame, "migration", lambda _: None, urgent=False)
+        Tunnel.put(cast("Tunnel", None), frame, Cargo("migration", lambda _: None))
     assert [n for n, (a, b) in enumerate(zip(sent, put, strict=True)) if a != b] == [4]

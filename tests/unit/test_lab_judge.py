@@ -49,6 +49,7 @@ def test_silence_is_not_good() -> None:
         (beats("west-1", [101], 11.5, errors=1), "counts 1 mismatches"),
         (["11.5 0 west-1 2 X memory page=3 writes=1 want=aa got=bb"], "page=3"),
         (["11.5 0 west-1 2 X disk block=7 want=2 got=1"], "block=7"),
+        (["11.5 0 west-1 2 X files /files/etc/hostname want=aa got=bb"], "etc/hostname"),
         (["11.5 0 west-1 2 lab: boot"], "booted again"),
         (["11.5 0 west-1 2 [    9.1] Kernel panic - not syncing"], "kernel is in trouble"),
         (["11.5 0 west-1 2 [    9.1] Oops: 0000 [#1] SMP"], "kernel is in trouble"),
@@ -88,3 +89,22 @@ def test_a_guest_without_a_disk_needs_no_disk_passes() -> None:
     lines = [line.replace(" d10", " d0") for line in MOVED]
     assert isinstance(judge(lines, has_disk=False), Verdict)
     assert judge(lines, has_disk=False).disk_verified
+
+
+def test_a_guest_with_files_is_good_once_it_has_read_them_twice_after_its_move() -> None:
+    def with_files(lines: list[str], passes: int) -> list[str]:
+        return [f"{line} f{passes}" if " B " in line else line for line in lines]
+
+    before, after = with_files(BEFORE, 3), MOVED[len(BEFORE) :]
+    unread = judge([*before, *with_files(after, 3)])
+    assert not unread.good
+    assert not unread.problems
+    assert "files not verified yet" in unread.sentence()
+    read = judge([*before, *with_files(after[:30], 3), *with_files(after[30:], 5)])
+    assert read.good
+    assert "files verified" in read.sentence()
+
+
+def test_a_guest_without_files_says_nothing_of_them() -> None:
+    assert judge(MOVED).files_verified is None
+    assert "files" not in judge(MOVED).sentence()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.hypervisor.libvirt_facts import Meter, dotted_version, host_facts, pool_facts, progress
+from agent.hypervisor.libvirt_facts import Meter, Meters, dotted_version, host_facts, pool_facts, progress
 
 CAPABILITIES = """
 <capabilities><host><cpu><arch>x86_64</arch><model>Westmere</model><feature name='aes'/></cpu></host>
@@ -54,22 +54,33 @@ def test_a_counter_that_goes_back_starts_a_rate_afresh() -> None:
 
 
 def test_while_disks_are_copied_the_memory_is_still_ahead() -> None:
-    meter = Meter()
-    progress({"time_elapsed": 0, "disk_processed": 0}, meter, 0)
+    meters = Meters()
+    progress({"time_elapsed": 0, "disk_processed": 0}, meters, 0)
 
     stats = {"time_elapsed": 1000, "disk_total": 3000, "disk_processed": 1000, "disk_remaining": 2000}
-    made = progress(stats, meter, memory=4000)
+    made = progress(stats, meters, memory=4000)
 
     assert (made.disk_total, made.disk_remaining, made.memory_total) == (3000, 2000, 0)
     assert (made.rate, made.eta_ms, made.elapsed_ms) == (1000, 6000, 1000)
 
 
 def test_memory_that_is_dirtied_faster_than_sent_has_no_end_in_sight() -> None:
-    meter = Meter()
+    meters = Meters()
     stats = {"memory_total": 10**6, "memory_remaining": 10**6, "memory_iteration": 2, "memory_page_size": 4096}
-    progress(stats | {"time_elapsed": 0, "memory_processed": 0}, meter, 0)
+    progress(stats | {"time_elapsed": 0, "memory_processed": 0}, meters, 0)
 
     later = stats | {"time_elapsed": 1000, "memory_processed": 8192}
 
-    assert not progress(later | {"memory_dirty_rate": 2}, meter, 0).HasField("eta_ms")
-    assert progress(later | {"memory_dirty_rate": 1}, meter, 0).eta_ms == 10**6 * 1000 // 4096
+    assert not progress(later | {"memory_dirty_rate": 2}, meters, 0).HasField("eta_ms")
+    assert progress(later | {"memory_dirty_rate": 1}, meters, 0).eta_ms == 10**6 * 1000 // 4096
+
+
+def test_memory_is_done_with_by_the_page_whatever_it_became_on_the_way() -> None:
+    meters = Meters()
+    stats = {"memory_total": 10**8, "memory_remaining": 10**7, "memory_iteration": 2, "memory_page_size": 4096}
+    progress(stats | {"time_elapsed": 0, "memory_processed": 0}, meters, 0)
+
+    later = {"time_elapsed": 1000, "memory_processed": 50_000, "memory_normal_bytes": 40_960, "memory_constant": 90}
+    made = progress(stats | later | {"auto_converge_throttle": 30}, meters, 0)
+
+    assert (made.rate, made.memory_rate, made.throttle) == (50_000, 100 * 4096, 30)

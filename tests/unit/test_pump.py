@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from certs.identity import Identity, Role
 from certs.links import Target
+from gateway.stream.tally import Counts, Tally
 from gateway.tunnel import pump as module
 from gateway.tunnel.pump import Pump
 from gateway.tunnel.routes import SiteRoutes
@@ -20,6 +21,7 @@ from landbridge.errors import Unreachable
 from landbridge.frame import Frame, FrameType, reason_of, reset
 from landbridge.link import Link
 from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
+from landbridge.v1.types_pb2 import Fate, Saving
 from tests.unit.wires import End, no_exceptions, nothing_left, settled, until, wire
 
 SMALL = 16 << 10
@@ -162,11 +164,10 @@ async def test_a_channel_leads_to_the_other_site_and_back(middle: Middle) -> Non
     assert await agent.next() == data(1, b"reply")
 
 
-async def test_hints_pass_as_they_are(middle: Middle) -> None:
+async def test_hints_go_no_further_than_the_site(middle: Middle) -> None:
     agent = await middle.opened()
-    hinted = Frame(FrameType.DATA_CHECKED, 1, 7, bytes(40), b"a hint")
-    agent.send(hinted)
-    assert await middle.ams.next() == hinted
+    agent.send(Frame(FrameType.DATA_CHECKED, 1, 7, bytes(40), b"a hint"))
+    assert await middle.ams.next() == Frame(FrameType.DATA_CHECKED, 1, 7, bytes(40))
 
 
 async def test_channels_do_not_mix(middle: Middle) -> None:
@@ -588,6 +589,37 @@ async def test_the_bytes_of_the_last_migrations_are_kept_and_no_more(
     for n in range(1, 6):
         await middle.opened(n, opening(migration=f"m-{n}"))
     assert list(middle.pump.wan_bytes) == ["m-3", "m-4", "m-5"]
+
+
+async def test_savings_are_counted_by_migration_kind_and_fate(middle: Middle) -> None:
+    pump = middle.pump
+    assert pump.savings("m-1") == []
+    coded = Frame(FrameType.CODED, 1, 0, bytes(1008))
+    pump.count("m-1", "ram", Tally(Counts(zero=4096), Counts(zero=8)), coded)
+    pump.count("m-1", "disk", Tally(Counts(compressed=4096), Counts(compressed=1000)), coded)
+    pump.count("m-1", "ram", Tally(Counts(zero=8192), Counts(zero=16)), coded)
+    pump.count("m-1", "ram", None, data(1, bytes(500)))
+    pump.count("m-1", "ram", None, Frame(FrameType.PROBE, 1, 1))
+    pump.count("m-2", "ram", None, data(1, b"x"))
+
+    assert pump.savings("m-1") == [
+        Saving(kind="disk", fate=Fate.FATE_COMPRESSED, bytes_stream=4096, bytes_wan=1000),
+        Saving(kind="disk", fate=Fate.FATE_REST, bytes_stream=0, bytes_wan=32),
+        Saving(kind="ram", fate=Fate.FATE_ZERO, bytes_stream=12288, bytes_wan=24),
+        Saving(kind="ram", fate=Fate.FATE_REST, bytes_stream=500, bytes_wan=2 * 1032 - 24 + 524 + 24),
+    ]
+    pump.forget_counts("m-1")
+    assert pump.savings("m-1") == []
+    assert pump.savings("m-2") != []
+
+
+async def test_the_savings_of_the_last_migrations_are_kept_and_no_more(
+    middle: Middle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_COUNTED", 3)
+    for n in range(1, 6):
+        middle.pump.count(f"m-{n}", "ram", None, data(1, b"x"))
+    assert [n for n in range(1, 6) if middle.pump.savings(f"m-{n}")] == [3, 4, 5]
 
 
 async def test_the_channels_of_a_migration_are_reset_both_ways_and_no_others(middle: Middle) -> None:

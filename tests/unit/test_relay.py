@@ -13,6 +13,7 @@ from blake3 import blake3
 from agent import relay
 from agent.relay import Carrier, Traffic
 from agent.stream.libvirt_rpc import Keepalive, MessageType, Procedure, keepalive
+from landbridge import hints
 from landbridge.channel import CEILING, UNSENT, Channel
 from landbridge.frame import Acknowledgement, Frame, FrameType, reason_of, reset
 from landbridge.link import Link
@@ -126,6 +127,57 @@ async def host(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Host]:
 
 
 # Bytes.
+
+
+def block(name: bytes, content: int) -> bytes:
+    """The beginning of QEMU's stream, of one block of memory with one page in it."""
+    head = b"QEVM\0\0\0\3" + b"\1" + bytes(4) + b"\3ram" + bytes(4) + b"\0\0\0\4"
+    size = (hints.PAGE | 4).to_bytes(8, "big") + bytes([len(name)]) + name + hints.PAGE.to_bytes(8, "big")
+    page = (0 | 8).to_bytes(8, "big") + bytes([len(name)]) + name + bytes([content]) * hints.PAGE
+    return head + size + page
+
+
+async def test_hints_say_where_pages_stand(host: Host) -> None:
+    side = await host.source()
+    sent = block(b"pc.ram", 7)
+    await side.local.send(sent)
+    frame = await side.far.next_of(FrameType.DATA)
+    assert frame.payload == sent
+    (run,) = hints.decode(frame.hints, len(sent))
+    assert (run.offset, run.key) == (len(sent) - hints.PAGE, hints.space(b"pc.ram"))
+    assert host.traffic.unhinted("ram") == (len(sent) - hints.PAGE, "")
+
+
+async def test_a_page_is_sent_in_one_piece_if_its_end_comes_soon(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "TAIL_PATIENCE", 60.0)
+    side = await host.source()
+    sent = block(b"pc.ram", 7)
+    await side.local.send(sent[:-1000])
+    first = await side.far.next_of(FrameType.DATA)
+    assert len(first.payload) <= len(sent) - hints.PAGE
+    await side.local.send(sent[-1000:])
+    second = await side.far.next_of(FrameType.DATA)
+    assert bytes(first.payload) + bytes(second.payload) == sent
+    assert [run.key for run in hints.decode(second.hints, len(second.payload))] == [hints.space(b"pc.ram")]
+
+
+async def test_the_beginning_of_a_page_does_not_wait_for_ever_nor_behind_the_end(host: Host) -> None:
+    side = await host.source()
+    sent = block(b"pc.ram", 7)
+    await side.local.send(sent[:-1000])
+    assert await side.far.data(len(sent) - 1000) == sent[:-1000]
+    other = await host.source()
+    await other.local.send(sent[:-1000])
+    other.local.sock.shutdown(socket.SHUT_WR)
+    assert await other.far.data(len(sent) - 1000) == sent[:-1000]
+    assert (await other.far.next_of(FrameType.FIN)).position == len(sent) - 1000
+
+
+async def test_a_stream_that_is_not_understood_is_carried_all_the_same_and_told(host: Host) -> None:
+    side = await host.source()
+    await side.local.send(b"what is this?")
+    assert await side.far.next() == data(b"what is this?")
+    assert host.traffic.unhinted("ram") == (13, "from byte 0 on, the stream begins like none of QEMU's")
 
 
 async def test_a_channel_is_opened_as_soon_as_there_is_a_link_and_not_read_before_it_is_accepted(host: Host) -> None:

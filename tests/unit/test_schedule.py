@@ -287,6 +287,7 @@ def test_the_limit_is_the_target_at_the_rate_at_which_links_drain(rate: int) -> 
     scheduler = Scheduler[str]()
     drain_at(scheduler, rate, 0.0, 1.0, 1, 2)
     assert scheduler.rate == pytest.approx(rate, rel=0.05)
+    assert scheduler.full_rate == pytest.approx(rate, rel=0.05)
     assert scheduler.limit == pytest.approx(rate * QUEUE_TARGET, rel=0.05)
 
 
@@ -329,6 +330,22 @@ def test_a_link_that_is_sent_away_by_a_limit_says_nothing_about_the_links() -> N
         fill(scheduler, 1)
         all_now(scheduler, 1.0 + step * 0.01)
     assert scheduler.rate == known
+
+
+def test_what_the_links_carry_is_known_only_once_more_waited_than_they_took() -> None:
+    scheduler: Scheduler[str] = Scheduler()
+    for tick in range(20):
+        bulk(scheduler, 1, "x")
+        all_now(scheduler, tick * 0.1)
+    assert scheduler.rate > 0
+    assert scheduler.full_rate == 0
+    drain_at(scheduler, 25_000_000, 2.0, 4.0, 1)
+    assert scheduler.full_rate == pytest.approx(25_000_000, rel=0.05)
+    all_now(scheduler, 4.0)
+    for tick in range(45, 65):
+        bulk(scheduler, 1, "x")
+        all_now(scheduler, tick * 0.1)
+    assert scheduler.full_rate == pytest.approx(25_000_000, rel=0.05)
 
 
 def test_links_that_stood_still_are_given_little_until_they_prove_their_rate_again() -> None:

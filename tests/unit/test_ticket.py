@@ -19,6 +19,8 @@ def opening() -> ChannelOpen:
         source_host="fra-1",
         destination_site="ams",
         destination_host="ams-1",
+        vm_uuid="8f1c1c2a-4c26-4b52-9d0e-3c2f3cf7f3a1",
+        vm_name="web",
     )
     made.ticket = ticket(SECRET, made)
     return made
@@ -43,6 +45,8 @@ def test_the_ticket_itself_is_left_aside_when_it_is_made() -> None:
         ("source_host", "fra-2"),
         ("destination_site", "lon"),
         ("destination_host", "ams-2"),
+        ("vm_uuid", "8f1c1c2a-4c26-4b52-9d0e-3c2f3cf7f3a2"),
+        ("vm_name", "db"),
     ],
 )
 def test_a_ticket_is_good_for_no_other_channel(field: str, value: str | int) -> None:
@@ -76,4 +80,4 @@ def test_without_a_whole_secret_no_ticket_is_good_not_even_one_made_with_it(secr
 
 
 def test_a_ticket_that_was_made_once_is_the_same_in_every_release() -> None:
-    assert opening().ticket.hex() == "878158264267b0fb7be2f0dde8dce90ae8a2678c2c684773f168585a8fc10e48"
+    assert opening().ticket.hex() == "beebff44118a22bac862afadcd2b5ea485a6665a220ea76b5f1d8882f8ae82a3"

@@ -12,7 +12,7 @@ import pytest
 from certs.links import Target
 from gateway.tunnel import dial as module
 from gateway.tunnel.dial import TunnelDialler
-from gateway.tunnel.tunnel import MOST_URGENT, Tunnel
+from gateway.tunnel.tunnel import MOST_URGENT, Cargo, Tunnel
 from landbridge import link as link_module
 from landbridge.config import Address
 from landbridge.errors import Unreachable
@@ -28,7 +28,7 @@ class User:
         self.came: list[Frame] = []
         self.released: list[int] = []
 
-    def frame_from_tunnel(self, tunnel: Tunnel, frame: Frame) -> None:
+    def frame_from_tunnel(self, tunnel: Tunnel, frame: Frame, size: int) -> None:
         self.came.append(frame)
 
     def channels_released(self, channels: list[int]) -> None:
@@ -55,7 +55,7 @@ class Tunnelled:
         """Whether the sender of the last one is to be held back."""
         is_full = False
         for frame in frames:
-            is_full = self.tunnel.put(frame, migration, self.sent.append, urgent=urgent)
+            is_full = self.tunnel.put(frame, Cargo(migration, self.sent.append, urgent))
         return is_full
 
     def put_until_full(self, size: int = 16 << 10, channel: int = 1, *, urgent: bool = False) -> int:
@@ -388,7 +388,7 @@ async def test_a_dial_that_hangs_does_not_hold_up_the_others(far: Far) -> None:
     far.behaviour["gw-1"] = behave
     async with far.dialler("gw-1", links=3) as dialler:
         await until(lambda: count(dialler) == 2)
-        dialler.tunnel.put(data(10), "m-1", lambda _: None, urgent=False)
+        dialler.tunnel.put(data(10), Cargo("m-1", lambda _: None))
         await until(lambda: any(not end._came.empty() for _, end in far.ends))
 
 

@@ -165,7 +165,7 @@ async def nothing_left() -> AsyncIterator[None]:
     yield
     await settled()
     files_now, tasks_now, timers_now = _left()
-    assert len(files_now) == len(files)
+    assert len(files_now) <= len(files)  # fewer: what an earlier test has left to the garbage collector
     assert tasks_now == tasks
     assert sorted(timers_now) == sorted(timers)
 

@@ -219,6 +219,46 @@ class InspectVmResponse(_message.Message):
 Global___InspectVmResponse: _TypeAlias = InspectVmResponse  # noqa: Y015
 
 @_typing.final
+class MeasureVmRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """UUID."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasureVmRequest: _TypeAlias = MeasureVmRequest  # noqa: Y015
+
+@_typing.final
+class MeasureVmResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEASUREMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def measurement(self) -> _types_pb2.Measurement: ...
+    def __init__(
+        self,
+        *,
+        measurement: _types_pb2.Measurement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["measurement", b"measurement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["measurement", b"measurement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasureVmResponse: _TypeAlias = MeasureVmResponse  # noqa: Y015
+
+@_typing.final
 class Mapping(_message.Message):
     """Names at the source (key) and what they are called at the destination."""
 
@@ -426,18 +466,22 @@ class StartRequest(_message.Message):
 
     MIGRATION_FIELD_NUMBER: _builtins.int
     DOMAIN_XML_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     domain_xml: _builtins.str
     """The definition to give the destination."""
+    @_builtins.property
+    def policy(self) -> _types_pb2.Policy: ...
     def __init__(
         self,
         *,
         migration: _builtins.str = ...,
         domain_xml: _builtins.str = ...,
+        policy: _types_pb2.Policy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain_xml", b"domain_xml", "migration", b"migration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain_xml", b"domain_xml", "migration", b"migration", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -490,6 +534,7 @@ class WatchResponse(_message.Message):
     SUSPENDED_AT_FIELD_NUMBER: _builtins.int
     SILENT_MS_FIELD_NUMBER: _builtins.int
     BYTES_REPEATED_FIELD_NUMBER: _builtins.int
+    STEERED_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     role: Global___Role.ValueType
     stage: Global___Stage.ValueType
@@ -499,6 +544,8 @@ class WatchResponse(_message.Message):
     """For how long nothing has been heard from the other agent; absent while it is heard."""
     bytes_repeated: _builtins.int
     """Bytes of streams that were sent more than once."""
+    steered: _builtins.str
+    """Why the policy acts, in one sentence; empty while it does not. To pause is the agent's to do, and to cancel the coordinator's."""
     @_builtins.property
     def progress(self) -> _types_pb2.Progress: ...
     @_builtins.property
@@ -519,10 +566,11 @@ class WatchResponse(_message.Message):
         suspended_at: _timestamp_pb2.Timestamp | None = ...,
         silent_ms: _builtins.int | None = ...,
         bytes_repeated: _builtins.int = ...,
+        steered: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "progress", b"progress", "silent_ms", b"silent_ms", "suspended_at", b"suspended_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "bytes_repeated", b"bytes_repeated", "channels", b"channels", "error", b"error", "migration", b"migration", "progress", b"progress", "role", b"role", "silent_ms", b"silent_ms", "stage", b"stage", "suspended_at", b"suspended_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "bytes_repeated", b"bytes_repeated", "channels", b"channels", "error", b"error", "migration", b"migration", "progress", b"progress", "role", b"role", "silent_ms", b"silent_ms", "stage", b"stage", "steered", b"steered", "suspended_at", b"suspended_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__silent_ms: _TypeAlias = _typing.Literal["silent_ms"]  # noqa: Y015
     _WhichOneofArgType__silent_ms: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms"]  # noqa: Y015

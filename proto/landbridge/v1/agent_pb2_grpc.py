@@ -49,6 +49,11 @@ class AgentStub:
                 request_serializer=landbridge_dot_v1_dot_agent__pb2.InspectVmRequest.SerializeToString,
                 response_deserializer=landbridge_dot_v1_dot_agent__pb2.InspectVmResponse.FromString,
                 _registered_method=True)
+        self.MeasureVm = channel.unary_unary(
+                '/landbridge.v1.Agent/MeasureVm',
+                request_serializer=landbridge_dot_v1_dot_agent__pb2.MeasureVmRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_agent__pb2.MeasureVmResponse.FromString,
+                _registered_method=True)
         self.CheckIncoming = channel.unary_unary(
                 '/landbridge.v1.Agent/CheckIncoming',
                 request_serializer=landbridge_dot_v1_dot_agent__pb2.CheckIncomingRequest.SerializeToString,
@@ -104,6 +109,13 @@ class AgentServicer:
 
     def InspectVm(self, request, context):
         """What the source knows of a VM that is to move.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MeasureVm(self, request, context):
+        """How the memory of a running VM behaves; takes a second or two.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,6 +187,11 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.InspectVm,
                     request_deserializer=landbridge_dot_v1_dot_agent__pb2.InspectVmRequest.FromString,
                     response_serializer=landbridge_dot_v1_dot_agent__pb2.InspectVmResponse.SerializeToString,
+            ),
+            'MeasureVm': grpc.unary_unary_rpc_method_handler(
+                    servicer.MeasureVm,
+                    request_deserializer=landbridge_dot_v1_dot_agent__pb2.MeasureVmRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_agent__pb2.MeasureVmResponse.SerializeToString,
             ),
             'CheckIncoming': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckIncoming,
@@ -293,6 +310,33 @@ class Agent:
             '/landbridge.v1.Agent/InspectVm',
             landbridge_dot_v1_dot_agent__pb2.InspectVmRequest.SerializeToString,
             landbridge_dot_v1_dot_agent__pb2.InspectVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MeasureVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Agent/MeasureVm',
+            landbridge_dot_v1_dot_agent__pb2.MeasureVmRequest.SerializeToString,
+            landbridge_dot_v1_dot_agent__pb2.MeasureVmResponse.FromString,
             options,
             channel_credentials,
             insecure,

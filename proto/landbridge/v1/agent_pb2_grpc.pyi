@@ -36,6 +36,8 @@ class AgentStub:
     ListVms: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ListVmsRequest, _agent_pb2.ListVmsResponse]
     InspectVm: _grpc.UnaryUnaryMultiCallable[_agent_pb2.InspectVmRequest, _agent_pb2.InspectVmResponse]
     """What the source knows of a VM that is to move."""
+    MeasureVm: _grpc.UnaryUnaryMultiCallable[_agent_pb2.MeasureVmRequest, _agent_pb2.MeasureVmResponse]
+    """How the memory of a running VM behaves; takes a second or two."""
     CheckIncoming: _grpc.UnaryUnaryMultiCallable[_agent_pb2.CheckIncomingRequest, _agent_pb2.CheckIncomingResponse]
     """What the destination says to a VM that wants to come: preflight facts, nothing is touched."""
     Prepare: _grpc.UnaryUnaryMultiCallable[_agent_pb2.PrepareRequest, _agent_pb2.PrepareResponse]
@@ -59,6 +61,8 @@ class AgentAsyncStub(AgentStub):
     ListVms: _aio.UnaryUnaryMultiCallable[_agent_pb2.ListVmsRequest, _agent_pb2.ListVmsResponse]  # type: ignore[assignment]
     InspectVm: _aio.UnaryUnaryMultiCallable[_agent_pb2.InspectVmRequest, _agent_pb2.InspectVmResponse]  # type: ignore[assignment]
     """What the source knows of a VM that is to move."""
+    MeasureVm: _aio.UnaryUnaryMultiCallable[_agent_pb2.MeasureVmRequest, _agent_pb2.MeasureVmResponse]  # type: ignore[assignment]
+    """How the memory of a running VM behaves; takes a second or two."""
     CheckIncoming: _aio.UnaryUnaryMultiCallable[_agent_pb2.CheckIncomingRequest, _agent_pb2.CheckIncomingResponse]  # type: ignore[assignment]
     """What the destination says to a VM that wants to come: preflight facts, nothing is touched."""
     Prepare: _aio.UnaryUnaryMultiCallable[_agent_pb2.PrepareRequest, _agent_pb2.PrepareResponse]  # type: ignore[assignment]
@@ -97,6 +101,14 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.InspectVmResponse, _abc.Awaitable[_agent_pb2.InspectVmResponse]]:
         """What the source knows of a VM that is to move."""
+
+    @_abc_1.abstractmethod
+    def MeasureVm(
+        self,
+        request: _agent_pb2.MeasureVmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.MeasureVmResponse, _abc.Awaitable[_agent_pb2.MeasureVmResponse]]:
+        """How the memory of a running VM behaves; takes a second or two."""
 
     @_abc_1.abstractmethod
     def CheckIncoming(

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blandbridge/v1/channel.proto\x12\rlandbridge.v1\"\xc7\x01\n\x0b\x43hannelOpen\x12\x11\n\tmigration\x18\x01 \x01(\t\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.landbridge.v1.ChannelKind\x12\r\n\x05index\x18\x03 \x01(\r\x12\x13\n\x0bsource_site\x18\x04 \x01(\t\x12\x13\n\x0bsource_host\x18\x05 \x01(\t\x12\x18\n\x10\x64\x65stination_site\x18\x06 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x07 \x01(\t\x12\x0e\n\x06ticket\x18\x08 \x01(\x0c*n\n\x0b\x43hannelKind\x12\x1c\n\x18\x43HANNEL_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HANNEL_KIND_RPC\x10\x01\x12\x14\n\x10\x43HANNEL_KIND_RAM\x10\x02\x12\x15\n\x11\x43HANNEL_KIND_DISK\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blandbridge/v1/channel.proto\x12\rlandbridge.v1\"\xe9\x01\n\x0b\x43hannelOpen\x12\x11\n\tmigration\x18\x01 \x01(\t\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.landbridge.v1.ChannelKind\x12\r\n\x05index\x18\x03 \x01(\r\x12\x13\n\x0bsource_site\x18\x04 \x01(\t\x12\x13\n\x0bsource_host\x18\x05 \x01(\t\x12\x18\n\x10\x64\x65stination_site\x18\x06 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x07 \x01(\t\x12\x0e\n\x06ticket\x18\x08 \x01(\x0c\x12\x0f\n\x07vm_uuid\x18\t \x01(\t\x12\x0f\n\x07vm_name\x18\n \x01(\t*n\n\x0b\x43hannelKind\x12\x1c\n\x18\x43HANNEL_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HANNEL_KIND_RPC\x10\x01\x12\x14\n\x10\x43HANNEL_KIND_RAM\x10\x02\x12\x15\n\x11\x43HANNEL_KIND_DISK\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'landbridge.v1.channel_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHANNELKIND']._serialized_start=248
-  _globals['_CHANNELKIND']._serialized_end=358
+  _globals['_CHANNELKIND']._serialized_start=282
+  _globals['_CHANNELKIND']._serialized_end=392
   _globals['_CHANNELOPEN']._serialized_start=47
-  _globals['_CHANNELOPEN']._serialized_end=246
+  _globals['_CHANNELOPEN']._serialized_end=280
 # @@protoc_insertion_point(module_scope)

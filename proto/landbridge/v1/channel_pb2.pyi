@@ -58,6 +58,8 @@ class ChannelOpen(_message.Message):
     DESTINATION_SITE_FIELD_NUMBER: _builtins.int
     DESTINATION_HOST_FIELD_NUMBER: _builtins.int
     TICKET_FIELD_NUMBER: _builtins.int
+    VM_UUID_FIELD_NUMBER: _builtins.int
+    VM_NAME_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     kind: Global___ChannelKind.ValueType
     index: _builtins.int
@@ -68,6 +70,9 @@ class ChannelOpen(_message.Message):
     destination_host: _builtins.str
     ticket: _builtins.bytes
     """See landbridge/ticket.py."""
+    vm_uuid: _builtins.str
+    """Whose memory and disks it carries: the gateways find its pages again by the one, and its tenant by the other."""
+    vm_name: _builtins.str
     def __init__(
         self,
         *,
@@ -79,10 +84,12 @@ class ChannelOpen(_message.Message):
         destination_site: _builtins.str = ...,
         destination_host: _builtins.str = ...,
         ticket: _builtins.bytes = ...,
+        vm_uuid: _builtins.str = ...,
+        vm_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination_host", b"destination_host", "destination_site", b"destination_site", "index", b"index", "kind", b"kind", "migration", b"migration", "source_host", b"source_host", "source_site", b"source_site", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination_host", b"destination_host", "destination_site", b"destination_site", "index", b"index", "kind", b"kind", "migration", b"migration", "source_host", b"source_host", "source_site", b"source_site", "ticket", b"ticket", "vm_name", b"vm_name", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

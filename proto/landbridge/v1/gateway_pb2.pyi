@@ -192,21 +192,27 @@ class PreflightRequest(_message.Message):
     VM_FIELD_NUMBER: _builtins.int
     DESTINATION_SITE_FIELD_NUMBER: _builtins.int
     DESTINATION_HOST_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """Name or UUID, or HOST/NAME."""
     destination_site: _builtins.str
     destination_host: _builtins.str
     """Empty: the gateway chooses."""
+    @_builtins.property
+    def policy(self) -> _types_pb2.Policy:
+        """Absent: the gateway's defaults."""
+
     def __init__(
         self,
         *,
         vm: _builtins.str = ...,
         destination_site: _builtins.str = ...,
         destination_host: _builtins.str = ...,
+        policy: _types_pb2.Policy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination_host", b"destination_host", "destination_site", b"destination_site", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination_host", b"destination_host", "destination_site", b"destination_site", "policy", b"policy", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -221,6 +227,7 @@ class PreflightResponse(_message.Message):
     DESTINATION_HOST_FIELD_NUMBER: _builtins.int
     FINDINGS_FIELD_NUMBER: _builtins.int
     PASSED_FIELD_NUMBER: _builtins.int
+    ESTIMATE_FIELD_NUMBER: _builtins.int
     vm_uuid: _builtins.str
     source_host: _builtins.str
     destination_host: _builtins.str
@@ -228,6 +235,10 @@ class PreflightResponse(_message.Message):
     """No finding is an error."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Finding]: ...
+    @_builtins.property
+    def estimate(self) -> _types_pb2.Estimate:
+        """Absent if a finding is an error."""
+
     def __init__(
         self,
         *,
@@ -236,10 +247,11 @@ class PreflightResponse(_message.Message):
         destination_host: _builtins.str = ...,
         findings: _abc.Iterable[_types_pb2.Finding] | None = ...,
         passed: _builtins.bool = ...,
+        estimate: _types_pb2.Estimate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination_host", b"destination_host", "findings", b"findings", "passed", b"passed", "source_host", b"source_host", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination_host", b"destination_host", "estimate", b"estimate", "findings", b"findings", "passed", b"passed", "source_host", b"source_host", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -252,19 +264,25 @@ class MigrateRequest(_message.Message):
     VM_FIELD_NUMBER: _builtins.int
     DESTINATION_SITE_FIELD_NUMBER: _builtins.int
     DESTINATION_HOST_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     destination_site: _builtins.str
     destination_host: _builtins.str
+    @_builtins.property
+    def policy(self) -> _types_pb2.Policy:
+        """Absent: the gateway's defaults."""
+
     def __init__(
         self,
         *,
         vm: _builtins.str = ...,
         destination_site: _builtins.str = ...,
         destination_host: _builtins.str = ...,
+        policy: _types_pb2.Policy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination_host", b"destination_host", "destination_site", b"destination_site", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination_host", b"destination_host", "destination_site", b"destination_site", "policy", b"policy", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -110,6 +110,102 @@ MIGRATION_STATE_CANCELLED: MigrationState.ValueType  # 11
 MIGRATION_STATE_SETTLED: MigrationState.ValueType  # 12
 Global___MigrationState: _TypeAlias = MigrationState  # noqa: Y015
 
+class _NonConvergence:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NonConvergenceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NonConvergence.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NON_CONVERGENCE_UNSPECIFIED: _NonConvergence.ValueType  # 0
+    """As WAIT."""
+    NON_CONVERGENCE_WAIT: _NonConvergence.ValueType  # 1
+    """Nothing: go on until it converges, or the operator cancels."""
+    NON_CONVERGENCE_THROTTLE: _NonConvergence.ValueType  # 2
+    """The hypervisor takes CPU time away from the guest, more and more."""
+    NON_CONVERGENCE_POSTCOPY: _NonConvergence.ValueType  # 3
+    """Refused by preflight: see gateway/migration/policy.py."""
+    NON_CONVERGENCE_PAUSE: _NonConvergence.ValueType  # 4
+    """The guest stands still at the source while the rest is copied."""
+    NON_CONVERGENCE_CANCEL: _NonConvergence.ValueType  # 5
+    """The migration ends, cancelled; the guest goes on at the source."""
+
+class NonConvergence(_NonConvergence, metaclass=_NonConvergenceEnumTypeWrapper):
+    """What is done about a guest that dirties its memory faster than it can be sent."""
+
+NON_CONVERGENCE_UNSPECIFIED: NonConvergence.ValueType  # 0
+"""As WAIT."""
+NON_CONVERGENCE_WAIT: NonConvergence.ValueType  # 1
+"""Nothing: go on until it converges, or the operator cancels."""
+NON_CONVERGENCE_THROTTLE: NonConvergence.ValueType  # 2
+"""The hypervisor takes CPU time away from the guest, more and more."""
+NON_CONVERGENCE_POSTCOPY: NonConvergence.ValueType  # 3
+"""Refused by preflight: see gateway/migration/policy.py."""
+NON_CONVERGENCE_PAUSE: NonConvergence.ValueType  # 4
+"""The guest stands still at the source while the rest is copied."""
+NON_CONVERGENCE_CANCEL: NonConvergence.ValueType  # 5
+"""The migration ends, cancelled; the guest goes on at the source."""
+Global___NonConvergence: _TypeAlias = NonConvergence  # noqa: Y015
+
+class _RateSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RateSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RateSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RATE_SOURCE_UNSPECIFIED: _RateSource.ValueType  # 0
+    RATE_SOURCE_UNKNOWN: _RateSource.ValueType  # 1
+    RATE_SOURCE_MEASURED: _RateSource.ValueType  # 2
+    """What the tunnel carried when it was full."""
+    RATE_SOURCE_LIMIT: _RateSource.ValueType  # 3
+    """The limit that is set for the tunnel, which the line need not reach."""
+
+class RateSource(_RateSource, metaclass=_RateSourceEnumTypeWrapper):
+    """How the rate of the line is known."""
+
+RATE_SOURCE_UNSPECIFIED: RateSource.ValueType  # 0
+RATE_SOURCE_UNKNOWN: RateSource.ValueType  # 1
+RATE_SOURCE_MEASURED: RateSource.ValueType  # 2
+"""What the tunnel carried when it was full."""
+RATE_SOURCE_LIMIT: RateSource.ValueType  # 3
+"""The limit that is set for the tunnel, which the line need not reach."""
+Global___RateSource: _TypeAlias = RateSource  # noqa: Y015
+
+class _Fate:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fate.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FATE_UNSPECIFIED: _Fate.ValueType  # 0
+    FATE_ZERO: _Fate.ValueType  # 1
+    """Pages of zeros: only their numbers travel."""
+    FATE_DUPLICATE: _Fate.ValueType  # 2
+    """The other gateway has the same page: only its place in the page log travels."""
+    FATE_DELTA: _Fate.ValueType  # 3
+    """The other gateway has an older version of the page: what differs travels."""
+    FATE_COMPRESSED: _Fate.ValueType  # 4
+    FATE_INCOMPRESSIBLE: _Fate.ValueType  # 5
+    """Sent as they are: compressing them gains nothing."""
+    FATE_REST: _Fate.ValueType  # 6
+    """Everything else: headers, and what no hint tells of."""
+
+class Fate(_Fate, metaclass=_FateEnumTypeWrapper):
+    """What became of bytes of a stream on the tunnel."""
+
+FATE_UNSPECIFIED: Fate.ValueType  # 0
+FATE_ZERO: Fate.ValueType  # 1
+"""Pages of zeros: only their numbers travel."""
+FATE_DUPLICATE: Fate.ValueType  # 2
+"""The other gateway has the same page: only its place in the page log travels."""
+FATE_DELTA: Fate.ValueType  # 3
+"""The other gateway has an older version of the page: what differs travels."""
+FATE_COMPRESSED: Fate.ValueType  # 4
+FATE_INCOMPRESSIBLE: Fate.ValueType  # 5
+"""Sent as they are: compressing them gains nothing."""
+FATE_REST: Fate.ValueType  # 6
+"""Everything else: headers, and what no hint tells of."""
+Global___Fate: _TypeAlias = Fate  # noqa: Y015
+
 @_typing.final
 class Disk(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -416,6 +512,37 @@ class Finding(_message.Message):
 Global___Finding: _TypeAlias = Finding  # noqa: Y015
 
 @_typing.final
+class Policy(_message.Message):
+    """How long the guest may stand still, and what is done if that cannot be had."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_DOWNTIME_MS_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    ON_NO_CONVERGENCE_FIELD_NUMBER: _builtins.int
+    max_downtime_ms: _builtins.int
+    """The hypervisor switches over when it expects to send the last memory within this; 0: the gateway's default."""
+    deadline_ms: _builtins.int
+    """From the beginning of the copying: after this, memory counts as not converging, whatever it does. With PAUSE and CANCEL."""
+    on_no_convergence: Global___NonConvergence.ValueType
+    def __init__(
+        self,
+        *,
+        max_downtime_ms: _builtins.int = ...,
+        deadline_ms: _builtins.int | None = ...,
+        on_no_convergence: Global___NonConvergence.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms", "deadline_ms", b"deadline_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms", "deadline_ms", b"deadline_ms", "max_downtime_ms", b"max_downtime_ms", "on_no_convergence", b"on_no_convergence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__deadline_ms: _TypeAlias = _typing.Literal["deadline_ms"]  # noqa: Y015
+    _WhichOneofArgType__deadline_ms: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_ms) -> _WhichOneofReturnType__deadline_ms | None: ...
+
+Global___Policy: _TypeAlias = Policy  # noqa: Y015
+
+@_typing.final
 class Progress(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -428,6 +555,10 @@ class Progress(_message.Message):
     ITERATION_FIELD_NUMBER: _builtins.int
     ELAPSED_MS_FIELD_NUMBER: _builtins.int
     ETA_MS_FIELD_NUMBER: _builtins.int
+    MEMORY_RATE_FIELD_NUMBER: _builtins.int
+    CONVERGES_FIELD_NUMBER: _builtins.int
+    THROTTLE_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     disk_total: _builtins.int
     disk_remaining: _builtins.int
     memory_total: _builtins.int
@@ -441,6 +572,14 @@ class Progress(_message.Message):
     elapsed_ms: _builtins.int
     eta_ms: _builtins.int
     """Until the switch-over, at the present rates; absent if it does not converge or is not known yet."""
+    memory_rate: _builtins.int
+    """With how much of the guest's memory the hypervisor is done per second, whatever became of it on the way."""
+    converges: _builtins.bool
+    """Whether memory converges, as the source's agent sees it; absent while that is not known."""
+    throttle: _builtins.int
+    """Percent of its CPU time that the hypervisor takes away from the guest."""
+    paused: _builtins.bool
+    """The guest stands still at the source while the rest is copied, because memory did not converge."""
     def __init__(
         self,
         *,
@@ -453,13 +592,22 @@ class Progress(_message.Message):
         iteration: _builtins.int = ...,
         elapsed_ms: _builtins.int = ...,
         eta_ms: _builtins.int | None = ...,
+        memory_rate: _builtins.int = ...,
+        converges: _builtins.bool | None = ...,
+        throttle: _builtins.int = ...,
+        paused: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_ms", b"_eta_ms", "eta_ms", b"eta_ms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_converges", b"_converges", "_eta_ms", b"_eta_ms", "converges", b"converges", "eta_ms", b"eta_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_ms", b"_eta_ms", "dirty_rate", b"dirty_rate", "disk_remaining", b"disk_remaining", "disk_total", b"disk_total", "elapsed_ms", b"elapsed_ms", "eta_ms", b"eta_ms", "iteration", b"iteration", "memory_remaining", b"memory_remaining", "memory_total", b"memory_total", "rate", b"rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_converges", b"_converges", "_eta_ms", b"_eta_ms", "converges", b"converges", "dirty_rate", b"dirty_rate", "disk_remaining", b"disk_remaining", "disk_total", b"disk_total", "elapsed_ms", b"elapsed_ms", "eta_ms", b"eta_ms", "iteration", b"iteration", "memory_rate", b"memory_rate", "memory_remaining", b"memory_remaining", "memory_total", b"memory_total", "paused", b"paused", "rate", b"rate", "throttle", b"throttle"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__converges: _TypeAlias = _typing.Literal["converges"]  # noqa: Y015
+    _WhichOneofArgType__converges: _TypeAlias = _typing.Literal["_converges", b"_converges"]  # noqa: Y015
     _WhichOneofReturnType__eta_ms: _TypeAlias = _typing.Literal["eta_ms"]  # noqa: Y015
     _WhichOneofArgType__eta_ms: _TypeAlias = _typing.Literal["_eta_ms", b"_eta_ms"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__converges) -> _WhichOneofReturnType__converges | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__eta_ms) -> _WhichOneofReturnType__eta_ms | None: ...
 
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
@@ -473,24 +621,175 @@ class ChannelBytes(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     TO_DESTINATION_FIELD_NUMBER: _builtins.int
     TO_SOURCE_FIELD_NUMBER: _builtins.int
+    UNHINTED_FIELD_NUMBER: _builtins.int
+    NOT_UNDERSTOOD_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """"rpc", "ram" or "disk" """
     to_destination: _builtins.int
     to_source: _builtins.int
+    unhinted: _builtins.int
+    """Bytes read at the source in which no page of memory or block of a disk was recognized."""
+    not_understood: _builtins.str
+    """From where on the source's agent did not understand the stream, and why; empty if it did."""
     def __init__(
         self,
         *,
         kind: _builtins.str = ...,
         to_destination: _builtins.int = ...,
         to_source: _builtins.int = ...,
+        unhinted: _builtins.int = ...,
+        not_understood: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "to_destination", b"to_destination", "to_source", b"to_source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "not_understood", b"not_understood", "to_destination", b"to_destination", "to_source", b"to_source", "unhinted", b"unhinted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChannelBytes: _TypeAlias = ChannelBytes  # noqa: Y015
+
+@_typing.final
+class Measurement(_message.Message):
+    """How a VM's memory behaves, looked at for a second while it runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIRTY_RATE_FIELD_NUMBER: _builtins.int
+    PAGES_SAMPLED_FIELD_NUMBER: _builtins.int
+    PAGES_ZERO_FIELD_NUMBER: _builtins.int
+    BYTES_SAMPLED_FIELD_NUMBER: _builtins.int
+    BYTES_COMPRESSED_FIELD_NUMBER: _builtins.int
+    dirty_rate: _builtins.int
+    """Bytes of it that the guest writes per second; absent if that could not be measured."""
+    pages_sampled: _builtins.int
+    """Pages taken at random, 0 if none could be read; how many of them are all zeros."""
+    pages_zero: _builtins.int
+    bytes_sampled: _builtins.int
+    """The others together, as they are and compressed."""
+    bytes_compressed: _builtins.int
+    def __init__(
+        self,
+        *,
+        dirty_rate: _builtins.int | None = ...,
+        pages_sampled: _builtins.int = ...,
+        pages_zero: _builtins.int = ...,
+        bytes_sampled: _builtins.int = ...,
+        bytes_compressed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dirty_rate", b"_dirty_rate", "dirty_rate", b"dirty_rate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dirty_rate", b"_dirty_rate", "bytes_compressed", b"bytes_compressed", "bytes_sampled", b"bytes_sampled", "dirty_rate", b"dirty_rate", "pages_sampled", b"pages_sampled", "pages_zero", b"pages_zero"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dirty_rate: _TypeAlias = _typing.Literal["dirty_rate"]  # noqa: Y015
+    _WhichOneofArgType__dirty_rate: _TypeAlias = _typing.Literal["_dirty_rate", b"_dirty_rate"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dirty_rate) -> _WhichOneofReturnType__dirty_rate | None: ...
+
+Global___Measurement: _TypeAlias = Measurement  # noqa: Y015
+
+@_typing.final
+class Range(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    low: _builtins.int
+    high: _builtins.int
+    """Absent: there may be no most."""
+    def __init__(
+        self,
+        *,
+        low: _builtins.int = ...,
+        high: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "high", b"high"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "high", b"high", "low", b"low"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__high: _TypeAlias = _typing.Literal["high"]  # noqa: Y015
+    _WhichOneofArgType__high: _TypeAlias = _typing.Literal["_high", b"_high"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high) -> _WhichOneofReturnType__high | None: ...
+
+Global___Range: _TypeAlias = Range  # noqa: Y015
+
+@_typing.final
+class Estimate(_message.Message):
+    """What a migration will take, said before it begins. What is not known is absent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_MS_FIELD_NUMBER: _builtins.int
+    BYTES_WAN_FIELD_NUMBER: _builtins.int
+    DOWNTIME_MS_FIELD_NUMBER: _builtins.int
+    CONVERGES_FIELD_NUMBER: _builtins.int
+    RATE_FIELD_NUMBER: _builtins.int
+    RATE_SOURCE_FIELD_NUMBER: _builtins.int
+    MEASUREMENT_FIELD_NUMBER: _builtins.int
+    converges: _builtins.bool
+    """Absent: it may or may not."""
+    rate: _builtins.int
+    """Of the line, bytes per second; 0 if it is not known."""
+    rate_source: Global___RateSource.ValueType
+    @_builtins.property
+    def total_ms(self) -> Global___Range: ...
+    @_builtins.property
+    def bytes_wan(self) -> Global___Range: ...
+    @_builtins.property
+    def downtime_ms(self) -> Global___Range: ...
+    @_builtins.property
+    def measurement(self) -> Global___Measurement: ...
+    def __init__(
+        self,
+        *,
+        total_ms: Global___Range | None = ...,
+        bytes_wan: Global___Range | None = ...,
+        downtime_ms: Global___Range | None = ...,
+        converges: _builtins.bool | None = ...,
+        rate: _builtins.int = ...,
+        rate_source: Global___RateSource.ValueType = ...,
+        measurement: Global___Measurement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_converges", b"_converges", "bytes_wan", b"bytes_wan", "converges", b"converges", "downtime_ms", b"downtime_ms", "measurement", b"measurement", "total_ms", b"total_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_converges", b"_converges", "bytes_wan", b"bytes_wan", "converges", b"converges", "downtime_ms", b"downtime_ms", "measurement", b"measurement", "rate", b"rate", "rate_source", b"rate_source", "total_ms", b"total_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__converges: _TypeAlias = _typing.Literal["converges"]  # noqa: Y015
+    _WhichOneofArgType__converges: _TypeAlias = _typing.Literal["_converges", b"_converges"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__converges) -> _WhichOneofReturnType__converges | None: ...
+
+Global___Estimate: _TypeAlias = Estimate  # noqa: Y015
+
+@_typing.final
+class Saving(_message.Message):
+    """Of one kind of channel, what one way of treating bytes has saved. From the source to the destination only."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    FATE_FIELD_NUMBER: _builtins.int
+    BYTES_STREAM_FIELD_NUMBER: _builtins.int
+    BYTES_WAN_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"ram" or "disk" """
+    fate: Global___Fate.ValueType
+    bytes_stream: _builtins.int
+    """As the hypervisor wrote them."""
+    bytes_wan: _builtins.int
+    """As they went over the tunnel."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        fate: Global___Fate.ValueType = ...,
+        bytes_stream: _builtins.int = ...,
+        bytes_wan: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_stream", b"bytes_stream", "bytes_wan", b"bytes_wan", "fate", b"fate", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Saving: _TypeAlias = Saving  # noqa: Y015
 
 @_typing.final
 class Summary(_message.Message):
@@ -502,6 +801,7 @@ class Summary(_message.Message):
     BYTES_WAN_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
     BYTES_REPEATED_FIELD_NUMBER: _builtins.int
+    SAVINGS_FIELD_NUMBER: _builtins.int
     total_ms: _builtins.int
     downtime_ms: _builtins.int
     """From the guest's stop at the source to its start at the destination, by the hosts' clocks less their offset."""
@@ -513,6 +813,10 @@ class Summary(_message.Message):
     """Of them, sent again after a fault."""
     @_builtins.property
     def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelBytes]: ...
+    @_builtins.property
+    def savings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Saving]:
+        """By kind and fate; none while the tunnel carries every byte as it is."""
+
     def __init__(
         self,
         *,
@@ -522,10 +826,11 @@ class Summary(_message.Message):
         bytes_wan: _builtins.int = ...,
         channels: _abc.Iterable[Global___ChannelBytes] | None = ...,
         bytes_repeated: _builtins.int = ...,
+        savings: _abc.Iterable[Global___Saving] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_hypervisor", b"bytes_hypervisor", "bytes_repeated", b"bytes_repeated", "bytes_wan", b"bytes_wan", "channels", b"channels", "downtime_ms", b"downtime_ms", "total_ms", b"total_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_hypervisor", b"bytes_hypervisor", "bytes_repeated", b"bytes_repeated", "bytes_wan", b"bytes_wan", "channels", b"channels", "downtime_ms", b"downtime_ms", "savings", b"savings", "total_ms", b"total_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -553,6 +858,8 @@ class Migration(_message.Message):
     FINDINGS_FIELD_NUMBER: _builtins.int
     SILENT_MS_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    ESTIMATE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     vm: _builtins.str
     vm_uuid: _builtins.str
@@ -581,6 +888,10 @@ class Migration(_message.Message):
     def summary(self) -> Global___Summary: ...
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]: ...
+    @_builtins.property
+    def policy(self) -> Global___Policy: ...
+    @_builtins.property
+    def estimate(self) -> Global___Estimate: ...
     def __init__(
         self,
         *,
@@ -602,10 +913,12 @@ class Migration(_message.Message):
         findings: _abc.Iterable[Global___Finding] | None = ...,
         silent_ms: _builtins.int | None = ...,
         limit: _builtins.int = ...,
+        policy: Global___Policy | None = ...,
+        estimate: Global___Estimate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "ended_at", b"ended_at", "progress", b"progress", "requested_at", b"requested_at", "silent_ms", b"silent_ms", "summary", b"summary", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "ended_at", b"ended_at", "estimate", b"estimate", "policy", b"policy", "progress", b"progress", "requested_at", b"requested_at", "silent_ms", b"silent_ms", "summary", b"summary", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "destination_host", b"destination_host", "destination_site", b"destination_site", "ended_at", b"ended_at", "findings", b"findings", "id", b"id", "limit", b"limit", "progress", b"progress", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "silent_ms", b"silent_ms", "source_host", b"source_host", "source_site", b"source_site", "state", b"state", "summary", b"summary", "updated_at", b"updated_at", "vm", b"vm", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "destination_host", b"destination_host", "destination_site", b"destination_site", "ended_at", b"ended_at", "estimate", b"estimate", "findings", b"findings", "id", b"id", "limit", b"limit", "policy", b"policy", "progress", b"progress", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "silent_ms", b"silent_ms", "source_host", b"source_host", "source_site", b"source_site", "state", b"state", "summary", b"summary", "updated_at", b"updated_at", "vm", b"vm", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__silent_ms: _TypeAlias = _typing.Literal["silent_ms"]  # noqa: Y015
     _WhichOneofArgType__silent_ms: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms"]  # noqa: Y015

@@ -1,0 +1,311 @@
+"""What this gateway and one gateway of another site have in common: a page log, and the coding of frames by it.
+
+    DATA ── encode ──> CODED ══ tunnel ══> CODED ── decode ──> DATA        in the order in which they were given
+                           <── LOG_ACK ──      so much of your log is here: you may refer to it
+                           <── LOG_STATE ──>   at each new tunnel: which logs there are, and what of them is held
+                           <── LOG_FORGET ──   a frame does not fit what is here: begin the logs anew
+
+A frame refers only to what the other end has said to hold, so that each can be decoded on its own: links may lose, repeat and
+reorder frames here as anywhere. A frame that cannot be decoded is lost like any other, and the agents send its bytes again.
+
+One thread per codec encodes and decodes, for zstd and hashes leave the interpreter to others meanwhile; log and index belong to it
+alone (`_Coder`). The event loop gives it jobs, and hears what came of them in the same order (`Codec`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import secrets
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from gateway.stream.dedup import History
+from gateway.stream.log_state import State
+from gateway.stream.page_log import GENERATION
+from gateway.stream.pipeline import Decoder, Encoder
+from gateway.stream.tally import Tally
+from landbridge.errors import LandbridgeError, OutOfStep, ProtocolError
+from landbridge.frame import CODED_TYPES, MAX_PAYLOAD, MAX_REASON, Frame, FrameType, reason_of
+from landbridge.link import POOL
+
+log = structlog.get_logger()
+
+# Before what was coded: the beginnings of the generations of the sender's log and of the receiver's, and the type of the frame.
+_TAG = 4
+_PREFIX = struct.Struct(f"!{_TAG}s{_TAG}sB")
+# In an acknowledgement, behind the beginning of the generation of the log that it is of.
+_RANGE = struct.Struct("!QQ")
+# Ranges of one acknowledgement: what has come in since the last one, in a few pieces.
+MOST_RANGES = 64
+# Seconds between two attempts to tell the other end which logs there are.
+SAY_AGAIN = 0.2
+# Seconds for the thread to finish what it does.
+PATIENCE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whose pages a channel carries: by which they are found again, and with whose they may be compared."""
+
+    # A number for the VM, and one for its domain.
+    vm: int
+    domain: int
+
+
+class Voice(Protocol):
+    """What a codec speaks through: a tunnel to the other gateway."""
+
+    def say(self, frame: Frame) -> None:
+        """Send a frame about the page log."""
+        ...
+
+
+# Called on the event loop with the frame as it goes on, what became of its bytes, if it was coded, and the seconds it took.
+Sent = Callable[[Frame, Tally | None, float], None]
+# Called on the event loop with the frame as it was; None if it could not be decoded.
+Received = Callable[[Frame | None], None]
+_Answer = Callable[[], None]
+_Job = Callable[["_Coder"], _Answer]
+
+
+class Codec:
+    """The loop's side. Owned by the event loop."""
+
+    def __init__(self, name: str, open_history: Callable[[], History]) -> None:
+        """`open_history` is called on the thread. Without a history nothing is coded, and migrations go on as they are."""
+        # The other gateway, for messages.
+        self.name = name
+        # Whether the other end has told its state since the first tunnel came up; nothing is coded before.
+        self.is_met = False
+        # Frames that could not be decoded here.
+        self.undecoded = 0
+        self._loop = asyncio.get_running_loop()
+        self._voices: list[Voice] = []
+        # Jobs, and what is to be done if one fails.
+        self._jobs: queue.SimpleQueue[tuple[_Job, _Answer] | None] = queue.SimpleQueue()
+        self._answers: deque[_Answer] = deque()
+        self._thread = threading.Thread(target=self._work, args=(open_history,), name=f"codec for {name}", daemon=True)
+        self._thread.start()
+
+    # Who is at the other end
+
+    def attach(self, voice: Voice) -> None:
+        """A tunnel to the other gateway has its first link: tell what is here."""
+        if voice not in self._voices:
+            self._voices.append(voice)
+        self._jobs.put((lambda coder: self._saying_state(coder, voice.say), _nothing))
+
+    def detach(self, voice: Voice) -> None:
+        """A tunnel has lost its last link. The other end may be another process when it comes back."""
+        if voice in self._voices:
+            self._voices.remove(voice)
+        if not self._voices:
+            self.is_met = False
+
+    def _say(self, frame: Frame) -> None:
+        if self._voices:
+            self._voices[-1].say(frame)
+
+    # The way of a frame
+
+    def encode(self, frame: Frame, subject: Subject, level: int, done: Sent) -> None:
+        """Code a frame with bytes of a stream, if that is worth it; without its hints, which are of no use further on."""
+        plain = Frame(frame.type, frame.channel, frame.position, frame.payload)
+
+        def job(coder: _Coder) -> _Answer:
+            began = time.perf_counter()
+            result, tally = coder.encode(frame, subject, level) or (plain, None)
+            seconds = time.perf_counter() - began
+            return lambda: self._encoded(frame, result, tally, seconds, done)
+
+        self._jobs.put((job, lambda: done(plain, None, 0.0)))
+
+    def _encoded(self, frame: Frame, result: Frame, tally: Tally | None, seconds: float, done: Sent) -> None:
+        if tally is not None:
+            POOL.give(frame.payload)
+        done(result, tally, seconds)
+
+    def decode(self, frame: Frame, done: Received) -> None:
+        """Undo that."""
+
+        def job(coder: _Coder) -> _Answer:
+            try:
+                result = coder.decode(frame)
+            except (OutOfStep, ProtocolError) as error:
+                reason, forgetting = error.message, self._forgetting(coder, error.message)
+                return lambda: self._refuse(reason, forgetting, done)
+            answers = coder.take_acknowledgements() if result else coder.say_again(time.monotonic())
+            return lambda: self._decoded(frame, result, answers, done)
+
+        self._jobs.put((job, lambda: self._lose(done)))
+
+    def _decoded(self, frame: Frame, result: Frame | None, answers: list[Frame], done: Received) -> None:
+        POOL.give(frame.payload)
+        for answer in answers:
+            self._say(answer)
+        if result is None:
+            self._lose(done)
+        else:
+            done(result)
+
+    def _lose(self, done: Received) -> None:
+        self.undecoded += 1
+        done(None)
+
+    def pass_on(self, answer: _Answer) -> None:
+        """Have something done when all that was given before has been."""
+        self._jobs.put((lambda _: answer, answer))
+
+    # What is said of logs
+
+    def received(self, frame: Frame) -> None:
+        """The other end speaks of logs. Raises ProtocolError."""
+        if frame.type is FrameType.LOG_STATE:
+            state = State.decode(frame.payload)
+            self._jobs.put((lambda coder: self._meeting(coder, state), _nothing))
+        elif frame.type is FrameType.LOG_ACK:
+            tag, ranges = _acknowledgement(bytes(frame.payload))
+            self._jobs.put((lambda coder: coder.acknowledged(tag, ranges), _nothing))
+        else:
+            reason = f"the other end says: {reason_of(frame)}"
+            self._jobs.put((lambda coder: self._forgetting(coder, reason), _nothing))
+
+    def _saying_state(self, coder: _Coder, say: Callable[[Frame], None]) -> _Answer:
+        state = coder.state()
+        return lambda: say(state)
+
+    def _meeting(self, coder: _Coder, state: State) -> _Answer:
+        coder.history.meet(state)
+        if state.incoming.generation == coder.history.out_generation:
+            return self._met
+        # What we said before has not come yet, or came behind something older: frames of different links overtake each other.
+        saying = self._saying_state(coder, self._say)
+
+        def answer() -> None:
+            self._met()
+            saying()
+
+        return answer
+
+    def _met(self) -> None:
+        self.is_met = bool(self._voices)
+
+    def _forgetting(self, coder: _Coder, reason: str) -> _Answer:
+        """Begin anew what is ours, and say so; the other end does the same."""
+        coder.history.forget(secrets.token_bytes(GENERATION))
+        log.warning("page_log.forgotten", peer=self.name, reason=reason)
+        return self._saying_state(coder, self._say)
+
+    def _refuse(self, reason: str, forgetting: _Answer, done: Received) -> None:
+        self._say(Frame(FrameType.LOG_FORGET, 0, 0, reason.encode()[:MAX_REASON]))
+        forgetting()
+        self._lose(done)
+
+    # The thread
+
+    def _work(self, open_history: Callable[[], History]) -> None:
+        try:
+            coder: _Coder | None = _Coder(open_history())
+        except (LandbridgeError, OSError) as error:
+            log.warning("page_log.unusable", peer=self.name, reason=str(error))
+            coder = None
+        while (task := self._jobs.get()) is not None:
+            job, answer = task
+            if coder is not None:
+                try:
+                    answer = job(coder)
+                except Exception:  # the thread is to live; the frame goes as it is, or is lost like any other
+                    log.exception("page_log.failed", peer=self.name)
+            self._answers.append(answer)
+            if len(self._answers) == 1:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    self._loop.call_soon_threadsafe(self._deliver)
+        if coder is not None:
+            coder.history.close()
+
+    def _deliver(self) -> None:
+        while self._answers:
+            self._answers.popleft()()
+
+    async def close(self) -> None:
+        """Finish what is being done, and write the log to the disk."""
+        self._jobs.put(None)
+        await self._loop.run_in_executor(None, self._thread.join, PATIENCE)
+
+
+class _Coder:
+    """The thread's side."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self._encoder = Encoder(history)
+        self._decoder = Decoder(history)
+        self._said_at = 0.0
+
+    def encode(self, frame: Frame, subject: Subject, level: int) -> tuple[Frame, Tally] | None:
+        """The frame, coded; None if it should go as it is."""
+        payload, hints = memoryview(frame.payload), memoryview(frame.hints)
+        coded = self._encoder.encode(payload, hints, vm=subject.vm, domain=subject.domain, level=level)
+        if coded is None or _PREFIX.size + len(coded.blob) > MAX_PAYLOAD:
+            return None
+        prefix = _PREFIX.pack(self.history.out_generation[:_TAG], self.history.in_generation[:_TAG], frame.type)
+        return Frame(FrameType.CODED, frame.channel, frame.position, prefix + coded.blob), coded.tally
+
+    def decode(self, frame: Frame) -> Frame | None:
+        """The frame as it was; None if it was under way while a log was begun anew. Raises OutOfStep or ProtocolError."""
+        payload = memoryview(frame.payload)
+        if len(payload) < _PREFIX.size:
+            raise ProtocolError("a coded frame ends within its head")
+        theirs, ours, kind = _PREFIX.unpack_from(payload)
+        if kind not in CODED_TYPES:
+            raise ProtocolError(f"a coded frame is of type {kind}, which is never coded")
+        if (theirs, ours) != (self.history.in_generation[:_TAG], self.history.out_generation[:_TAG]):
+            return None
+        data = self._decoder.decode(payload[_PREFIX.size :]).payload
+        return Frame(FrameType(kind), frame.channel, frame.position, data)
+
+    def take_acknowledgements(self) -> list[Frame]:
+        """What to say of that which has come since this was asked last."""
+        tag, ranges = self.history.in_generation[:_TAG], self.history.take_received()
+        parts = [ranges[start : start + MOST_RANGES] for start in range(0, len(ranges), MOST_RANGES)]
+        return [Frame(FrameType.LOG_ACK, 0, 0, tag + b"".join(_RANGE.pack(*each) for each in part)) for part in parts]
+
+    def say_again(self, now: float) -> list[Frame]:
+        """What to say if the other end knows another log than there is."""
+        if now - self._said_at < SAY_AGAIN:
+            return []
+        self._said_at = now
+        return [self.state()]
+
+    def acknowledged(self, tag: bytes, ranges: list[tuple[int, int]]) -> _Answer:
+        """The other end has that."""
+        if tag == self.history.out_generation[:_TAG]:
+            self.history.acknowledged(ranges)
+        return _nothing
+
+    def state(self) -> Frame:
+        """What to tell of the log."""
+        return Frame(FrameType.LOG_STATE, 0, 0, self.history.state().encode())
+
+
+def _nothing() -> None:
+    """What there is to be done on the loop after most of what is said of logs."""
+
+
+def _acknowledgement(payload: bytes) -> tuple[bytes, list[tuple[int, int]]]:
+    rest = len(payload) - _TAG
+    if rest < 0 or rest % _RANGE.size:
+        raise ProtocolError(f"an acknowledgement of a page log of {len(payload)} bytes arrived; the link is closed")
+    ranges = [(first, end) for first, end in _RANGE.iter_unpack(payload[_TAG:])]
+    if any(first >= end for first, end in ranges):
+        raise ProtocolError("an acknowledgement of a page log contradicts itself; the link is closed")
+    return payload[:_TAG], ranges
