@@ -279,7 +279,8 @@ async def test_preflight_and_migration_have_the_same_kind_of_estimate(two: TwoSi
     assert found.estimate.measurement.pages_sampled == 64
     assert found.estimate.measurement.HasField("dirty_rate")
     assert found.estimate.rate_source in {RateSource.RATE_SOURCE_UNKNOWN, RateSource.RATE_SOURCE_MEASURED}
-    assert found.estimate.bytes_wan.low > 0
+    # The tunnel compresses as soon as both gateways know what logs there are, which may be now or in a moment.
+    assert 0 < found.estimate.bytes_wan.low <= len(DISK) + len(MEMORY)
     ended = await moved(two.fra, two.ams)
     assert ended.estimate.measurement == found.estimate.measurement
     assert (await two.ams.operator.ended(ended.id)).estimate == ended.estimate
