@@ -31,7 +31,7 @@ FIRST_TELLING_PASS = 2
 # Passes whose rests are compared, at least; one that began before the first look does not count, since its whole rest was not seen.
 COMPARED_PASSES = 4
 # Of the downtime that is allowed, what has to do at first. On a line of 100 Mbit/s and 50 ms, a guest that wrote 5,000 pages per second
-# stood still for 0.46 s with it and for 0.72 to 0.84 s without; with a half or a quarter of it, for as long.
+# stood still for 0.46 to 0.65 s with it and for 0.72 to 0.84 s without; with a half or a quarter of it, for as long.
 EAGER_DOWNTIME_MS = 100
 # The pass from which on all of it is granted, so that two were tried.
 GRANTING_PASS = 4
