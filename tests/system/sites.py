@@ -178,7 +178,7 @@ class SiteUnderTest:
             name: ListenSettings.model_validate(self._free_addresses("operators", "agents", "peers", "tunnel"))
             for name in GATEWAYS
         }
-        self.hypervisor = HostHypervisor(self.host, self.directory / "libvirt.sock", runtime=self.runtime)
+        self.hypervisor = HostHypervisor(self.host, self.directory / "libvirt.sock")
         self.patience = PatienceSettings()
         self.store_url = f"sqlite:///{self.directory}/gateway.db"
         self.other: SiteUnderTest | None = None
@@ -353,6 +353,7 @@ class TwoSites:
         self.fra = SiteUnderTest("fra", identities, directory)
         self.ams = SiteUnderTest("ams", identities, directory)
         self.fra.other, self.ams.other = self.ams, self.fra
+        self.fra.hypervisor.far_runtime, self.ams.hypervisor.far_runtime = self.ams.runtime, self.fra.runtime
 
     async def __aenter__(self) -> Self:
         for site in (self.fra, self.ams):

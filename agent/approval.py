@@ -1,0 +1,113 @@
+"""What a VM that wants to come may use of this host, and whether its definition keeps to that: asked at preflight, at prepare, and of
+libvirt's calls ever after (`agent.stream.firewall`).
+
+The definition comes from the other site's host, which may lie. So it is held against this host's facts and configuration here, and
+against nothing that the other site says. Paths are followed to where they really lead: a symbolic link below an allowed folder may
+lead out of it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from agent.config import FirewallSettings
+from agent.hypervisor import domain_xml as definitions
+from agent.hypervisor import placement
+from agent.stream import bounded_xml, domain_rules, rpc_calls
+from agent.stream.domain_rules import FIRMWARE, IMAGE, KERNEL, NVRAM, SERIAL, Allowed, NamedPath
+from agent.stream.firewall import Approval
+from landbridge.errors import HypervisorError, ProtocolError
+from landbridge.v1.agent_pb2 import CheckIncomingResponse, Mapping
+from landbridge.v1.types_pb2 import Host, Vm, VmState
+
+
+def refusals(settings: FirewallSettings, vm: Vm, xml: str, mapping: Mapping, check: CheckIncomingResponse) -> list[str]:
+    """Why a definition may not come, a clause each; none also if it cannot be placed, for which there are other findings. Blocks."""
+    try:
+        placed = placement.localize(xml, vm, mapping, check.host.pools, check.host.networks)
+        images = [placement.new_path(pool, disk) for disk, pool in placement.placements(vm, mapping, check.host.pools)]
+    except HypervisorError as error:
+        try:
+            definitions.parse(xml)
+        except HypervisorError:
+            return [error.message.rstrip(".")]
+        return []
+    comes_back = any(other.uuid == vm.uuid and other.state == VmState.VM_STATE_MOVED for other in check.conflicts)
+    return problems(placed, vm, allowed(settings, check.host, vm, mapping, images), may_replace=comes_back)
+
+
+def allowed(settings: FirewallSettings, host: Host, vm: Vm, mapping: Mapping, images: list[str]) -> Allowed:
+    """What of this host a VM may use."""
+    return Allowed(
+        emulators=frozenset({*host.emulators, *settings.emulators}),
+        images=frozenset(images),
+        networks=frozenset(mapping.networks.get(name, name) for name in vm.networks) & frozenset(host.networks),
+        folders={
+            FIRMWARE: settings.firmware,
+            NVRAM: settings.nvram,
+            KERNEL: settings.kernel,
+            SERIAL: settings.serial,
+        },
+        hostdevs=frozenset(settings.hostdevs),
+        filesystems=settings.filesystems,
+        elements=frozenset(settings.elements),
+    )
+
+
+def problems(xml: str, vm: Vm, rules: Allowed, *, may_replace: bool = False) -> list[str]:
+    """Why a definition with this host's names may not come, a clause each. Looks at the file system, and so blocks.
+
+    `may_replace`: files of the VM may be here, for it comes back to where it once left from.
+    """
+    try:
+        root = bounded_xml.parse(xml)
+    except ProtocolError as error:
+        return [f"its definition {error.message}"]
+    found = [str(problem) for problem in domain_rules.check(root, rules)]
+    facts = definitions.facts(xml)
+    found += [
+        f"its definition says that its {what} is {theirs}, and the source's host says {ours}"
+        for what, theirs, ours in (
+            ("name", facts.name, vm.name),
+            ("UUID", facts.uuid, vm.uuid),
+            ("memory", facts.memory, vm.memory),
+        )
+        if theirs != ours
+    ]
+    for named in domain_rules.named_paths(root):
+        if not _leads_where_it_says(named, rules):
+            found.append(
+                f"{named.path} leads to {os.path.realpath(named.path)}, where nothing of it may be ({named.where})"
+            )
+        elif named.kind == NVRAM and not may_replace and os.path.lexists(named.path):
+            found.append(f"{named.path} is here already, and may be another VM's; remove or rename it ({named.where})")
+    return found
+
+
+def _leads_where_it_says(named: NamedPath, rules: Allowed) -> bool:
+    """Whether no symbolic link leads a path out of the folders in which it may be; an image is none itself."""
+    real = os.path.realpath(named.path)
+    if named.kind == IMAGE:
+        return real == str(Path(os.path.realpath(Path(named.path).parent)) / Path(named.path).name)
+    return domain_rules.is_below(real, [os.path.realpath(folder) for folder in rules.folders.get(named.kind, ())])
+
+
+def made_files(xml: str) -> list[str]:
+    """The files of a definition that libvirt makes where the VM comes to: its variables of the firmware."""
+    root = bounded_xml.parse(xml)
+    return [named.path for named in domain_rules.named_paths(root) if named.kind == NVRAM]
+
+
+def approve(xml: str, vm: Vm, rules: Allowed, directory: Path, libvirt: str) -> Approval:
+    """What the firewall holds libvirt's calls against; `directory` is where QEMU will listen, `libvirt` the version that calls."""
+    return Approval(
+        name=vm.name,
+        uuid=vm.uuid,
+        domain_xml=xml,
+        disks=frozenset(disk.target for disk in vm.disks if not disk.read_only),
+        ram_uri=f"unix://{directory}/ram.sock",
+        disk_uri=f"unix://{directory}/disk.sock",
+        allowed=rules,
+        table=rpc_calls.table_for(libvirt),
+    )
