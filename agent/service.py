@@ -170,9 +170,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         vm, xml, mapping = request.vm, request.domain_xml, request.mapping
         check = await call(self._host.hypervisor.check_incoming, vm, xml, mapping)
         if self._host.firewall.mode == "enforce":
-            check.refused.extend(
-                await call(refusals, self._host.hypervisor, self._host.firewall, vm, xml, mapping, check)
-            )
+            check.refused.extend(await call(refusals, self._host.firewall, vm, xml, mapping, check))
         self._complete(check.host)
         return check
 
