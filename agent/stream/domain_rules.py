@@ -80,6 +80,7 @@ def check(root: ET.Element, allowed: Allowed) -> list[Problem]:
     problems += [
         Problem("domain/metadata", "the mark of a VM that has moved away is not allowed") for _ in _marks(root)
     ]
+    problems += _channels(root)
     problems += _granted(root, allowed)
     return problems
 
@@ -201,6 +202,19 @@ _FIXED: dict[str, Rule] = {
 
 def _marks(root: ET.Element) -> Iterator[ET.Element]:
     return (element for element in root.iterfind("metadata//*") if _FOREIGN_MARK.match(element.tag))
+
+
+def _channels(root: ET.Element) -> Iterator[Problem]:
+    """Sockets of guests' agents that libvirt would not make anew, and which may be another VM's."""
+    for channel in root.iterfind("devices/channel"):
+        target = channel.find("target")
+        is_made_anew = target is not None and target.get("type") == "virtio" and channel.get("type") == "unix"
+        for source in channel.iterfind("source"):
+            path = source.get("path", "")
+            if not is_made_anew and _OWN_CHANNEL.fullmatch(path):
+                yield Problem(
+                    "domain/devices/channel/source/@path", f"channel source path {shown(path)!r} is not allowed"
+                )
 
 
 def _granted(root: ET.Element, allowed: Allowed) -> Iterator[Problem]:

@@ -272,7 +272,7 @@ domain type!
         reconnect enabled timeout
         clipboard copypaste
         mouse mode
-      target type name port
+      target state
     graphics type! port autoport websocket listen keymap sharePolicy powerControl connected defaultMode tlsPort
       listen type address
       channel name mode

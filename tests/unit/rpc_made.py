@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from agent.stream import rpc_calls, xdr
 from agent.stream.domain_rules import FIRMWARE, KERNEL, NVRAM, SERIAL, Allowed
@@ -58,18 +59,91 @@ ALLOWED = Allowed(
         FIRMWARE: ("/usr/share/OVMF",),
     },
 )
-FLAGS = int(rpc_calls.FLAGS | rpc_calls.DISK_FLAG)
-TEXTS = {
-    "destination_xml": DOMAIN,
-    "migrate_uri": RAM_URI,
-    "migrate_disks": "vda",
-    "disks_uri": DISK_URI,
-}
 
 
-def approval(xml: str = DOMAIN, allowed: Allowed = ALLOWED) -> Approval:
-    """What was agreed."""
-    return Approval(NAME, UUID, xml, frozenset({"vda"}), RAM_URI, DISK_URI, allowed)
+@dataclass(frozen=True)
+class Vm:
+    """A VM that migrates, and what it was approved as."""
+
+    name: str = NAME
+    uuid: str = UUID
+    domain: str = DOMAIN
+    ram_uri: str = RAM_URI
+    disk_uri: str = DISK_URI
+    disks: tuple[str, ...] = ("vda",)
+    host_uuid: str = HOST_UUID
+
+    @property
+    def flags(self) -> int:
+        """What libvirt sends."""
+        return int(rpc_calls.FLAGS | (rpc_calls.DISK_FLAG if self.disks else 0))
+
+    def approval(self, allowed: Allowed = ALLOWED) -> Approval:
+        """What was agreed."""
+        return Approval(self.name, self.uuid, self.domain, frozenset(self.disks), self.ram_uri, self.disk_uri, allowed)
+
+    def cookie(self, name: str = "", uuid: str = "", more: str = "", host: str = "", nbd: str | None = None) -> bytes:
+        """A cookie of the source; as it should be, if nothing else is said."""
+        disks = "".join(f"<disk target='{disk}' capacity='16777216'/>" for disk in self.disks)
+        return (
+            f"<qemu-migration>\n  <name>{name or self.name}</name>\n  <uuid>{uuid or self.uuid}</uuid>\n"
+            f"  <hostname>west-1</hostname>\n  <hostuuid>{host or self.host_uuid}</hostuuid>\n"
+            f"  <feature name='lockstate'/>\n  {f'<nbd>{disks}</nbd>' if nbd is None else nbd}\n{more}"
+            "</qemu-migration>\n\0"
+        ).encode()
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """Those of PREPARE."""
+        given = [("destination_xml", self.domain), ("migrate_uri", self.ram_uri)]
+        given += [("migrate_disks", disk) for disk in self.disks]
+        given += [("disks_uri", self.disk_uri)] if self.disks else []
+        return [text(field, value) for field, value in given]
+
+    def changed(self, field: str, value: str) -> list[Parameter]:
+        """Those of PREPARE, of which one is another, or one more."""
+        others = [parameter for parameter in self.parameters if parameter.field != field]
+        return [*others, text(field, value)]
+
+    def prepare(
+        self,
+        parameters: Sequence[Parameter] | None = None,
+        cookie: bytes | None = None,
+        flags: int | None = None,
+        serial: int = 9,
+    ) -> bytes:
+        """PREPARE; as it should be, if nothing else is said."""
+        payload = self._arguments(parameters, self.cookie() if cookie is None else cookie, flags)
+        return call(Procedure.DOMAIN_MIGRATE_PREPARE3_PARAMS, payload, serial)
+
+    def finish(
+        self,
+        cancelled: int = 0,
+        parameters: Sequence[Parameter] | None = None,
+        cookie: bytes | None = None,
+        flags: int | None = None,
+        serial: int = 10,
+        kind: int = MessageType.CALL,
+    ) -> bytes:
+        """FINISH; as it should be, if nothing else is said."""
+        given = [*self.parameters, text("destination_name", self.name)] if parameters is None else parameters
+        kept = self.cookie(more=persistent(self.domain)) if cookie is None else cookie
+        payload = self._arguments(given, kept, flags) + xdr.word(cancelled)
+        return call(Procedure.DOMAIN_MIGRATE_FINISH3_PARAMS, payload, serial, kind)
+
+    def _arguments(self, parameters: Sequence[Parameter] | None, cookie: bytes, flags: int | None) -> bytes:
+        given = self.parameters if parameters is None else parameters
+        return xdr.parameters(given) + xdr.opaque(cookie) + xdr.uint(self.flags if flags is None else flags)
+
+
+def persistent(domain: str) -> str:
+    """What a cookie has in FINISH."""
+    return f"<feature name='persistent'/>{domain}"
+
+
+def text(field: str, value: str) -> Parameter:
+    """A parameter that is a string."""
+    return Parameter(field, ParameterType.STRING, value)
 
 
 def read(raw: bytes) -> Message:
@@ -87,53 +161,6 @@ def reply(to: bytes, payload: bytes = b"", status: Status = Status.OK) -> bytes:
     """An answer."""
     called = read(to)
     return message(called.program, called.procedure, MessageType.REPLY, called.serial, status, payload)
-
-
-def texts(values: Mapping[str, str]) -> list[Parameter]:
-    """Parameters that are strings."""
-    return [Parameter(field, ParameterType.STRING, value) for field, value in values.items()]
-
-
-def cookie(name: str = NAME, uuid: str = UUID, more: str = "", host: str = HOST_UUID) -> bytes:
-    """A cookie of the source."""
-    return (
-        f"<qemu-migration>\n  <name>{name}</name>\n  <uuid>{uuid}</uuid>\n  <hostname>west-1</hostname>\n"
-        f"  <hostuuid>{host}</hostuuid>\n  <feature name='lockstate'/>\n"
-        f"  <nbd><disk target='vda' capacity='16777216'/></nbd>\n{more}</qemu-migration>\n\0"
-    ).encode()
-
-
-def arguments(parameters: Sequence[Parameter], given_cookie: bytes, flags: int) -> bytes:
-    """Those of PREPARE, and the beginning of those of FINISH."""
-    return xdr.parameters(parameters) + xdr.opaque(given_cookie) + xdr.uint(flags)
-
-
-def prepare(
-    parameters: Sequence[Parameter] | None = None,
-    given_cookie: bytes | None = None,
-    flags: int = FLAGS,
-    serial: int = 9,
-) -> bytes:
-    """PREPARE; as it should be, if nothing else is said."""
-    given = texts(TEXTS) if parameters is None else parameters
-    payload = arguments(given, cookie() if given_cookie is None else given_cookie, flags)
-    return call(Procedure.DOMAIN_MIGRATE_PREPARE3_PARAMS, payload, serial)
-
-
-def finish(
-    cancelled: int = 0,
-    parameters: Sequence[Parameter] | None = None,
-    given_cookie: bytes | None = None,
-    flags: int = FLAGS,
-    serial: int = 10,
-    kind: int = MessageType.CALL,
-) -> bytes:
-    """FINISH; as it should be, if nothing else is said."""
-    given = texts({**TEXTS, "destination_name": NAME}) if parameters is None else parameters
-    kept = cookie(more=f"<feature name='persistent'/>{DOMAIN}") if given_cookie is None else given_cookie
-    return call(
-        Procedure.DOMAIN_MIGRATE_FINISH3_PARAMS, arguments(given, kept, flags) + xdr.word(cancelled), serial, kind
-    )
 
 
 def feature(number: int, serial: int = 1) -> bytes:
@@ -158,6 +185,10 @@ GREETING = (
     feature(13, 8),
 )
 LEAVE = (UNREGISTER, CLOSE)
+
+
+WEB = Vm()
+approval, prepare, finish, cookie = WEB.approval, WEB.prepare, WEB.finish, WEB.cookie
 
 
 def said(firewall: Firewall, *calls: bytes) -> Firewall:
