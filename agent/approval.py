@@ -24,14 +24,12 @@ from landbridge.v1.types_pb2 import Host, Vm, VmState
 
 def refusals(settings: FirewallSettings, vm: Vm, xml: str, mapping: Mapping, check: CheckIncomingResponse) -> list[str]:
     """Why a definition may not come, a clause each; none also if it cannot be placed, for which there are other findings. Blocks."""
+    if why := unreadable(xml):
+        return [why]
     try:
         placed = placement.localize(xml, vm, mapping, check.host.pools, check.host.networks)
         images = [placement.new_path(pool, disk) for disk, pool in placement.placements(vm, mapping, check.host.pools)]
-    except HypervisorError as error:
-        try:
-            definitions.parse(xml)
-        except HypervisorError:
-            return [error.message.rstrip(".")]
+    except HypervisorError:
         return []
     comes_back = any(other.uuid == vm.uuid and other.state == VmState.VM_STATE_MOVED for other in check.conflicts)
     return problems(placed, vm, allowed(settings, check.host, vm, mapping, images), may_replace=comes_back)
@@ -55,15 +53,21 @@ def allowed(settings: FirewallSettings, host: Host, vm: Vm, mapping: Mapping, im
     )
 
 
+def unreadable(xml: str) -> str:
+    """Why a definition cannot be read, as a clause; empty if it can."""
+    try:
+        bounded_xml.parse(xml)
+    except ProtocolError as error:
+        return f"its definition {error.message}"
+    return ""
+
+
 def problems(xml: str, vm: Vm, rules: Allowed, *, may_replace: bool = False) -> list[str]:
-    """Why a definition with this host's names may not come, a clause each. Looks at the file system, and so blocks.
+    """Why a definition with this host's names, which can be read, may not come, a clause each. Looks at the file system, and so blocks.
 
     `may_replace`: files of the VM may be here, for it comes back to where it once left from.
     """
-    try:
-        root = bounded_xml.parse(xml)
-    except ProtocolError as error:
-        return [f"its definition {error.message}"]
+    root = bounded_xml.parse(xml)
     found = [str(problem) for problem in domain_rules.check(root, rules)]
     facts = definitions.facts(xml)
     found += [

@@ -55,6 +55,27 @@ REFUSED_PATIENCE = 5.0
 FULL_POOL = 4 << 20
 
 
+def _tell_security(*, enforced: bool, **facts: object) -> None:
+    """A security event: what was refused, or would have been."""
+    log.warning("firewall.refused" if enforced else "firewall.would_refuse", security=True, **facts)
+
+
+def _not_approved(host: HostContext, request: PrepareRequest, clause: str, *, enforces: bool) -> None:
+    """Raises PermissionDenied, if the rules are enforced."""
+    reason = f"{host.name} does not take {request.vm.name} in: {clause}"
+    _tell_security(
+        enforced=enforces,
+        migration=request.migration,
+        vm=request.vm.name,
+        source=f"{request.source_site}/{request.source_host}",
+        call="Prepare",
+        part=clause,
+        reason=reason,
+    )
+    if enforces:
+        raise PermissionDenied(reason)
+
+
 class DestinationMove(Move):
     """One migration, at the host the VM comes to."""
 
@@ -85,6 +106,8 @@ class DestinationMove(Move):
     async def prepare(cls, host: HostContext, request: PrepareRequest) -> DestinationMove:
         """Make the images and the directory in which QEMU will listen."""
         vm, hypervisor = request.vm, host.hypervisor
+        if unreadable := approval.unreadable(request.domain_xml):
+            _not_approved(host, request, unreadable, enforces=True)
         for other in await call(hypervisor.vms):
             if other.uuid == vm.uuid and other.state == VmState.VM_STATE_MOVED:
                 # The VM comes back to where it once left from; what it left there is out of date.
@@ -107,8 +130,8 @@ class DestinationMove(Move):
             raise AlreadyExists(f"{host.name} already has the image {check.existing_images[0]}; remove or rename it")
         rules = approval.allowed(host.firewall, check.host, vm, request.mapping, images)
         enforces = host.firewall.mode == "enforce"
-        if enforces and (found := await call(approval.problems, record.domain_xml, vm, rules)):
-            raise PermissionDenied(f"{host.name} does not take {vm.name} in: {found[0]}")
+        for clause in await call(approval.problems, record.domain_xml, vm, rules):
+            _not_approved(host, request, clause, enforces=enforces)
         record.images, record.files = images, approval.made_files(record.domain_xml)
         move = cls(host, record)
         approved = approval.approve(record.domain_xml, vm, rules, move.directory, request.source_libvirt)
@@ -180,9 +203,8 @@ class DestinationMove(Move):
 
     def _on_refused(self, refusal: Refusal) -> None:
         """A security event. Whoever sent this is told, may leave in good order, and is cut off if it does not."""
-        log.warning(
-            "firewall.refused" if refusal.enforced else "firewall.would_refuse",
-            security=True,
+        _tell_security(
+            enforced=refusal.enforced,
             migration=self.record.migration,
             vm=self.record.vm,
             source=f"{self._ends[0]}/{self._ends[1]}",

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from agent.stream import xdr
 from agent.stream.libvirt_rpc import REMOTE_PROGRAM, MessageType, Procedure, message
 from agent.stream.rpc_calls import FLAGS
 from agent.stream.xdr import Parameter, ParameterType
-from tests.unit.rpc_made import AUTH_LIST, GREETING, OPEN, REGISTER, UNREGISTER, Vm, call, feature, persistent
+from tests.unit.rpc_made import AUTH_LIST, CLOSE, GREETING, OPEN, REGISTER, UNREGISTER, Vm, call, feature, persistent
 
 QEMU_PROGRAM, LXC_PROGRAM, ADMIN_PROGRAM = 0x20008087, 0x00068000, 0x06900690
 QEMU_XMLNS = "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"
@@ -36,6 +37,8 @@ class End(Enum):
     NOT_APPROVED = "not approved"
     # Nothing was refused: it hung up in the middle of a message.
     UNHEARD = "never heard"
+    # It was no attack.
+    HONEST = "answered by libvirtd"
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,16 @@ DEFINITIONS: tuple[tuple[str, Callable[[Vm], str], str], ...] = (
         _swap("<backingStore/>", "<backingStore type='file'><source file='/etc/shadow'/></backingStore>"),
         "(backingStore|type='file')",
     ),
-    ("a kernel outside of its folder", _swap("<kernel>/srv/boot/", "<kernel>/etc/"), "os kernel '/etc/"),
-    ("a kernel above its folder (../)", _swap("<kernel>/srv/boot/", "<kernel>/srv/boot/../../etc/"), "os kernel"),
+    (
+        "a kernel outside of its folder",
+        lambda vm: re.sub("<kernel>[^<]*/", "<kernel>/etc/", vm.domain, count=1),
+        "os kernel '/etc/",
+    ),
+    (
+        "a kernel above its folder (../)",
+        lambda vm: re.sub("(<kernel>[^<]*)/", r"\1/../../etc/", vm.domain, count=1),
+        "os kernel",
+    ),
     (
         "variables of firmware in a file of the host",
         _swap("</os>", "<nvram>/etc/shadow</nvram></os>"),
@@ -213,7 +224,10 @@ def _of_cookie(change: Callable[[Vm], str]) -> Callable[[Vm], bytes]:
 
 def _definitions() -> Iterator[Attack]:
     for name, change, told in DEFINITIONS:
-        yield Attack(f"approval: {name}", told, End.NOT_APPROVED, approves=change)
+        # Images and networks that have no place here are told of before the rules are asked; what is said to be behind an image is
+        # never approved, for a copy is whole.
+        if "file behind it" not in name:
+            yield Attack(f"approval: {name}", f"{told}|has no (place|counterpart)", End.NOT_APPROVED, approves=change)
     for name, change, told in (*DEFINITIONS, *OTHERS):
         yield Attack(f"PREPARE: {name}", told, before=_greeted, sends=_of_prepare(change))
     for name, change, told in (DEFINITIONS[0], DEFINITIONS[2], DEFINITIONS[4], DEFINITIONS[7], OTHERS[0]):
@@ -438,6 +452,15 @@ def _cookies() -> Iterator[Attack]:
     )
 
 
+# What is honest reaches libvirtd, which starts a QEMU: else all that follows would show nothing.
+CONTROL = Attack(
+    "no attack: a migration that is cancelled",
+    "",
+    End.HONEST,
+    before=lambda vm: [*_prepared(vm), vm.finish(1), UNREGISTER, CLOSE],
+)
+
+
 def procedures() -> Iterator[Attack]:
     """Every procedure of the remote program that is not a migration's, and some that are none at all."""
     for number in (-1, 0, *range(1, HIGHEST_PROCEDURE + 1), 2**31 - 1):
@@ -448,6 +471,33 @@ def procedures() -> Iterator[Attack]:
                 before=_greeted,
                 sends=_with(lambda _vm, number: call(number, bytes(16), 20), number),
             )
+
+
+# As many as one conversation has refused before it is cut off.
+TOGETHER = 8
+
+
+def procedures_together() -> Iterator[Attack]:
+    """The same in fewer conversations."""
+    rows = list(procedures())
+    for at in range(0, len(rows), TOGETHER):
+        some = rows[at : at + TOGETHER]
+        yield Attack(
+            f"{some[0].name} to {some[-1].name.removeprefix('procedure ')}",
+            "procedure .* is not part of a migration",
+            before=_greeted,
+            sends=_with(lambda vm, some: b"".join(attack.sends(vm) for attack in some), some),
+        )
+
+
+def linked(link: str) -> Attack:
+    """A symbolic link at this path leads out of the folder of kernels."""
+    return Attack(
+        "approval: a symbolic link out of the folder of kernels",
+        "leads to /etc/shadow, where nothing of it may be",
+        End.NOT_APPROVED,
+        approves=lambda vm: re.sub("<kernel>[^<]*</", f"<kernel>{link}</", vm.domain, count=1),
+    )
 
 
 ATTACKS = (*_programs(), *_order(), *_definitions(), *_arguments(), *_cookies(), *_frames())
