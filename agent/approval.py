@@ -17,6 +17,7 @@ from agent.hypervisor import placement
 from agent.stream import bounded_xml, domain_rules, rpc_calls
 from agent.stream.domain_rules import FIRMWARE, IMAGE, KERNEL, NVRAM, SERIAL, Allowed, NamedPath
 from agent.stream.firewall import Approval
+from agent.stream.vocabulary import Problem
 from landbridge.errors import HypervisorError, ProtocolError
 from landbridge.v1.agent_pb2 import CheckIncomingResponse, Mapping
 from landbridge.v1.types_pb2 import Host, Vm, VmState
@@ -31,8 +32,21 @@ def refusals(settings: FirewallSettings, vm: Vm, xml: str, mapping: Mapping, che
         images = [placement.new_path(pool, disk) for disk, pool in placement.placements(vm, mapping, check.host.pools)]
     except HypervisorError:
         return []
+    told = _told_otherwise(definitions.facts(xml), check.host)
     comes_back = any(other.uuid == vm.uuid and other.state == VmState.VM_STATE_MOVED for other in check.conflicts)
-    return problems(placed, vm, allowed(settings, check.host, vm, mapping, images), may_replace=comes_back)
+    found = problems(placed, vm, allowed(settings, check.host, vm, mapping, images), may_replace=comes_back)
+    return [str(problem) for problem in found if not problem.where.startswith(told)]
+
+
+def _told_otherwise(vm: Vm, host: Host) -> tuple[str, ...]:
+    """Where in a definition stands what has a finding of its own: it cannot move at all, or this host lacks it."""
+    where = [f"domain/devices/{device.kind}" for device in vm.immovable_devices if ":" not in device.kind]
+    where += [
+        f"domain/{device.kind.replace('qemu:', f'{{{definitions.QEMU_NAMESPACE}}}')}" for device in vm.immovable_devices
+    ]
+    where += ["domain/devices/interface"] if vm.unmapped_interfaces else []
+    where += ["domain/devices/emulator"] if vm.emulator not in host.emulators else []
+    return tuple(where)
 
 
 def allowed(settings: FirewallSettings, host: Host, vm: Vm, mapping: Mapping, images: list[str]) -> Allowed:
@@ -62,16 +76,16 @@ def unreadable(xml: str) -> str:
     return ""
 
 
-def problems(xml: str, vm: Vm, rules: Allowed, *, may_replace: bool = False) -> list[str]:
-    """Why a definition with this host's names, which can be read, may not come, a clause each. Looks at the file system, and so blocks.
+def problems(xml: str, vm: Vm, rules: Allowed, *, may_replace: bool = False) -> list[Problem]:
+    """Why a definition with this host's names, which can be read, may not come. Looks at the file system, and so blocks.
 
     `may_replace`: files of the VM may be here, for it comes back to where it once left from.
     """
     root = bounded_xml.parse(xml)
-    found = [str(problem) for problem in domain_rules.check(root, rules)]
+    found = domain_rules.check(root, rules)
     facts = definitions.facts(xml)
     found += [
-        f"its definition says that its {what} is {theirs}, and the source's host says {ours}"
+        Problem(f"domain/{what.lower()}", f"its {what} is {theirs}, and the source's host says {ours}")
         for what, theirs, ours in (
             ("name", facts.name, vm.name),
             ("UUID", facts.uuid, vm.uuid),
@@ -81,11 +95,11 @@ def problems(xml: str, vm: Vm, rules: Allowed, *, may_replace: bool = False) -> 
     ]
     for named in domain_rules.named_paths(root):
         if not _leads_where_it_says(named, rules):
-            found.append(
-                f"{named.path} leads to {os.path.realpath(named.path)}, where nothing of it may be ({named.where})"
-            )
+            there = f"{named.path} leads to {os.path.realpath(named.path)}, where nothing of it may be"
+            found.append(Problem(named.where, there))
         elif named.kind == NVRAM and not may_replace and os.path.lexists(named.path):
-            found.append(f"{named.path} is here already, and may be another VM's; remove or rename it ({named.where})")
+            here = f"{named.path} is here already, and may be another VM's; remove or rename it"
+            found.append(Problem(named.where, here))
     return found
 
 

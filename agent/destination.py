@@ -130,8 +130,8 @@ class DestinationMove(Move):
             raise AlreadyExists(f"{host.name} already has the image {check.existing_images[0]}; remove or rename it")
         rules = approval.allowed(host.firewall, check.host, vm, request.mapping, images)
         enforces = host.firewall.mode == "enforce"
-        for clause in await call(approval.problems, record.domain_xml, vm, rules):
-            _not_approved(host, request, clause, enforces=enforces)
+        for problem in await call(approval.problems, record.domain_xml, vm, rules):
+            _not_approved(host, request, str(problem), enforces=enforces)
         record.images, record.files = images, approval.made_files(record.domain_xml)
         move = cls(host, record)
         approved = approval.approve(record.domain_xml, vm, rules, move.directory, request.source_libvirt)
