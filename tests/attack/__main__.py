@@ -25,12 +25,12 @@ def main(words: Sequence[str]) -> None:
         report = attack(lab, words, tell)
     finally:
         lab.down()
-    click.echo(
-        f"\n{len(report.outcomes)} rows, {report.events} security events in the agent's log, "
-        f"{sum(o.calls for o in report.outcomes)} calls given to libvirtd, all of them honest"
-        if not report.problems
-        else ""
-    )
+    if not report.problems:
+        calls = sum(outcome.calls for outcome in report.outcomes)
+        click.echo(
+            f"{len(report.outcomes) - 1} attacks; {report.events} security events in the agent's log; "
+            f"{calls} calls given to libvirtd, all of them honest"
+        )
     for problem in report.problems:
         click.echo(f"NOT AS IT SHOULD BE: {problem}")
     sys.exit(1 if report.problems else 0)
@@ -39,7 +39,8 @@ def main(words: Sequence[str]) -> None:
 def tell(outcome: Outcome) -> None:
     """One line, of the width of the terminal."""
     mark = "FAILED" if outcome.problem else "ok"
-    line = f"{mark:<7}{outcome.name:<58}{outcome.end:<26}{outcome.problem or outcome.told}"
+    told = (outcome.problem or outcome.told).removeprefix("Landbridge refused ").removeprefix("DOMAIN_MIGRATE_")
+    line = f"{mark:<7}{outcome.name:<60}{outcome.end:<26}{told}".rstrip()
     click.echo(line[: max(shutil.get_terminal_size((160, 24)).columns, 100)])
 
 
