@@ -275,7 +275,7 @@ def _difference(approved: ET.Element, given: ET.Element, path: str) -> Problem |
         if problem := _difference(mine, other, f"{path}/{other.tag}"):
             return problem
     if len(ours) < len(theirs):
-        return Problem(f"{path}/{shown(theirs[len(ours)].tag)}", f"<{shown(theirs[len(ours)].tag)}> was not approved")
+        return Problem(f"{path}/{theirs[len(ours)].tag}", f"<{shown(theirs[len(ours)].tag)}> was not approved")
     if len(ours) > len(theirs):
         return Problem(f"{path}/{ours[len(theirs)].tag}", f"<{ours[len(theirs)].tag}> was approved, and is missing")
     return None

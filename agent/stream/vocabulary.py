@@ -36,6 +36,10 @@ class Problem:
     where: str
     what: str
 
+    def __post_init__(self) -> None:
+        # Paths have names in them that somebody else has chosen.
+        object.__setattr__(self, "where", shown(self.where))
+
     def __str__(self) -> str:
         return f"{self.what} ({self.where})"
 
@@ -98,7 +102,7 @@ def check(
     checking = _Checking(rules, frozenset(also), skip)
     word = vocabulary.children.get(root.tag)
     if word is None:
-        return [Problem(shown(root.tag), f"the element <{shown(root.tag)}> is not allowed here")]
+        return [Problem(root.tag, f"the element <{shown(root.tag)}> is not allowed here")]
     found: list[Problem] = []
     for problem in checking.element(root, root.tag, word):
         found.append(problem)
@@ -137,7 +141,7 @@ class _Checking:
         elif path in self.also:
             yield from self.element(child, path, Word(has_text=True))
         else:
-            yield Problem(shown(path), f"the element <{shown(child.tag)}> is not allowed")
+            yield Problem(path, f"the element <{shown(child.tag)}> is not allowed")
 
     def _text(self, element: ET.Element, path: str, word: Word) -> Iterator[Problem]:
         text = element.text or ""
