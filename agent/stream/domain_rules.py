@@ -35,6 +35,8 @@ PATHS = {
     **{f"domain/devices/{device}/source/@path": SERIAL for device in CHARDEVS},
     **{f"domain/devices/{device}/log/@file": SERIAL for device in CHARDEVS},
 }
+# libvirt chooses where they lie, if nothing is said.
+_MAY_BE_EMPTY = frozenset({"domain/os/loader", "domain/os/nvram"})
 IMAGE = "domain/devices/disk/source/@file"
 # The mark of a VM that has left; no VM comes with it.
 _FOREIGN_MARK = re.compile(r"\{urn:landbridge:")
@@ -134,7 +136,7 @@ def _rules(allowed: Allowed) -> Mapping[str, Rule]:
         ),
     }
     for where, kind in PATHS.items():
-        rules[where] = _path_rule(allowed.folders.get(kind, ()), may_be_empty=where == "domain/os/nvram")
+        rules[where] = _path_rule(allowed.folders.get(kind, ()), may_be_empty=where in _MAY_BE_EMPTY)
     for device in CHARDEVS:
         below = rules[f"domain/devices/{device}/source/@path"]
         rules[f"domain/devices/{device}/source/@path"] = _chardev_rule(below, device)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum, IntFlag
 
 from agent.stream import xdr
-from agent.stream.libvirt_rpc import REMOTE_PROGRAM, Message, MessageType, Procedure, Status, message
+from agent.stream.libvirt_rpc import REMOTE_PROGRAM, Message, MessageType, Procedure, Status
 from agent.stream.xdr import Parameter, ParameterType
 from landbridge.errors import ProtocolError
 
@@ -210,8 +210,3 @@ class FinishWatch:
         """Take a message that the daemon has been given; says whether that moment has come."""
         is_reply = reply.is_reply_to(Procedure.DOMAIN_MIGRATE_FINISH3_PARAMS) and reply.serial == self._finish
         return is_reply and reply.status == Status.OK
-
-
-def encode(procedure: Procedure, serial: int, payload: bytes = b"", kind: int = MessageType.CALL) -> bytes:
-    """A call of the remote program, as libvirt at the source makes it."""
-    return message(REMOTE_PROGRAM, procedure, kind, serial, Status.OK, payload)

@@ -49,6 +49,12 @@ def test_what_two_parsers_could_read_in_two_ways_and_what_is_too_much_is_refused
         bounded_xml.parse(text)
 
 
+def test_levels_are_those_that_are_open_and_not_all_that_were() -> None:
+    assert len(bounded_xml.parse(f"<a>{'<b><c/></b>' * 40}</a>")) == 40
+    with pytest.raises(ProtocolError, match="more than 32 levels"):
+        bounded_xml.parse(f"<a>{'<b><c/></b>' * 40}{'<d>' * 32}{'</d>' * 32}</a>")
+
+
 def test_as_much_as_is_allowed_is_read() -> None:
     assert len(bounded_xml.parse(f"<a>{'<b/>' * 19_999}</a>")) == 19_999
     root = bounded_xml.parse("<a>" * 32 + "</a>" * 32)

@@ -108,6 +108,20 @@ def test_firmware_and_its_variables_pass_where_they_usually_lie() -> None:
     assert check(bounded_xml.parse(with_firmware()), ALLOWED) == []
 
 
+def test_libvirt_may_choose_firmware_and_where_its_variables_lie() -> None:
+    xml = with_firmware("<loader secure='no'/><nvram/>").replace("<os>", "<os firmware='efi'>")
+    assert check(bounded_xml.parse(xml), ALLOWED) == []
+    assert len(check(bounded_xml.parse(xml.replace("/srv/boot/vmlinuz", "")), ALLOWED)) == 1
+    nothing = replace(ALLOWED, folders={})
+    assert {problem.where for problem in check(bounded_xml.parse(with_firmware()), nothing)} == {
+        "domain/os/kernel",
+        "domain/os/loader",
+        "domain/os/nvram",
+        "domain/os/nvram/@template",
+        "domain/devices/serial/source/@path",
+    }
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -279,6 +293,12 @@ def test_pci_addresses_are_read_in_any_base_and_otherwise_not() -> None:
     assert pci_address(bounded_xml.parse("<address/>")) == ""
 
 
+def test_a_device_and_a_directory_may_be_granted_together() -> None:
+    granted = replace(ALLOWED, hostdevs=frozenset({"0000:01:00.0"}), filesystems=("/srv/share",))
+    assert problems(HOSTDEV + FILESYSTEM, granted) == []
+    assert problems(HARMLESS[0], granted) == []
+
+
 # Paths.
 
 
@@ -399,6 +419,7 @@ def cookie_problems(more: str) -> list[str]:
         "<blockDirtyBitmaps><disk target='vda'><bitmap name='b' alias='c'/></disk></blockDirtyBitmaps>",
         "<network><interface index='0' vporttype='none'/></network>",
         "<allowReboot value='yes'/>",
+        "<feature name='persistent'/><feature name='network'/><feature name='nbd'/><feature name='memory-hotplug'/>",
         "<domain><anything/></domain>",
     ],
 )
@@ -413,6 +434,12 @@ def test_what_libvirt_says_beside_a_definition_passes(more: str) -> None:
         ("<statistics><started></started></statistics>", "statistics started ''"),
         ("<statistics><new>1</new></statistics>", "<new>"),
         ("<feature name='new'/>", "feature name 'new'"),
+        ("<nbd><disk target='vda' capacity='x'/></nbd>", "capacity 'x'"),
+        ("<hostname>a b</hostname>", "hostname 'a b'"),
+        (
+            "<blockDirtyBitmaps><disk target='vda'><bitmap name='b' alias='c d'/></disk></blockDirtyBitmaps>",
+            "alias 'c d'",
+        ),
         ("<blockDirtyBitmaps><disk target='vdb'/></blockDirtyBitmaps>", "disk target 'vdb'"),
         ("<blockDirtyBitmaps><disk target='vda'><bitmap name='a b'/></disk></blockDirtyBitmaps>", "bitmap name 'a b'"),
         ("<network><interface index='x'/></network>", "index 'x'"),

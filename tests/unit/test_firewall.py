@@ -155,6 +155,61 @@ def test_old_forms_of_finish_are_refused_in_either_mode(enforces: bool) -> None:
             assert prepared(enforces=enforces).call(read(call(number, kind=kind))).action is Action.ANSWER
 
 
+@pytest.mark.parametrize(
+    ("raw", "part"),
+    [
+        (WEB.prepare(flags=0), "flags"),
+        (WEB.prepare(cookie=b""), "cookie"),
+        (WEB.prepare(cookie=b"\xff"), "cookie"),
+        (WEB.prepare(cookie=b"<a>"), "cookie"),
+        (WEB.prepare(cookie=WEB.cookie(name="x")), "cookie: qemu-migration/name"),
+        (WEB.prepare(cookie=WEB.cookie(more="<domain/>")), "cookie: domain/@type"),
+        (WEB.prepare(WEB.changed("new", "x")), "new"),
+        (WEB.prepare(WEB.changed("migrate_uri", "x")), "migrate_uri"),
+        (WEB.prepare(WEB.changed("migrate_disks", "x")), "migrate_disks"),
+        (WEB.prepare([*WEB.parameters, WEB.parameters[0]]), "destination_xml"),
+        (WEB.prepare(WEB.changed("destination_xml", "<a>")), "destination_xml"),
+        (WEB.prepare(WEB.changed("destination_xml", "<a/>")), "destination_xml: a"),
+        (WEB.prepare(WEB.parameters[:-1]), "disks_uri"),
+        (WEB.prepare([WEB.parameters[0], WEB.parameters[1], WEB.parameters[3]]), "migrate_disks"),
+        (call(10), "a message of program 0x20008086, procedure 10"),
+        (WEB.finish(), "DOMAIN_MIGRATE_FINISH3_PARAMS"),
+    ],
+)
+def test_a_refusal_names_the_call_and_the_part_of_it(raw: bytes, part: str) -> None:
+    refusal = opened().call(read(raw)).refusal
+    assert refusal
+    assert refusal.part == part
+    assert refusal.sentence.startswith(f"Landbridge refused {refusal.call}: ")
+
+
+def test_a_cookie_of_another_host_is_refused_by_its_uuid() -> None:
+    host = "9df1450c-64f4-56cb-90fd-6123971658ed"
+    refusal = prepared().call(read(WEB.finish(cookie=WEB.cookie(host=host)))).refusal
+    assert refusal
+    assert (refusal.part, host in refusal.sentence) == ("cookie: qemu-migration/hostuuid", True)
+
+
+def test_a_migration_of_two_disks_names_both() -> None:
+    second = re.search("<disk .*</disk>", WEB.domain, flags=re.DOTALL)
+    assert second
+    xml = WEB.domain.replace("<interface", f"{second[0].replace('vda', 'vdb')}<interface", 1)
+    vm = Vm(domain=xml, disks=("vda", "vdb"))
+    found = verdicts(Firewall(vm.approval()), *GREETING, vm.prepare(), vm.finish(), *LEAVE)
+    assert not any(v.refusal for v in found)
+
+
+def test_what_cannot_be_followed_is_followed_as_far_as_it_can_be_where_nothing_is_enforced() -> None:
+    firewall = opened(enforces=False)
+    odd = call(303, bytes(read(WEB.prepare()).payload) + bytes(4))
+    assert firewall.call(read(odd)).action is Action.PASS
+    assert (firewall.state.name, firewall.reply(read(reply(odd)))) == ("PREPARING", Verdict(Action.PASS))
+    assert firewall.state.name == "PREPARED"
+    stream = firewall.call(read(call(303, kind=MessageType.STREAM, serial=77)))
+    assert (stream.action, firewall.state.name) == (Action.PASS, "PREPARED")
+    assert firewall.reply(read(reply(call(303, serial=77)))).refusal
+
+
 # After a refusal.
 
 
@@ -220,7 +275,20 @@ def test_where_nothing_is_enforced_what_answers_no_call_passes_and_is_told() -> 
 
 def test_a_sentence_that_is_too_long_is_cut_between_characters() -> None:
     answer = read(error_reply(read(CLOSE), "ü" * MOST_BYTES))
+    half = read(error_reply(read(CLOSE), "x" + "ü" * MOST_BYTES))
+    assert error_text(bytes(half.payload)) == "x" + "ü" * (MOST_BYTES // 2 - 1)
     assert error_text(bytes(answer.payload)) == "ü" * (MOST_BYTES // 2)
+
+
+def test_a_reply_is_laid_out_as_libvirts_own() -> None:
+    # What libvirtd 9.0 says to a FINISH that cancels, with our code, domain and text in the place of its own.
+    theirs = (
+        "0000005d0000000a000000010000001e6d6967726174696f6e207375636365737366756c6c792061626f72746564000000000002"
+        "00000000000000010000001e6d6967726174696f6e207375636365737366756c6c792061626f7274656400000000000000000000"
+        "ffffffffffffffff00000000"
+    )
+    ours = bytes(read(error_reply(read(CLOSE), "migration successfully aborted")).payload).hex()
+    assert ours == theirs.replace("0000005d0000000a", f"{88:08x}{7:08x}", 1)
 
 
 def test_what_is_no_error_has_no_sentence() -> None:
