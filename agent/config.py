@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from landbridge.config import AddressField, Settings
 
@@ -47,6 +50,44 @@ class PathSettings(Settings):
     state: Path = Path("/var/lib/landbridge")
 
 
+def _folder(value: str) -> str:
+    pure = PurePosixPath(value)
+    if not pure.is_absolute() or str(pure) != value or ".." in pure.parts or len(pure.parts) < 2:
+        raise ValueError(
+            f'{value!r} is not the absolute path of a folder, in its simplest form, such as "/srv/kernels"'
+        )
+    return value
+
+
+Folders = tuple[Annotated[str, AfterValidator(_folder)], ...]
+
+
+class FirewallSettings(Settings):
+    """What VMs that come from other sites may use of this host (`agent.stream.firewall`)."""
+
+    # "observe" lets pass what breaks the rules, and logs it: for a libvirt that is newer than these rules.
+    mode: Literal["enforce", "observe"] = "enforce"
+    # Beyond those that libvirt names in its capabilities.
+    emulators: tuple[str, ...] = ()
+    # Folders below which files may be that a definition names: firmware, its variables, kernels and initramfs, and the sockets
+    # and logs of serial ports, consoles and channels.
+    firmware: Folders = (
+        "/usr/share/OVMF",
+        "/usr/share/AAVMF",
+        "/usr/share/ovmf",
+        "/usr/share/qemu",
+        "/usr/share/seabios",
+    )
+    nvram: Folders = ("/var/lib/libvirt/qemu/nvram",)
+    kernel: Folders = ("/var/lib/libvirt/boot",)
+    serial: Folders = ()
+    # PCI devices, such as "0000:01:00.0", and directories that VMs may be given.
+    hostdevs: tuple[str, ...] = ()
+    filesystems: Folders = ()
+    # Elements and attributes of definitions beyond those that are known to be harmless: "domain/devices/disk/driver/@new".
+    elements: tuple[str, ...] = ()
+
+
 class AgentSettings(Settings):
     """The whole file."""
 
@@ -57,3 +98,4 @@ class AgentSettings(Settings):
     gateway: GatewaySettings
     libvirt: LibvirtSettings = LibvirtSettings()
     paths: PathSettings = PathSettings()
+    firewall: FirewallSettings = FirewallSettings()

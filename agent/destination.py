@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from pathlib import Path
 
 import structlog
 
+from agent import approval
 from agent.channels import NAMES, make_directory, remove_directory
 from agent.hypervisor.base import Presence, VmChange, VmEvent
 from agent.journal import Record
 from agent.move import ENDED, HostContext, Move, call, end
 from agent.relay import Traffic
 from agent.source import remove_moved
+from agent.stream.firewall import Firewall, Refusal
 from agent.stream.libvirt_rpc import Message, Procedure
 from landbridge import ticket
 from landbridge.errors import AlreadyExists, Conflict, LandbridgeError, NotFound, PermissionDenied
@@ -33,7 +36,7 @@ from landbridge.v1.agent_pb2 import (
     Role,
     Stage,
 )
-from landbridge.v1.channel_pb2 import ChannelOpen
+from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
 from landbridge.v1.types_pb2 import VmState
 
 log = structlog.get_logger()
@@ -46,8 +49,31 @@ MOST_CHANNELS = 512
 AUTODESTROY_PATIENCE = 10.0
 # How a VM that came whole is seen: libvirt forgets why it is paused when it is restarted.
 ARRIVED = frozenset({Presence.ARRIVED, Presence.PAUSED})
+# Seconds that libvirt at the source gets to leave in good order after one of its calls was refused.
+REFUSED_PATIENCE = 5.0
 # A pool with less free space than this, in bytes, is full for every practical purpose.
 FULL_POOL = 4 << 20
+
+
+def _tell_security(*, enforced: bool, **facts: object) -> None:
+    """A security event: what was refused, or would have been."""
+    log.warning("firewall.refused" if enforced else "firewall.would_refuse", security=True, **facts)
+
+
+def _not_approved(host: HostContext, request: PrepareRequest, clause: str, *, enforces: bool) -> None:
+    """Raises PermissionDenied, if the rules are enforced."""
+    reason = f"{host.name} does not take {request.vm.name} in: {clause}"
+    _tell_security(
+        enforced=enforces,
+        migration=request.migration,
+        vm=request.vm.name,
+        source=f"{request.source_site}/{request.source_host}",
+        call="Prepare",
+        part=clause,
+        reason=reason,
+    )
+    if enforces:
+        raise PermissionDenied(reason)
 
 
 class DestinationMove(Move):
@@ -57,6 +83,7 @@ class DestinationMove(Move):
         super().__init__(host, record, Traffic())
         self.traffic.on_close = self._on_channel_close
         self.traffic.on_message_to_libvirtd = self._on_call
+        self.traffic.on_refused = self._on_refused
         # What its channels are opened with, and who they are said to be between; none is opened after a restart.
         self._secret = b""
         self._ends = ("", "", "", "")
@@ -67,6 +94,9 @@ class DestinationMove(Move):
         # Whether it has asked libvirtd here to hang up; else libvirtd does not, unless it ends.
         self._hung_up = False
         self._cause = ""
+        # What the firewall has refused first; and what ends those who stay all the same.
+        self._refused = ""
+        self._leaving: asyncio.TimerHandle | None = None
         self._watchdog: asyncio.Task[None] | None = None
         self._removing: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
@@ -76,6 +106,8 @@ class DestinationMove(Move):
     async def prepare(cls, host: HostContext, request: PrepareRequest) -> DestinationMove:
         """Make the images and the directory in which QEMU will listen."""
         vm, hypervisor = request.vm, host.hypervisor
+        if unreadable := approval.unreadable(request.domain_xml):
+            _not_approved(host, request, unreadable, enforces=True)
         for other in await call(hypervisor.vms):
             if other.uuid == vm.uuid and other.state == VmState.VM_STATE_MOVED:
                 # The VM comes back to where it once left from; what it left there is out of date.
@@ -96,8 +128,14 @@ class DestinationMove(Move):
         check = await call(hypervisor.check_incoming, vm, request.domain_xml, request.mapping)
         if check.existing_images:
             raise AlreadyExists(f"{host.name} already has the image {check.existing_images[0]}; remove or rename it")
-        record.images = images
+        rules = approval.allowed(host.firewall, check.host, vm, request.mapping, images)
+        enforces = host.firewall.mode == "enforce"
+        for problem in await call(approval.problems, record.domain_xml, vm, rules):
+            _not_approved(host, request, str(problem), enforces=enforces)
+        record.images, record.files = images, approval.made_files(record.domain_xml)
         move = cls(host, record)
+        approved = approval.approve(record.domain_xml, vm, rules, move.directory, request.source_libvirt)
+        move.traffic.firewall = Firewall(approved, enforces=enforces)
         move.agree(request)
         move.advance(Stage.STAGE_PREPARED)
         try:
@@ -131,6 +169,11 @@ class DestinationMove(Move):
             raise PermissionDenied(
                 f"a ticket of migration {self.record.migration} was used a second time on {self.host.name}"
             )
+        if opening.kind == ChannelKind.CHANNEL_KIND_RPC and opening.index:
+            # The firewall follows one conversation: a second one could prepare a second time.
+            raise PermissionDenied(
+                f"migration {self.record.migration} has one rpc channel on {self.host.name}, not more"
+            )
         if len(self._tickets) >= MOST_CHANNELS:
             raise Conflict(
                 f"migration {self.record.migration} has {MOST_CHANNELS} channels on {self.host.name} already"
@@ -157,6 +200,26 @@ class DestinationMove(Move):
         if self._hung_up or message.is_call_of(Procedure.DOMAIN_MIGRATE_FINISH3_PARAMS):
             self._note_dead_qemu()
             self._finishing = True
+
+    def _on_refused(self, refusal: Refusal) -> None:
+        """A security event. Whoever sent this is told, may leave in good order, and is cut off if it does not."""
+        _tell_security(
+            enforced=refusal.enforced,
+            migration=self.record.migration,
+            vm=self.record.vm,
+            source=f"{self._ends[0]}/{self._ends[1]}",
+            call=refusal.call,
+            part=refusal.part,
+            reason=refusal.sentence,
+        )
+        if refusal.enforced and not self._refused:
+            self._refused = refusal.sentence
+            self._leaving = asyncio.get_running_loop().call_later(REFUSED_PATIENCE, self._cut_off)
+
+    def _cut_off(self) -> None:
+        for carrier in self.traffic.carriers:
+            if not carrier.ended.is_set():
+                carrier.lost(self._refused)
 
     def _note_dead_qemu(self) -> None:
         """QEMU hangs up first only if it has ended, or is told to by a FINISH call."""
@@ -201,6 +264,8 @@ class DestinationMove(Move):
 
     async def _explain(self) -> str:
         """What this host saw go wrong; empty if nothing."""
+        if self._refused:
+            return self._refused
         with contextlib.suppress(LandbridgeError):
             host = await call(self.host.hypervisor.host)
             full = [
@@ -228,6 +293,8 @@ class DestinationMove(Move):
         await call(hypervisor.undefine, self.record.vm_uuid)
         for image in self.record.images:
             await call(hypervisor.remove_disk, image)
+        for file in self.record.files:
+            await call(Path(file).unlink, missing_ok=True)
         remove_directory(self.directory)
         self._end_lease()
         self._unsubscribe()
@@ -238,6 +305,9 @@ class DestinationMove(Move):
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
 
     async def activate(self, *, autostart: bool) -> ActivateResponse:
         """Let the VM run. The caller knows that the source has released it."""

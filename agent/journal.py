@@ -33,6 +33,8 @@ class Record(BaseModel):
     # At the destination: images that the move makes, whether or not they are there yet.
     # At the source: images of the VM that left, while they are being removed.
     images: list[str] = Field(default_factory=list)
+    # At the destination: files beside the images that libvirt makes.
+    files: list[str] = Field(default_factory=list)
     # At the destination: the definition with this host's names.
     domain_xml: str = ""
     # At the destination: when the guest's CPUs started, seconds since the epoch.

@@ -95,6 +95,7 @@ async def running(settings: AgentSettings, identity: StoredIdentity, hypervisor:
         settings.paths.runtime,
         qemu_owner(settings.libvirt.qemu_user),
         f"host {settings.name}",
+        settings.firewall,
     )
     moves = Moves(host)
     moves.recover()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from agent.channels import Gateways
+from agent.config import FirewallSettings
 from agent.hypervisor.base import Hypervisor
 from agent.journal import Journal, Record
 from agent.relay import KINDS, Traffic
@@ -36,6 +37,8 @@ class HostContext:
     qemu_owner: tuple[int, int]
     # For messages: "host east-1".
     name: str
+    # What VMs that come may use.
+    firewall: FirewallSettings = field(default_factory=FirewallSettings)
 
 
 async def call(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

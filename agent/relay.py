@@ -23,8 +23,10 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from agent.stream.firewall import Firewall, Refusal
 from agent.stream.hinter import Hinter
-from agent.stream.libvirt_rpc import Message, RpcEnd
+from agent.stream.libvirt_rpc import Message
+from agent.stream.rpc_end import RpcEnd
 from landbridge.channel import (
     LARGEST_SEGMENT,
     Accepted,
@@ -35,7 +37,7 @@ from landbridge.channel import (
     Event,
     Reset,
 )
-from landbridge.errors import AlteredError, LandbridgeError, ProtocolError
+from landbridge.errors import AlteredError, LandbridgeError, PermissionDenied, ProtocolError
 from landbridge.frame import Frame, FrameType, Payload, reason_of
 from landbridge.link import POOL, Link
 
@@ -91,6 +93,9 @@ class Traffic:
     # after it was given them.
     on_message_from_libvirtd: Callable[[Message], None] | None = None
     on_message_to_libvirtd: Callable[[Message], None] | None = None
+    # At the destination: what may be called on the migration's one rpc channel, and who is told what was refused.
+    firewall: Firewall | None = None
+    on_refused: Callable[[Refusal], None] | None = None
 
     def silent(self, now: float) -> float | None:
         """For how many seconds the other agent has not been heard, if that is worth telling."""
@@ -141,7 +146,7 @@ class Carrier:
         self.name = name
         self.link: Link | None = None
         # The rules of libvirt's calls, on an rpc channel.
-        self.rpc = RpcEnd(has_gate=not channel.opened_by_us) if kind == "rpc" else None
+        self.rpc = _rpc_end(channel, traffic) if kind == "rpc" else None
         # What finds the pages, on the others.
         self.hinter = None if kind == "rpc" else Hinter(kind, is_client=channel.opened_by_us)
         # Set when the local socket has ended, in both directions; and when nothing more is to be said to the other agent.
@@ -272,12 +277,25 @@ class Carrier:
         if self.rpc is None:
             self._send(data, now)
             return
-        for message in self.rpc.from_libvirtd(data):
+        try:
+            onward = self.rpc.from_libvirtd(data)
+        finally:
+            self._tell_refusals(self.rpc)
+        for message in onward:
             if self._traffic.on_message_from_libvirtd is not None:
                 self._traffic.on_message_from_libvirtd(message)
-            for start in range(0, len(message.raw), LARGEST_SEGMENT):
-                self.channel.send_data(message.raw[start : start + LARGEST_SEGMENT], now)
+            self._send_message(message.raw, now)
         self._write_local()  # an answer to a ping
+
+    def _send_message(self, raw: bytes, now: float) -> None:
+        for start in range(0, len(raw), LARGEST_SEGMENT):
+            self.channel.send_data(raw[start : start + LARGEST_SEGMENT], now)
+
+    def _tell_refusals(self, rpc: RpcEnd) -> None:
+        refusals, rpc.refusals = rpc.refusals, []
+        for refusal in refusals:
+            if self._traffic.on_refused is not None:
+                self._traffic.on_refused(refusal)
 
     def _send(self, data: memoryview, now: float) -> None:
         """Send whole pages, with hints to them, and keep the beginning of one for the next time."""
@@ -313,7 +331,12 @@ class Carrier:
         if self.rpc is None:
             self._for_local.append(data)
         else:
-            self.rpc.from_channel(data)
+            try:
+                self.rpc.from_channel(data)
+            finally:
+                self._tell_refusals(self.rpc)
+            for answer in self.rpc.take_answers():
+                self._send_message(answer, now)
             self._unsaid += len(data)
             self._say_delivered(self.rpc, now)
             self._traffic.look_at_gate()
@@ -608,3 +631,9 @@ class Carrier:
         self.abandon()
         self.over.set()
         self._leave()
+
+
+def _rpc_end(channel: Channel, traffic: Traffic) -> RpcEnd:
+    if not channel.opened_by_us and traffic.firewall is None:
+        raise PermissionDenied("no calls of libvirt's are expected here; begin a new migration")
+    return RpcEnd(None if channel.opened_by_us else traffic.firewall)

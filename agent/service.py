@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from agent.approval import refusals
 from agent.destination import DestinationMove
 from agent.journal import Record
 from agent.move import HostContext, Move, call
@@ -166,7 +167,10 @@ class AgentService(agent_pb2_grpc.AgentServicer):
     async def CheckIncoming(self, request: pb.CheckIncomingRequest, context: Any) -> pb.CheckIncomingResponse:
         """Preflight facts."""
         await self._moves.departed(request.vm.uuid)
-        check = await call(self._host.hypervisor.check_incoming, request.vm, request.domain_xml, request.mapping)
+        vm, xml, mapping = request.vm, request.domain_xml, request.mapping
+        check = await call(self._host.hypervisor.check_incoming, vm, xml, mapping)
+        if self._host.firewall.mode == "enforce":
+            check.refused.extend(await call(refusals, self._host.firewall, vm, xml, mapping, check))
         self._complete(check.host)
         return check
 

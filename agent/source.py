@@ -21,7 +21,8 @@ from agent.hypervisor.base import MoveRequest, Presence, VmChange, VmEvent
 from agent.journal import Record
 from agent.move import ENDED, HostContext, Move, call, end
 from agent.relay import Traffic
-from agent.stream.libvirt_rpc import FinishWatch, Message
+from agent.stream.libvirt_rpc import Message
+from agent.stream.rpc_calls import FinishWatch
 from landbridge.errors import Conflict, HypervisorError, LandbridgeError, NotFound
 from landbridge.v1.agent_pb2 import (
     CancelResponse,

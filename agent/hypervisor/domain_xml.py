@@ -1,20 +1,18 @@
 """Domain definitions as libvirt writes them: what is in them, and how they read on another host.
 
 `facts` reads a definition into a `Vm`; `localize` rewrites the paths and the network names of a migratable
-definition for its destination and keeps everything else. Definitions come from the other site, so the parser
-refuses DTDs and entities. Format: https://libvirt.org/formatdomain.html
+definition for its destination and keeps everything else. Definitions come from the other site, so they are read
+within bounds. Format: https://libvirt.org/formatdomain.html
 """
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET  # for types and output; input goes through defusedxml
+import xml.etree.ElementTree as ET  # for types and output; input goes through bounded_xml
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
-import defusedxml
-import defusedxml.ElementTree as Safe
-
-from landbridge.errors import HypervisorError
+from agent.stream import bounded_xml
+from landbridge.errors import HypervisorError, ProtocolError
 from landbridge.v1.types_pb2 import Disk, ImmovableDevice, Vm
 
 # Namespace of the mark that a completed migration leaves on the source's definition; it resolves nowhere by
@@ -42,11 +40,11 @@ _WILDCARDS = ("", "0.0.0.0", "::", "127.0.0.1", "::1", "localhost")  # noqa: S10
 
 
 def parse(xml: str) -> ET.Element:
-    """The root of a domain definition; HypervisorError if it is none, or carries a DTD."""
+    """The root of a domain definition; HypervisorError if it is none, or has what `bounded_xml` refuses."""
     try:
-        root: ET.Element = Safe.fromstring(xml, forbid_dtd=True)
-    except (ET.ParseError, defusedxml.DefusedXmlException, ValueError) as error:
-        raise HypervisorError(f"The domain definition cannot be read: {error}.") from error
+        root = bounded_xml.parse(xml)
+    except ProtocolError as error:
+        raise HypervisorError(f"The domain definition {error.message}.") from error
     if root.tag != "domain":
         raise HypervisorError(f"The domain definition begins with <{root.tag}> instead of <domain>.")
     return root

@@ -59,13 +59,12 @@ class FakeHypervisor:
         rpc_socket: Path,
         *,
         pools: tuple[str, ...] = ("images",),
-        runtime: Path | None = None,
     ) -> None:
-        """Serve `rpc_socket`. Two fakes share one file system: so a fake that is given `runtime` finds the
-        sockets <anything>/<migration>/<kind>.sock that PREPARE names at <runtime>/<migration>/<kind>.sock.
-        """
+        """Serve `rpc_socket`."""
         self.name = name
-        self.runtime = runtime
+        # Two hosts call their directories of sockets alike, and two fakes share one file system: what the other one's is called
+        # goes into PREPARE, if it is given.
+        self.far_runtime: Path | None = None
         # Contents of images by path.
         self.images: dict[str, bytes] = {}
         self.networks = ["default"]
@@ -249,7 +248,7 @@ class FakeHypervisor:
             self._enter("move")
             vm = definitions.facts(guest.xml)
             disks = [self.images[disk.path] for disk in vm.disks if disk.target in request.disks]
-            move.run(self.name, vm, request, disks, guest.memory)
+            move.run(self.name, vm, request, disks, guest.memory, self.far_runtime)
         except OSError as error:
             self._take_back(request.uuid)
             why = "it was aborted" if move.is_aborted else str(error)

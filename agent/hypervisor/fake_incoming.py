@@ -20,9 +20,6 @@ DESTINATION_XML, RAM_URI, DISK_URI = "destination_xml", "migrate_uri", "disks_ur
 class Host(Protocol):
     """What the arriving end does to its host."""
 
-    # See FakeHypervisor.
-    runtime: Path | None
-
     def land(self, xml: str) -> Vm:
         """A VM is to come; LandbridgeError if it cannot."""
         ...
@@ -143,12 +140,10 @@ class _Landing:
     def _prepare(self, payload: wire.Reader) -> bytes:
         given = dict(payload.parameters())
         self._vm = self._host.land(given[DESTINATION_XML])
-        self._streams = {name: _Stream(self._local(given[name])) for name in (RAM_URI, DISK_URI) if name in given}
+        self._streams = {
+            name: _Stream(Path(given[name].removeprefix("unix://"))) for name in (RAM_URI, DISK_URI) if name in given
+        }
         return wire.opaque(b"") + wire.number(0)  # no cookie, no other URI
-
-    def _local(self, uri: str) -> Path:
-        path = Path(uri.removeprefix("unix://"))
-        return path if self._host.runtime is None else self._host.runtime / path.parent.name / path.name
 
     def _finish(self, payload: wire.Reader) -> bytes:
         payload.parameters(), payload.opaque(), payload.number()

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from agent.hypervisor import fake_wire as wire
 from agent.hypervisor.base import MoveRequest
@@ -61,12 +62,20 @@ class Outgoing:
         progress.elapsed_ms = int((time.monotonic() - self._began) * 1000)
         return progress
 
-    def run(self, host: str, vm: Vm, request: MoveRequest, disks: Sequence[bytes], memory: bytes) -> None:
+    def run(
+        self,
+        host: str,
+        vm: Vm,
+        request: MoveRequest,
+        disks: Sequence[bytes],
+        memory: bytes,
+        far_runtime: Path | None = None,
+    ) -> None:
         """Returns when the destination has said that the VM arrived; OSError if it has not."""
-        given = [(DESTINATION_XML, request.domain_xml), (RAM_URI, f"unix://{request.ram_socket}")]
+        given = [(DESTINATION_XML, request.domain_xml), (RAM_URI, _uri(request.ram_socket, far_runtime))]
         if request.disks:
             given += [("migrate_disks", target) for target in request.disks]
-            given.append((DISK_URI, f"unix://{request.disk_socket}"))
+            given.append((DISK_URI, _uri(request.disk_socket, far_runtime)))
         flags = wire.number(FLAGS | (DISK_FLAG if request.disks else 0))
         cookie = wire.opaque(wire.cookie(vm.name, vm.uuid, host))
         persistent = wire.opaque(wire.cookie(vm.name, vm.uuid, host, request.domain_xml))
@@ -138,6 +147,12 @@ class Outgoing:
     def _open(self, path: str) -> socket.socket:
         self._socket = _connect(path)
         return self._socket
+
+
+def _uri(path: str, far_runtime: Path | None) -> str:
+    """<far_runtime>/<migration>/<kind>.sock for <anything>/<migration>/<kind>.sock."""
+    there = Path(path) if far_runtime is None else far_runtime / Path(path).parent.name / Path(path).name
+    return f"unix://{there}"
 
 
 def _connect(path: str) -> socket.socket:

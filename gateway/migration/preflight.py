@@ -38,6 +38,7 @@ def check(facts: Facts) -> list[Finding]:
     findings = [
         *_vm(facts),
         *_devices(facts),
+        *_firewall(facts),
         *_processor(facts),
         *_emulator(facts),
         *_memory(facts),
@@ -114,6 +115,18 @@ def _devices(facts: Facts) -> list[Finding]:
             "detach it, or shut the VM down",
         )
         for device in facts.vm.immovable_devices
+    ]
+
+
+def _firewall(facts: Facts) -> list[Finding]:
+    host = facts.destination.host.name
+    return [
+        _error(
+            "not-allowed",
+            f"{host} does not take {facts.vm.name} in: {clause}",
+            f"change the VM, or allow it in the table [firewall] of agent.toml on {host}",
+        )
+        for clause in facts.destination.refused
     ]
 
 

@@ -183,9 +183,8 @@ class FakeWorld(World):
             (directory / side / "m").mkdir(parents=True)
         self.runtime = directory / "s/m"
         self._source = self.source = FakeHypervisor("source", directory / "s/libvirt.sock")
-        self._destination = self.destination = FakeHypervisor(
-            "destination", directory / "d/libvirt.sock", runtime=directory / "d"
-        )
+        self._source.far_runtime = directory / "d"
+        self._destination = self.destination = FakeHypervisor("destination", directory / "d/libvirt.sock")
         there = {kind: directory / "d/m" / f"{kind}.sock" for kind in KINDS}
         there["rpc"] = directory / "d/libvirt.sock"
         self.relay = Relay({kind: (self.runtime / f"{kind}.sock", there[kind]) for kind in KINDS})

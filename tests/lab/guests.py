@@ -98,7 +98,7 @@ class Guests:
             settings.disk_format,
         )
         words = " ".join(f"lab.{key}={getattr(settings, key)}" for key in NAMES_IN_CMDLINE)
-        boot_kernel, initrd = self._boot_files()
+        boot_kernel, initrd = self.boot_files()
         second_disk = ""
         if settings.files:
             tree = Tree.of_this_machine(settings.files, name)
@@ -221,7 +221,7 @@ class Guests:
     def _initramfs(self, name: str) -> Path:
         return self._boot / f"{name}.cpio"
 
-    def _boot_files(self) -> tuple[Path, Path]:
+    def boot_files(self) -> tuple[Path, Path]:
         """Kernel and initramfs where QEMU's user can read them, at one path for all hosts."""
         self._boot.mkdir(parents=True, exist_ok=True)
         self._boot.chmod(0o755)

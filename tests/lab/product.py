@@ -252,6 +252,9 @@ control = "{n.lan}:7443"
 stream = "{n.lan}:7444"
 [gateway]
 stream = {json.dumps([seat.agents for seat in seats])}
+[firewall]
+kernel = [{json.dumps(str(self._big / "boot"))}]
+serial = [{json.dumps(str(self._run / "console"))}]
 """)
 
     def pages(self, seat: GatewaySeat) -> Path:

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.stream.libvirt_rpc import (
-    FINISHES,
     HEADER,
     LENGTH,
     MAX_LENGTH,
@@ -17,13 +16,12 @@ from agent.stream.libvirt_rpc import (
     Keepalive,
     MessageReader,
     MessageType,
-    Procedure,
-    RpcEnd,
     keepalive,
 )
+from agent.stream.rpc_end import RpcEnd
 from landbridge.errors import ProtocolError
+from tests.unit.rpc_made import finish, opened, prepared
 
-FINISH = Procedure.DOMAIN_MIGRATE_FINISH3_PARAMS
 PING, PONG = keepalive(Keepalive.PING), keepalive(Keepalive.PONG)
 
 
@@ -33,7 +31,7 @@ def encoded(procedure: int, kind: int, serial: int, payload: bytes) -> bytes:
 
 others = st.builds(
     encoded,
-    st.integers(-(2**31), 2**31 - 1).filter(lambda procedure: procedure not in FINISHES),
+    st.integers(-(2**31), 2**31 - 1),
     st.sampled_from(MessageType),
     st.integers(0, 2**32 - 1),
     st.binary(max_size=60),
@@ -58,16 +56,15 @@ def taken(end: RpcEnd) -> list[bytes]:
     return messages
 
 
-@given(st.booleans(), mixed, mixed, cuts, cuts, st.lists(st.booleans(), min_size=1))
+@given(mixed, mixed, cuts, cuts, st.lists(st.booleans(), min_size=1))
 def test_each_daemon_gets_the_others_messages_in_order_and_a_pong_for_each_ping_of_its_own(
-    has_gate: bool,
     ours: list[bytes],
     theirs: list[bytes],
     our_cuts: list[int],
     their_cuts: list[int],
     turns: list[bool],
 ) -> None:
-    end = RpcEnd(has_gate=has_gate)
+    end = RpcEnd(None)
     from_libvirtd, from_channel = pieces(b"".join(ours), our_cuts), pieces(b"".join(theirs), their_cuts)
     onward: list[bytes] = []
     for_libvirtd: list[bytes] = []
@@ -91,28 +88,26 @@ def test_each_daemon_gets_the_others_messages_in_order_and_a_pong_for_each_ping_
     assert end.waiting_bytes == 0
 
 
-@given(mixed, mixed, st.binary(max_size=40), st.booleans(), cuts, st.integers(0, 20))
-def test_whatever_surrounds_a_finish_call_nothing_passes_it_and_only_its_last_word_may_change(
-    before: list[bytes], after: list[bytes], payload: bytes, whole: bool, sizes: list[int], pings: int
+@given(st.lists(keepalives, max_size=9), st.booleans(), cuts, st.integers(0, 20))
+def test_however_a_finish_call_comes_nothing_passes_it_and_only_its_last_word_may_change(
+    before: list[bytes], whole: bool, sizes: list[int], pings: int
 ) -> None:
-    cookie = struct.pack("!I", len(payload)) + payload + bytes(-len(payload) % 4)
-    call = encoded(FINISH, MessageType.CALL, 9, bytes(4) + cookie + bytes(8))
-    end = RpcEnd(has_gate=True)
-    for piece in pieces(b"".join([*before, call, *after]), sizes):
+    call = finish()
+    end = RpcEnd(prepared())
+    for piece in pieces(b"".join([*before, call]), sizes):
         end.from_channel(piece)
     end.from_libvirtd(PING * pings)
     assert end.is_held
-    assert taken(end) == [message for message in before if message not in {PING, PONG}] + [PONG] * pings
+    assert taken(end) == [PONG] * pings
     (end.open_gate if whole else end.cancel_gate)()
-    passed = call if whole else call[:-4] + struct.pack("!i", 1)
-    assert taken(end) == [passed, *(message for message in after if message not in {PING, PONG})]
+    assert taken(end) == [call if whole else call[:-4] + struct.pack("!i", 1)]
 
 
-@given(st.booleans(), st.booleans(), st.lists(st.binary(max_size=60)))
+@given(st.booleans(), st.booleans(), st.lists(st.one_of(st.binary(max_size=60), others)))
 def test_any_bytes_are_messages_or_a_protocol_error_and_nothing_else(
-    has_gate: bool, local: bool, hostile: list[bytes]
+    is_destination: bool, local: bool, hostile: list[bytes]
 ) -> None:
-    end = RpcEnd(has_gate=has_gate)
+    end = RpcEnd(opened() if is_destination else None)
     for piece in hostile:
         try:
             if local:
@@ -127,7 +122,7 @@ def test_any_bytes_are_messages_or_a_protocol_error_and_nothing_else(
 def test_a_length_that_cannot_be_is_refused_after_what_came_before_it(
     length: int, before: list[bytes], sizes: list[int]
 ) -> None:
-    end = RpcEnd(has_gate=False)
+    end = RpcEnd(None)
     refused = False
     for piece in pieces(b"".join(before) + LENGTH.pack(length), sizes):
         try:

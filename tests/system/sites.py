@@ -13,16 +13,17 @@ import os
 import pwd
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import agent.main
 import gateway.main
-from agent.config import AgentSettings, GatewaySettings, LibvirtSettings, PathSettings
+from agent.config import AgentSettings, FirewallSettings, GatewaySettings, LibvirtSettings, PathSettings
 from agent.config import IdentitySettings as AgentIdentity
 from agent.config import ListenSettings as AgentListen
-from agent.hypervisor.base import Presence
+from agent.hypervisor.base import MoveRequest, Presence
 from agent.hypervisor.fake import FakeHypervisor
 from certs.authority import create, issue
 from certs.identity import Identity, Role, Site
@@ -91,6 +92,8 @@ class HostHypervisor(FakeHypervisor):
 
     # Whether a VM that has arrived crashes at once.
     crashes_on_arrival = False
+    # What a compromised host puts in the place of the definition that was approved.
+    forge: Callable[[str], str] | None = None
 
     def _enter(self, method: str) -> None:
         self.asked.add(method)
@@ -100,6 +103,12 @@ class HostHypervisor(FakeHypervisor):
     def asked(self) -> set[str]:
         """Methods that were called, whether or not they are held."""
         return set()
+
+    def move(self, request: MoveRequest) -> None:
+        """See `FakeHypervisor`."""
+        if self.forge is not None:
+            request = replace(request, domain_xml=self.forge(request.domain_xml))
+        super().move(request)
 
     def arrive(self, uuid: str, memory: bytes, disks: bytes) -> None:
         """See `FakeHypervisor`; "arrive" can be held and failed like any other method."""
@@ -178,8 +187,9 @@ class SiteUnderTest:
             name: ListenSettings.model_validate(self._free_addresses("operators", "agents", "peers", "tunnel"))
             for name in GATEWAYS
         }
-        self.hypervisor = HostHypervisor(self.host, self.directory / "libvirt.sock", runtime=self.runtime)
+        self.hypervisor = HostHypervisor(self.host, self.directory / "libvirt.sock")
         self.patience = PatienceSettings()
+        self.firewall = FirewallSettings()
         self.store_url = f"sqlite:///{self.directory}/gateway.db"
         self.other: SiteUnderTest | None = None
         # Whether the gateway's configuration names the other site.
@@ -208,6 +218,7 @@ class SiteUnderTest:
                 socket=self.directory / "libvirt.sock", qemu_user=pwd.getpwuid(os.getuid()).pw_name
             ),
             paths=PathSettings(runtime=self.runtime, state=self.directory / "state"),
+            firewall=self.firewall,
         )
         return agent.main.running(settings, self.identity(Role.HOST), self.hypervisor)
 
@@ -353,6 +364,7 @@ class TwoSites:
         self.fra = SiteUnderTest("fra", identities, directory)
         self.ams = SiteUnderTest("ams", identities, directory)
         self.fra.other, self.ams.other = self.ams, self.fra
+        self.fra.hypervisor.far_runtime, self.ams.hypervisor.far_runtime = self.ams.runtime, self.fra.runtime
 
     async def __aenter__(self) -> Self:
         for site in (self.fra, self.ams):

@@ -31,6 +31,7 @@ from landbridge.ticket import is_good, ticket
 from landbridge.v1.agent_pb2 import PrepareRequest, Role, Stage
 from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
 from tests.unit.locals import Local
+from tests.unit.rpc_made import prepared
 from tests.unit.wires import SECONDS, End, no_exceptions, nothing_left, settled, until, wire
 
 OWNER = (os.getuid(), os.getgid())
@@ -312,7 +313,7 @@ class Destination:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "libvirt.sock"
-        self.traffic = Traffic()
+        self.traffic = Traffic(firewall=prepared())
         self.admitted: list[ChannelOpen] = []
         self.incoming = Incoming(self._admit)
         self._connections: asyncio.Queue[Local] = asyncio.Queue()

@@ -1,4 +1,4 @@
-"""libvirt's messages, read three ways; pings that are answered here; the gate; and the moment of release."""
+"""libvirt's messages, read three ways, and the moment of release."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from agent.stream.libvirt_rpc import (
     KEEPALIVE_PROGRAM,
     MAX_LENGTH,
     REMOTE_PROGRAM,
-    FinishWatch,
     Keepalive,
     Message,
     MessageReader,
     MessageType,
     Procedure,
-    RpcEnd,
     Status,
     keepalive,
 )
+from agent.stream.rpc_calls import FinishWatch
 from landbridge.errors import ProtocolError
 
 FINISH = Procedure.DOMAIN_MIGRATE_FINISH3_PARAMS
@@ -71,163 +70,6 @@ def test_a_length_that_cannot_be_is_refused(length: int) -> None:
 def test_the_longest_message_is_taken() -> None:
     raw = message(1, MessageType.CALL, 1, payload=bytes(MAX_LENGTH - 28))
     assert read(raw).raw == raw
-
-
-# Pings.
-
-
-def given(end: RpcEnd) -> list[bytes]:
-    """What libvirtd is given now."""
-    taken = []
-    while (following := end.next_for_libvirtd()) is not None:
-        taken.append(following.raw)
-    return taken
-
-
-def is_held(end: RpcEnd) -> bool:
-    """Now: mypy would take the first answer for the last."""
-    return end.is_held
-
-
-@pytest.mark.parametrize("has_gate", [True, False])
-def test_a_ping_is_answered_here_and_does_not_go_on(has_gate: bool) -> None:
-    end = RpcEnd(has_gate=has_gate)
-    assert [m.raw for m in end.from_libvirtd(PREPARE + PING + REPLY)] == [PREPARE, REPLY]
-    assert given(end) == [PONG]
-
-
-def test_an_answer_of_libvirtd_goes_nowhere() -> None:
-    end = RpcEnd(has_gate=False)
-    assert end.from_libvirtd(PONG) == []
-    assert given(end) == []
-
-
-def test_what_comes_from_afar_is_no_ping_to_us() -> None:
-    end = RpcEnd(has_gate=False)
-    end.from_channel(PING + REPLY + PONG)
-    assert given(end) == [REPLY]
-
-
-def test_a_message_is_given_only_when_it_is_whole_so_that_an_answer_never_lands_inside() -> None:
-    end = RpcEnd(has_gate=False)
-    end.from_channel(REPLY[:-1])
-    end.from_libvirtd(PING)
-    assert given(end) == [PONG]
-    end.from_channel(REPLY[-1:])
-    assert given(end) == [REPLY]
-
-
-# The gate.
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        finish(0, MessageType.CALL_WITH_FDS),
-        *(message(old, MessageType.CALL, 9) for old in (63, 109, 217)),
-        CALL + b"",
-    ],
-)
-def test_a_call_that_would_go_round_the_gate_is_refused(call: bytes) -> None:
-    end = RpcEnd(has_gate=True)
-    if call == CALL:
-        call = (
-            struct.pack("!I", len(CALL) + 4) + CALL[4:] + bytes(4)
-        )  # libvirt does not look at what follows the arguments
-    with pytest.raises(ProtocolError, match=r"unchecked|more in it"):
-        end.from_channel(call)
-    assert given(end) == []
-
-
-def test_a_call_with_parameters_and_a_cookie_is_understood() -> None:
-    words = struct.pack("!I", 2)  # parameters: an unsigned int and a string
-    words += struct.pack("!I", 3) + b"abc\0" + struct.pack("!II", 2, 7)
-    words += struct.pack("!I", 4) + b"name" + struct.pack("!II", 7, 5) + b"guest\0\0\0"
-    words += struct.pack("!I", 6) + b"cookie\0\0" + struct.pack("!I", 0x243)
-    end = RpcEnd(has_gate=True)
-    end.from_channel(message(FINISH, MessageType.CALL, 9, payload=words + struct.pack("!i", 0)))
-    assert end.is_held
-    end.cancel_gate()
-    assert given(end) == [message(FINISH, MessageType.CALL, 9, payload=words + struct.pack("!i", 1))]
-
-
-def test_the_call_by_which_the_guest_arrives_waits_with_all_that_follows() -> None:
-    call = CALL
-    end = RpcEnd(has_gate=True)
-    end.from_channel(PREPARE + call + EVENT)
-    assert is_held(end)
-    assert given(end) == [PREPARE]
-    end.open_gate()
-    assert not is_held(end)
-    assert given(end) == [call, EVENT]
-
-
-def test_a_gate_that_cancels_changes_the_last_word_of_the_call_and_nothing_else() -> None:
-    end = RpcEnd(has_gate=True)
-    end.from_channel(CALL + EVENT)
-    end.cancel_gate()
-    assert given(end) == [CANCELLING_CALL, EVENT]
-
-
-def test_pings_are_answered_while_a_call_is_held() -> None:
-    end = RpcEnd(has_gate=True)
-    end.from_channel(CALL)
-    end.from_libvirtd(PING)
-    assert given(end) == [PONG]
-
-
-def test_what_libvirtd_says_goes_on_while_a_call_is_held() -> None:
-    end = RpcEnd(has_gate=True)
-    end.from_channel(CALL)
-    assert [m.raw for m in end.from_libvirtd(EVENT)] == [EVENT]
-
-
-@pytest.mark.parametrize("cancelled", [1, 2, -1, 1 << 24])
-def test_a_call_that_cancels_is_not_held(cancelled: int) -> None:
-    end = RpcEnd(has_gate=True)
-    end.from_channel(finish(cancelled))
-    assert not end.is_held
-    assert given(end) == [finish(cancelled)]
-
-
-@pytest.mark.parametrize("first", [CALL, CANCELLING_CALL])
-def test_a_second_call_to_finish_is_refused(first: bytes) -> None:
-    end = RpcEnd(has_gate=True)
-    end.from_channel(first)
-    with pytest.raises(ProtocolError, match="a second call to finish"):
-        end.from_channel(CALL)
-
-
-def test_a_gate_that_is_opened_or_cancelled_with_nothing_held_does_nothing() -> None:
-    end = RpcEnd(has_gate=True)
-    end.open_gate()
-    end.cancel_gate()
-    end.from_channel(EVENT)
-    assert given(end) == [EVENT]
-
-
-@pytest.mark.parametrize("odd", [REPLY, message(FINISH, MessageType.CALL, 9, program=77, payload=bytes(8)), PREPARE])
-def test_nothing_else_is_held(odd: bytes) -> None:
-    end = RpcEnd(has_gate=True)
-    end.from_channel(odd)
-    assert given(end) == [odd]
-
-
-def test_at_the_source_nothing_is_held() -> None:
-    end = RpcEnd(has_gate=False)
-    end.from_channel(CALL + CALL)
-    assert given(end) == [CALL, CALL]
-
-
-def test_what_waits_for_libvirtd_or_the_gate_is_counted_until_it_is_taken() -> None:
-    end = RpcEnd(has_gate=True)
-    end.from_channel(PREPARE + CALL + EVENT)
-    assert end.waiting_bytes == len(PREPARE + CALL + EVENT)
-    given(end)
-    assert end.waiting_bytes == len(CALL + EVENT)
-    end.cancel_gate()
-    given(end)
-    assert end.waiting_bytes == 0
 
 
 # The release.

@@ -54,6 +54,13 @@ CASES: dict[str, tuple[Facts, Severity.ValueType, str]] = {
         ERROR,
         "web-01 is shut off",
     ),
+    "not-allowed": (
+        destination_where(
+            lambda answer: answer.refused.append("emulator '/tmp/x' is not allowed (domain/devices/emulator)")
+        ),
+        ERROR,
+        "ams-1 does not take web-01 in: emulator '/tmp/x' is not allowed",
+    ),
     "vm-transient": (vm_where(lambda v: setattr(v, "persistent", False)), ERROR, "no persistent definition"),
     "immovable-device": (
         vm_where(lambda v: v.immovable_devices.append(ImmovableDevice(kind="hostdev", description="a PCI card"))),
@@ -171,6 +178,7 @@ def test_everything_in_the_way_is_found_at_once_errors_first() -> None:
             cpu_problem="it lacks avx512f",
             conflicts=[Vm(name="web-01", uuid="another")],
             existing_images=["/pool/vda.qcow2"],
+            refused=["its definition has a DTD"],
         ),
     )
     facts.vm.persistent = False

@@ -18,7 +18,9 @@ from landbridge.channel import CEILING, UNSENT, Channel
 from landbridge.frame import Acknowledgement, Frame, FrameType, reason_of, reset
 from landbridge.link import Link
 from tests.unit.locals import Local
-from tests.unit.test_libvirt_rpc import CALL, CANCELLING_CALL, EVENT, PREPARE, message
+from tests.unit.rpc_made import prepared
+from tests.unit.test_libvirt_rpc import EVENT, PREPARE, message
+from tests.unit.test_rpc_end import CALL, CANCELLING_CALL
 from tests.unit.wires import SECONDS, End, Plain, no_exceptions, nothing_left, settled, sockets, until, wire
 
 OPENING = b"which channel it is"
@@ -86,7 +88,7 @@ class Host:
     """A host of a migration."""
 
     def __init__(self) -> None:
-        self.traffic = Traffic()
+        self.traffic = Traffic(firewall=prepared())
         self._sides: list[Side] = []
 
     def side(self, kind: str, *, opens: bool) -> Side:
@@ -562,8 +564,8 @@ async def test_more_messages_than_may_wait_for_libvirtd_hold_the_other_agent_bac
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay, "MOST_WAITING", 1 << 20)
-    side = await host.destination("rpc")
-    each = message(1, MessageType.CALL, 1, payload=bytes((1 << 16) - 28))
+    side = await host.source("rpc")
+    each = message(1, MessageType.REPLY, 1, payload=bytes((1 << 16) - 28))
     stream = each * 64
     for at in range(0, len(stream), len(each)):
         side.far.send(data(each, at))

@@ -359,6 +359,7 @@ class CheckIncomingResponse(_message.Message):
     CPU_PROBLEM_FIELD_NUMBER: _builtins.int
     CONFLICTS_FIELD_NUMBER: _builtins.int
     EXISTING_IMAGES_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     cpu_problem: _builtins.str
     """Why this host's CPU cannot run the VM; empty if it can."""
     @_builtins.property
@@ -371,6 +372,10 @@ class CheckIncomingResponse(_message.Message):
     def existing_images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Image paths that pre-created disks would take and that exist already."""
 
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the definition asks of this host and is not given, a clause each."""
+
     def __init__(
         self,
         *,
@@ -378,10 +383,11 @@ class CheckIncomingResponse(_message.Message):
         cpu_problem: _builtins.str = ...,
         conflicts: _abc.Iterable[_types_pb2.Vm] | None = ...,
         existing_images: _abc.Iterable[_builtins.str] | None = ...,
+        refused: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflicts", b"conflicts", "cpu_problem", b"cpu_problem", "existing_images", b"existing_images", "host", b"host"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflicts", b"conflicts", "cpu_problem", b"cpu_problem", "existing_images", b"existing_images", "host", b"host", "refused", b"refused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -402,6 +408,7 @@ class PrepareRequest(_message.Message):
     SOURCE_HOST_FIELD_NUMBER: _builtins.int
     CHANNEL_SECRET_FIELD_NUMBER: _builtins.int
     OUTAGE_LIMIT_MS_FIELD_NUMBER: _builtins.int
+    SOURCE_LIBVIRT_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     role: Global___Role.ValueType
     domain_xml: _builtins.str
@@ -413,6 +420,8 @@ class PrepareRequest(_message.Message):
     """What both agents make tickets for channels from; 32 random bytes, for this migration alone."""
     outage_limit_ms: _builtins.int
     """How long the other agent may be silent before this one gives the migration up."""
+    source_libvirt: _builtins.str
+    """The version of libvirt at the source, such as "9.0.0": it decides what is called."""
     @_builtins.property
     def vm(self) -> _types_pb2.Vm: ...
     @_builtins.property
@@ -431,10 +440,11 @@ class PrepareRequest(_message.Message):
         source_host: _builtins.str = ...,
         channel_secret: _builtins.bytes = ...,
         outage_limit_ms: _builtins.int = ...,
+        source_libvirt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mapping", b"mapping", "vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_secret", b"channel_secret", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_xml", b"domain_xml", "mapping", b"mapping", "migration", b"migration", "outage_limit_ms", b"outage_limit_ms", "role", b"role", "source_host", b"source_host", "source_site", b"source_site", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_secret", b"channel_secret", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_xml", b"domain_xml", "mapping", b"mapping", "migration", b"migration", "outage_limit_ms", b"outage_limit_ms", "role", b"role", "source_host", b"source_host", "source_libvirt", b"source_libvirt", "source_site", b"source_site", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
