@@ -82,7 +82,7 @@ def decide(rules: Rules, request: Request, now: datetime) -> Decision:
     """The decision about a request at `now`, which is aware."""
     request = _known(rules, request)
     firm = (*_role(rules, request), *_forbidden(rules, request), _residency(rules, request), _permitted(rules, request))
-    glass = _glass(rules, request)
+    glass = tuple(_glass(rules, request))
     soft = (*_frozen(rules, request, now), *_four_eyes(rules, request))
     steps: tuple[Step, ...] = (*firm, *glass, *soft)
     overridden = any(step.passed for step in glass)
