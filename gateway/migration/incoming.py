@@ -49,6 +49,7 @@ class Incoming:
     ) -> tuple[agent_pb2.PrepareResponse, Decision]:
         """Record a migration and have its host prepare it. Raises PolicyRefused or ApprovalNeeded where this site does not take it."""
         self._own_claims(migration, source)
+        _known_state(migration)
         _hold_together(migration, request)
         agent = self._inventory.agent(migration.destination_host)
         row = await self._ledger.latest(migration.id)
@@ -109,6 +110,7 @@ class Incoming:
     async def report(self, migration: Migration, site: str) -> None:
         """Take over how the migration stands at its source; an end stays an end."""
         row = await self._own(migration.id, site)
+        _known_state(migration)
         settled = migration.state == MigrationState.MIGRATION_STATE_SETTLED
         if has_ended(row) and not (settled and State(row.migration.state) is State.COMPLETED):
             return
@@ -128,6 +130,14 @@ class Incoming:
         if row.coordinating or row.migration.source_site != site:
             raise PermissionDenied(f"migration {migration} does not come from site {site}")
         return row
+
+
+def _known_state(migration: Migration) -> None:
+    """Raises UsageError for a state that this gateway does not know: what it cannot read, it does not record."""
+    if migration.state not in {state.value for state in State}:
+        raise UsageError(
+            f"migration {migration.id} is in state {migration.state}, which site {migration.destination_site} does not know"
+        )
 
 
 def _hold_together(migration: Migration, request: agent_pb2.PrepareRequest) -> None:

@@ -62,6 +62,8 @@ OPERATORS = {
     "adam": "auditor",
     "root": "admin",
 }
+# Somebody whom the CA vouches for, and the policy does not name.
+STRANGER = "nobody"
 # Seconds in which anything awaited here has to happen.
 PATIENCE = 15.0
 
@@ -88,7 +90,7 @@ def make_identities(directory: Path) -> None:
         for role, name in (
             *((Role.GATEWAY, name) for name in GATEWAYS),
             (Role.HOST, f"{site}-1"),
-            *((Role.OPERATOR, name) for name in OPERATORS),
+            *((Role.OPERATOR, name) for name in (*OPERATORS, STRANGER)),
         ):
             leaf = issue(authority, Identity(TRUST_DOMAIN, site, role, name), now)
             save_identity(directory / site / (role if role is Role.HOST else name), leaf)
@@ -185,7 +187,8 @@ class Program:
         await asyncio.wait({self._task, ready}, return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
         if self._task.done():
-            await self._task
+            failed, self._task = self._task, None
+            await failed
 
     async def stop(self) -> None:
         """Return when nothing of it is left."""
