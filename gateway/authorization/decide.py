@@ -134,9 +134,8 @@ def fits(entry: Selecting, rules: Rules, request: Request) -> bool:
 def _role(rules: Rules, request: Request) -> Iterator[Step]:
     if not _is_claimed(rules, request):
         may = OperatorRole.OPERATOR in rules.roles_of(request.requester)
-        yield Step(
-            Check.ROLE, OperatorRole.OPERATOR, may, f"{request.requester} is {'an' if may else 'no'} operator here"
-        )
+        is_one = f"{called(rules, request.requester)} is {'an' if may else 'no'} operator of site {rules.site}"
+        yield Step(Check.ROLE, OperatorRole.OPERATOR, may, is_one)
 
 
 def _forbidden(rules: Rules, request: Request) -> Iterator[Step]:
@@ -172,7 +171,7 @@ def _residency(rules: Rules, request: Request) -> Step:
 def _permitted(rules: Rules, request: Request) -> Step:
     found = next((rule for rule in rules.rules if rule.effect == "permit" and fits(rule, rules, request)), None)
     if found is None:
-        return Step(Check.PERMIT, "", False, f"no rule permits {_what(request)}")
+        return Step(Check.PERMIT, "", False, f"no rule permits {_what(rules, request)}")
     return Step(Check.PERMIT, found.name, True, f'the rule "{found.name}" permits it')
 
 
@@ -181,7 +180,7 @@ def _glass(rules: Rules, request: Request) -> Iterator[Step]:
         return
     may = any(each.fits(request.requester, rules.here) for each in rules.break_glass.who)
     says = "may break the glass" if may else "may not break the glass here: [break_glass] does not name them"
-    yield Step(Check.BREAK_GLASS, "break_glass", may, f"{request.requester} {says}")
+    yield Step(Check.BREAK_GLASS, "break_glass", may, f"{called(rules, request.requester)} {says}")
 
 
 def _frozen(rules: Rules, request: Request, now: datetime) -> Iterator[Step]:
@@ -208,7 +207,7 @@ def _four_eyes(rules: Rules, request: Request) -> Iterator[Step]:
     found = [entry for entry in rules.four_eyes if fits(entry, rules, request)]
     for entry in found:
         yes = sorted(who for who in request.approvals if counts(entry, rules, request, who))
-        names = f" (by {', '.join(map(str, yes))})" if yes else ""
+        names = f" (by {', '.join(called(rules, each) for each in yes)})" if yes else ""
         by = f" of {', '.join(map(str, entry.by))}" if entry.by is not None else ""
         sentence = f'"{entry.name}" takes {_approvals(entry.approvals)}{by}, and has {len(yes)}{names}'
         yield Step(Check.FOUR_EYES, entry.name, len(yes) >= entry.approvals, sentence)
@@ -252,7 +251,14 @@ def _approvals(count: int) -> str:
     return "1 approval" if count == 1 else f"{count} approvals"
 
 
-def _what(request: Request) -> str:
+def called(rules: Rules, who: Identity) -> str:
+    """Somebody as the policy file writes them."""
+    if who.trust_domain != rules.trust_domain:
+        return str(who)
+    return who.name if who.site == rules.site else f"{who.site}/{who.name}"
+
+
+def _what(rules: Rules, request: Request) -> str:
     source = "/".join(filter(None, (request.source_site, request.source_host)))
     destination = "/".join(filter(None, (request.destination_site, request.destination_host)))
-    return f"{request.requester} to move {request.vm} from {source} to {destination}"
+    return f"{called(rules, request.requester)} to move {request.vm} from {source} to {destination}"

@@ -20,14 +20,14 @@ _DEFAULT = Path("/etc/landbridge/policy.toml")
 
 @click.group()
 def policy() -> None:
-    """Say what the policy is, why it decides as it does, and whether a policy file does what it should."""
+    """Who may do what: the policy in force, what it says to a migration, and tests of a file."""
 
 
 @policy.command()
 @arguments.as_json
 @click.pass_context
 def status(ctx: click.Context, *, as_json: bool) -> None:
-    """Show which policy is in force at the gateway, and what you are by it."""
+    """Show the policy in force, and what you are by it."""
     with connection.connect(ctx) as gateway:
         found = gateway.policy()
     if as_json:
@@ -60,9 +60,9 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
 def explain(
     ctx: click.Context, vm: str, destination: Destination, *, requester: str, break_glass: str | None, as_json: bool
 ) -> None:
-    """Explain what the policies of both sites say to a migration, rule by rule. Nothing is touched.
+    """Explain what both sites' policies say, rule by rule.
 
-    The exit code is 0 whatever they say.
+    Nothing is touched, and no request is made. The exit code is 0 whatever they say.
     """
     with connection.connect(ctx) as gateway:
         site, host = destination.site, destination.host
@@ -99,10 +99,10 @@ def _answer(found: ExplainPolicyResponse) -> str:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default=_DEFAULT)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line (docs/cli-json.md).")
 def test(file: Path, *, as_json: bool) -> None:
-    """Run the tests that a policy file carries, and say what is wrong with it. Asks no gateway.
+    """Run the tests that a policy file carries.
 
-    FILE is /etc/landbridge/policy.toml unless given. The exit code is 2 if the file is wrong, or a test
-    does not hold: then no gateway takes it either.
+    Says what is wrong with it, and asks no gateway. FILE is /etc/landbridge/policy.toml unless given. The
+    exit code is 2 if the file is wrong, or a test does not hold: then no gateway takes it either.
     """
     try:
         text = file.read_text()
@@ -132,5 +132,10 @@ def test(file: Path, *, as_json: bool) -> None:
             f"{len(failed)} of {len(outcomes)} tests of {file} do not hold: mend the policy, or the tests."
         )
     if not as_json:
-        none = "it has no [[tests]]"
-        output.say(f"{file} is right; {f'all {len(outcomes)} tests hold' if outcomes else none}.")
+        output.say(f"{file} is right; {_held(len(outcomes))}.")
+
+
+def _held(count: int) -> str:
+    if count < 2:
+        return "its test holds" if count else "it has no [[tests]]"
+    return f"all {count} tests hold"

@@ -214,10 +214,8 @@ async def test_with_two_approvals_it_moves_once(
     request = await found(carol, id_)
     assert request.waits_for == '"two" takes 2 approvals, and has 0'
     once = await carol.approve(request)
-    assert (once.state, once.waits_for[-80:]) == (
-        RequestState.REQUEST_STATE_WAITING,
-        f'"two" takes 2 approvals, and has 1 (by {person("carol")})'[-80:],
-    )
+    assert once.state == RequestState.REQUEST_STATE_WAITING
+    assert once.waits_for == '"two" takes 2 approvals, and has 1 (by carol)'
     assert await asked(two.fra.operator) == id_
     with pytest.raises(AlreadyExists, match="has approved request"):
         await carol.approve(request)
@@ -377,7 +375,7 @@ async def test_a_destination_may_count_the_sources_approvers_by_name(two: TwoSit
     await carol.approve(await found(carol, await asked(two.fra.operator)))
     ended = await two.fra.operator.ended(await two.fra.operator.migrate("web-01", "ams"))
     assert State(ended.state) is State.COMPLETED
-    assert person("carol") in ended.decisions[1].steps[-1].sentence
+    assert "fra/carol" in ended.decisions[1].steps[-1].sentence
 
 
 # Breaking the glass
@@ -425,7 +423,7 @@ async def test_cancel_limit_and_settle_are_for_those_who_may_move_the_vm(
         id_ = await two.fra.operator.migrate("web-01", "ams")
         await two.fra.operator.until(id_, State.COPYING_DISKS, State.COPYING_MEMORY)
         for call in (other.cancel(id_), other.limit(1000, migration=id_), other.settle(id_)):
-            with pytest.raises(PolicyRefused, match=r"default deny: no rule permits .*operator/nobody to move web-01"):
+            with pytest.raises(PolicyRefused, match=r"default deny: no rule permits nobody to move web-01"):
                 await call
         two.fra.hypervisor.hasten()
         assert State((await two.fra.operator.ended(id_)).state) is State.COMPLETED

@@ -181,6 +181,9 @@ class FakeGateway(GatewayServicer):
         self.policies: list[types.Policy] = []
         self.removed: list[str] = []
         self.refuse: LandbridgeError | None = None
+        # Only what begins a migration is refused.
+        self.refuse_migrate: LandbridgeError | None = None
+        self.wanted = api.MigrateRequest()
         self.policy = PolicyStatus()
         self.explanation = api.ExplainPolicyResponse()
         self.requests: list[ApprovalRequest] = []
@@ -269,6 +272,9 @@ class FakeGateway(GatewayServicer):
     def Migrate(self, request: api.MigrateRequest, context: grpc.ServicerContext) -> api.MigrateResponse:
         self._hear(f"migrate {request.vm} {request.destination_site}/{request.destination_host}", context)
         self.policies.append(request.policy)
+        self.wanted = request
+        if self.refuse_migrate is not None:
+            _abort(context, self.refuse_migrate)
         if errors := self._errors():
             _abort(context, PreflightFailed(f"Preflight of {request.vm} found {errors} error: nothing changed."))
         begun = requested()
