@@ -28,6 +28,12 @@ lint: .venv/.installed ## style, types, import rules, generated code
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python proto/generate.py --check
 
+.PHONY: mutation
+mutation: install ## how many mutants of what decides are noticed by its tests, and which are not
+	test -x $(BIN)/mutmut || $(BIN)/python -m pip install --quiet 'mutmut>=3.8,<4'
+	$(BIN)/mutmut run
+	$(BIN)/python -m tests.mutation
+
 .PHONY: bench
 bench: install ## a guest's move through Landbridge, beside the same move by libvirt alone
 	@$(BIN)/python -m tests.bench.move $(BENCH_ARGS)

@@ -91,7 +91,7 @@ def decide(rules: Rules, request: Request, now: datetime) -> Decision:
     broken = overridden and any(not step.passed for step in soft)
     if not refusing:
         by = next(step for step in firm if step.check is Check.PERMIT)
-        return Decision(Verdict.ALLOWED, _named(by), tuple(_override(steps) if broken else steps), glass_broken=broken)
+        return Decision(Verdict.ALLOWED, _named(by), tuple(_override(steps)), glass_broken=broken)
     first = refusing[0]
     verdict = Verdict.APPROVAL if first.check is Check.FOUR_EYES else Verdict.REFUSED
     return Decision(verdict, _named(first), (first, *(step for step in steps if step is not first)))
@@ -237,7 +237,7 @@ def _is_claimed(rules: Rules, request: Request) -> bool:
 
 
 def _override(steps: Sequence[Step]) -> Iterator[Step]:
-    """The steps as they are told once the glass is broken."""
+    """The steps of what is allowed: those that would have refused it were overridden."""
     for step in steps:
         is_overridden = not step.passed and step.check in {Check.FREEZE, Check.FOUR_EYES}
         yield Step(step.check, step.rule, True, f"{step.sentence}; overridden") if is_overridden else step

@@ -62,6 +62,6 @@ def _close(day: date, begins: time, ends: time) -> datetime:
 
 
 def _days_around(day: date) -> Iterator[date]:
-    """Whose windows may hold an instant of a day: a change of clocks moves an instant by hours, never by two days."""
-    for offset in (-2, -1, 0, 1):
+    """Whose windows may hold an instant of a day: also yesterday's, past midnight, and tomorrow's, where clocks are put back over it."""
+    for offset in (-1, 0, 1):
         yield day + offset * _DAY

@@ -331,7 +331,7 @@ _HEADER = re.compile(r"\s*(\[\[?)\s*([^\]]+?)\s*\]\]?\s*(#.*)?")
 def _line(text: str, place: Sequence[str | int]) -> int:
     """The line on which a place stands, as nearly as its table's header and its key tell; the first if nothing does."""
     wanted = [part for part in place if isinstance(part, str)]
-    number = next((part for part in place if isinstance(part, int)), 0) if len(place) > 1 else 0
+    number = next((part for part in place if isinstance(part, int)), 0)
     found, seen, within = 1, -1, True
     for index, line in enumerate(text.splitlines(), 1):
         if header := _HEADER.fullmatch(line):

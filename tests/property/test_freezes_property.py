@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from gateway.authorization import freezes
 
-# With changes by an hour, by half an hour (Lord Howe), with a whole day left out (Apia, 2011), and with none.
-ZONES = [ZoneInfo(name) for name in ("Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Tokyo", "UTC")]
+# With changes by an hour, by half an hour (Lord Howe), over midnight (Beirut), and with none.
+ZONES = [
+    ZoneInfo(name)
+    for name in ("Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Beirut", "Asia/Tokyo", "UTC")
+]
 # Days around a change in one of them or another, and some without.
 CHANGES = [datetime(2026, *day) for day in ((3, 29), (10, 25), (3, 8), (11, 1), (4, 5), (10, 4), (6, 15))]
 MINUTE = timedelta(minutes=1)
@@ -102,6 +105,14 @@ def test_where_a_whole_day_was_left_out_a_window_in_it_falls_on_the_change() -> 
     assert freezes.last(datetime(2011, 12, 30, 12), apia) == change
     held = freezes.once(datetime(2011, 12, 30), datetime(2011, 12, 31), apia, change)
     assert held is None
+
+
+def test_where_clocks_are_put_back_over_midnight_a_window_that_has_begun_goes_on_the_day_before() -> None:
+    st_johns = ZoneInfo("America/St_Johns")  # 2010-11-07, 00:01 became 2010-11-06, 23:01
+    again = datetime(2010, 11, 7, 2, 45, tzinfo=UTC)
+    assert shown(again, st_johns) == datetime(2010, 11, 6, 23, 15)
+    sundays = freezes.weekly(frozenset({6}), time(0), time(6), st_johns, again)
+    assert sundays == datetime(2010, 11, 7, 9, 30, tzinfo=UTC)
 
 
 def test_from_midnight_to_midnight_is_a_day() -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from gateway.authorization import cases
-from gateway.authorization.decide import Check, Decision, Verdict, called, decide, in_scope, may_approve
+from gateway.authorization.decide import Check, Decision, Step, Verdict, called, decide, in_scope, may_approve
 from gateway.authorization.request import Labels
 from gateway.authorization.rules import parse
 from landbridge.errors import ConfigError
@@ -53,14 +53,14 @@ def test_what_a_rule_permits_is_allowed_by_it() -> None:
     assert told(decision) == (Verdict.ALLOWED, 'permit "web"')
     assert decision.reason == ""
     assert not decision.glass_broken
-    assert [(step.check, step.rule, step.passed) for step in decision.steps] == [
-        (Check.ROLE, "operator", True),
-        (Check.FORBID, "", True),
-        (Check.RESIDENCY, "", True),
-        (Check.PERMIT, "web", True),
-        (Check.FREEZE, "", True),
-        (Check.FOUR_EYES, "", True),
-    ]
+    assert decision.steps == (
+        Step(Check.ROLE, "operator", True, "alice is an operator of site fra"),
+        Step(Check.FORBID, "", True, "no rule forbids it"),
+        Step(Check.RESIDENCY, "", True, "the policy says nothing of residency"),
+        Step(Check.PERMIT, "web", True, 'the rule "web" permits it'),
+        Step(Check.FREEZE, "", True, "no freeze holds it now"),
+        Step(Check.FOUR_EYES, "", True, "nobody else has to approve"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,8 @@ def test_a_rule_that_forbids_holds_only_where_all_that_it_says_fits() -> None:
         ('classifications = ["secret"]', request(classification="secret"), request(classification="public")),
         ('classifications = ["unclassified"]', request(), request(classification="public")),
         ('from = ["fra/fra-1"]', request(), request(source="fra/fra-2")),
+        ('from = ["country:DE"]', request(), None),
+        ('from = ["country:NL"]', None, request()),
         ('to = ["zone:eu"]', request(), request(destination="nyc/x")),
         ('to = ["ams/ams-1", "nyc"]', request(), request(destination="ams/ams-2")),
         ("", request(), None),
@@ -145,7 +147,9 @@ def test_what_the_file_says_of_a_vm_comes_before_what_the_vm_says() -> None:
 # Residency
 
 
-RESIDENCY = '[residency]\nrestricted = ["DE"]\ninternal = ["eu", "US"]\nopen = ["*"]\nnowhere = []\n'
+RESIDENCY = (
+    '[residency]\nrestricted = ["DE"]\ninternal = ["eu", "US"]\nopen = ["*"]\nnowhere = []\nboth = ["DE", "NL"]\n'
+)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +157,7 @@ RESIDENCY = '[residency]\nrestricted = ["DE"]\ninternal = ["eu", "US"]\nopen = [
     [
         ("restricted", "ams/a", Verdict.REFUSED, "web-1 is restricted and may be in DE, and ams is in NL, eu"),
         ("internal", "ams/a", Verdict.ALLOWED, "internal VMs may be in eu"),
+        ("both", "nyc/a", Verdict.REFUSED, "web-1 is both and may be in DE, NL, and nyc is in US"),
         ("internal", "nyc/a", Verdict.ALLOWED, "internal VMs may be in US"),
         ("open", "nyc/a", Verdict.ALLOWED, "open VMs may be anywhere"),
         ("nowhere", "nyc/a", Verdict.REFUSED, "web-1 is nowhere and may be in no place, and nyc is in US"),
@@ -166,7 +171,7 @@ def test_a_vm_may_be_where_its_classification_may(kind: str, destination: str, v
     decision = decide(read, request(classification=kind, destination=destination), NOON)
     assert decision.verdict is verdict
     (step,) = (step for step in decision.steps if step.check is Check.RESIDENCY)
-    assert (step.passed, step.sentence) == (verdict is Verdict.ALLOWED, said)
+    assert step == Step(Check.RESIDENCY, kind or "unclassified", verdict is Verdict.ALLOWED, said)
     if verdict is Verdict.REFUSED:
         assert decision.rule == f'residency "{kind or "unclassified"}"'
 
@@ -202,6 +207,7 @@ def test_a_freeze_that_holds_is_named_with_its_end() -> None:
     decision = decide(rules(FREEZE), request(), XMAS)
     assert told(decision) == (Verdict.REFUSED, 'freeze "year end"')
     assert decision.reason == 'the freeze "year end" lasts until 2027-01-04 06:00 CET'
+    assert decision.steps[0] == Step(Check.FREEZE, "year end", False, decision.reason)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +227,9 @@ def test_a_freeze_of_each_week_crosses_midnight(at: str, verdict: Verdict) -> No
 def test_a_freeze_holds_only_what_it_means() -> None:
     read = rules(FREEZE, permit=PERMIT.replace("web-*", "*"))
     assert decide(read, request(vm="db-1"), XMAS).verdict is Verdict.ALLOWED
+    theirs = rules(FREEZE + 'who = ["bob"]\nto = ["country:NL"]')
+    assert decide(theirs, request(requester=who("bob")), XMAS).rule == 'freeze "year end"'
+    assert decide(theirs, request(), XMAS).verdict is Verdict.ALLOWED
 
 
 # Four-eyes
@@ -276,6 +285,14 @@ def test_every_rule_of_four_eyes_that_fits_must_be_content() -> None:
     assert decide(read, request(approvals=people("carol", "dave")), NOON).verdict is Verdict.ALLOWED
 
 
+def test_a_rule_of_four_eyes_holds_only_what_it_means() -> None:
+    read = rules(TWO + 'who = ["bob"]\nto = ["country:NL"]')
+    assert decide(read, request(requester=who("bob")), NOON).verdict is Verdict.APPROVAL
+    assert may_approve(read, request(requester=who("bob")), who("carol"))
+    assert decide(read, request(), NOON).verdict is Verdict.ALLOWED
+    assert not may_approve(read, request(), who("carol"))
+
+
 def test_a_freeze_comes_before_an_approval() -> None:
     assert decide(rules(FREEZE, TWO), request(), XMAS).rule == 'freeze "year end"'
 
@@ -310,6 +327,14 @@ def test_who_may_break_the_glass_overrides_freezes_and_approvals() -> None:
     ]
     assert all(step.passed for step in decision.steps)
     assert "alice may break the glass" in {step.sentence for step in decision.steps}
+
+
+def test_only_what_would_have_refused_is_overridden() -> None:
+    decision = decide(rules(FREEZE, GLASS), request(break_glass="the roof leaks"), XMAS)
+    assert decision.steps[-2:] == (
+        Step(Check.FREEZE, "year end", True, 'the freeze "year end" lasts until 2027-01-04 06:00 CET; overridden'),
+        Step(Check.FOUR_EYES, "", True, "nobody else has to approve"),
+    )
 
 
 def test_glass_over_nothing_is_not_broken() -> None:
@@ -441,11 +466,21 @@ def test_a_file_without_freezes_has_cases_without_a_time() -> None:
     assert outcome.wrong == ""
 
 
+def test_a_case_may_name_hosts() -> None:
+    hosts = PERMIT.replace('["fra"]', '["fra/fra-1"]').replace('["ams", "nyc"]', '["ams/ams-1"]')
+    case = '[[tests]]\nname = "{}-{}"\nwho = "alice"\nvm = "web-1"\nfrom = "fra/{}"\nto = "ams/{}"\nexpect = "{}"\n'
+    ways = [("fra-1", "ams-1", "allowed"), ("fra-2", "ams-1", "refused"), ("fra-1", "ams-2", "refused")]
+    outcomes = cases.run(rules(*(case.format(a, b, a, b, expected) for a, b, expected in ways), permit=hosts))
+    assert [outcome.wrong for outcome in outcomes] == ["", "", ""]
+
+
 def test_a_policy_that_fails_its_own_tests_is_wrong() -> None:
     cases.check(rules(FREEZE, CASE + 'expect = "refused"'), "p")
     with pytest.raises(
         ConfigError, match=r"^the policy p fails its own test 'it moves': expected allowed, and it is refused"
     ):
+        cases.check(rules(FREEZE, CASE + 'expect = "allowed"'), "p")
+    with pytest.raises(ConfigError, match=r"lasts until 2027-01-04 06:00 CET; see `landbridge policy test`$"):
         cases.check(rules(FREEZE, CASE + 'expect = "allowed"'), "p")
     two = CASE + 'expect = "allowed"\n' + CASE.replace("it moves", "again") + 'expect = "approval"'
     with pytest.raises(ConfigError, match=r"\(and 1 more\); see `landbridge policy test`$"):

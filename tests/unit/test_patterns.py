@@ -88,7 +88,10 @@ def test_a_pattern_means_these_places_and_not_those(
     assert patterns.where(place) is place
 
 
-@pytest.mark.parametrize("wrong", ["", "A", "a/b/c", "country:nl", "country:NLD", "zone:", "zone:EU", "planet:mars", 7])
+@pytest.mark.parametrize(
+    "wrong",
+    ["", "A", "a/b/c", "country:nl", "country:NLD", "zone:", "zone:EU", "planet:mars", "A/b", "a/B", "zone:a:b", 7],
+)
 def test_what_is_no_place_is_said_with_what_is(wrong: object) -> None:
     with pytest.raises(ValueError, match="is no place: write SITE"):
         patterns.where(wrong)
@@ -113,7 +116,17 @@ def test_countries_zones_and_areas_are_told_apart_by_their_letters() -> None:
             read(wrong)
 
 
-def test_a_long_mistake_is_shown_in_part() -> None:
+@pytest.mark.parametrize(
+    ("wrong", "shown"),
+    [("A" * 80, f"'{'A' * 80}'"), ("A" * 81, f"'{'A' * 80}...'"), (["a"], "\"['a']\"")],
+)
+def test_what_is_wrong_is_shown_and_a_long_mistake_in_part(wrong: object, shown: str) -> None:
     with pytest.raises(ValueError, match="names nobody") as error:
-        patterns.person("A" * 1000)
-    assert len(str(error.value)) < 300
+        patterns.person(wrong)
+    assert str(error.value) == (
+        f"{shown} names nobody: write NAME, SITE/NAME or spiffe://TRUST-DOMAIN/site/SITE/operator/NAME, "
+        "with * and ? where several are meant"
+    )
+    with pytest.raises(ValueError, match="is no place") as error:
+        patterns.where(wrong)
+    assert str(error.value).startswith(f"{shown} is no place: write SITE")

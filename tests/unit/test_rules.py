@@ -47,6 +47,16 @@ expect = "allowed"
     [
         (HEAD.replace('"fra"', '"FRA"', 1), 1, "", "'FRA' is no valid site name"),
         (HEAD.replace('site = "fra"', "", 1), 1, "site", "Field required"),
+        (HEAD.replace('"example.org"', "5", 1), 2, "trust_domain", "valid string"),
+        (HEAD.replace("[sites.ams]", '[sites."ams"]').replace('"NL"', '"a=b"'), 13, "sites.ams.country", "'a=b' is no"),
+        (
+            HEAD.replace("[sites.ams]", "[sites.'ams']").replace('country = "NL"', "'country' = 7"),
+            13,
+            "sites.ams.country",
+            "7",
+        ),
+        (HEAD + FREEZE.replace('"Europe/Berlin"', "7"), 19, "freezes[1].timezone", "'7' is no time zone known here"),
+        (HEAD + FREEZE.replace('"Europe/Berlin"', '""'), 19, "freezes[1].timezone", "'' is no time zone known here"),
         ("colour = 1\n" + HEAD, 1, "colour", "Extra inputs are not permitted"),
         (HEAD + 'boss = ["x"]', 17, "sites.nyc.boss", "Extra inputs"),
         (HEAD.replace("auditor", "boss"), 7, "roles.boss", "'viewer', 'operator', 'approver', 'auditor' or 'admin'"),
@@ -105,6 +115,8 @@ def test_a_mistake_is_one_sentence_with_its_line_and_key(text: str, line: int, k
     assert error.value.message.startswith(f"the policy policy.toml is wrong at {where}")
     assert said in error.value.message
     assert "\n" not in error.value.message
+    assert "Value error" not in error.value.message
+    assert "(and 0 more" not in error.value.message
 
 
 def test_what_is_not_toml_is_said_with_its_line() -> None:
