@@ -29,10 +29,13 @@ lint: .venv/.installed ## style, types, import rules, generated code
 	$(BIN)/python proto/generate.py --check
 
 .PHONY: mutation
-mutation: install ## how many mutants of what decides are noticed by its tests, and which are not
+mutation: install ## how many changes of the code that decides its tests notice, and which they do not
 	test -x $(BIN)/mutmut || $(BIN)/python -m pip install --quiet 'mutmut>=3.8,<4'
-	$(BIN)/mutmut run
-	$(BIN)/python -m tests.mutation
+	rm -rf mutants
+	$(BIN)/mutmut run </dev/null >mutation.log || { tail -50 mutation.log; exit 1; }
+	$(BIN)/mutmut export-cicd-stats </dev/null
+	$(BIN)/mutmut results </dev/null
+	@$(BIN)/python -m tests.mutation
 
 .PHONY: bench
 bench: install ## a guest's move through Landbridge, beside the same move by libvirt alone
@@ -72,5 +75,5 @@ UV_COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --python-versio
 
 .PHONY: clean
 clean: ## remove all that was made here
-	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build landbridge.egg-info
+	rm -rf .venv .cache mutants mutation.log .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build landbridge.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -79,8 +79,10 @@ def test_what_no_rule_permits_is_refused_by_default(asked: object) -> None:
 
 
 def test_a_refusal_by_default_says_what_was_asked_for() -> None:
-    reason = decide(rules(), request(vm="db-1", destination="ams"), NOON).reason
-    assert reason == ("no rule permits alice to move db-1 from fra/fra-1 to ams")
+    said = "no rule permits alice to move db-1 from fra/fra-1 to ams/ams-1"
+    assert decide(rules(), request(vm="db-1"), NOON).steps[0] == Step(Check.PERMIT, "", False, said)
+    to_any_host = decide(rules(), request(vm="db-1", destination="ams"), NOON)
+    assert to_any_host.reason == "no rule permits alice to move db-1 from fra/fra-1 to ams"
 
 
 def test_who_is_no_operator_moves_nothing_whatever_a_rule_permits() -> None:
