@@ -124,7 +124,7 @@ class Authority:
         decision = await self.weigh(migration)
         if opens and decision.verdict == pb.Verdict.VERDICT_APPROVAL and not decision.request:
             decision.request = await self.ask(migration, wanted_host, claimed_by)
-        self._log(decision, migration)
+        self.record(decision, migration)
         return decision
 
     async def ask(self, migration: Migration, wanted_host: str, claimed_by: str = "") -> str:
@@ -159,7 +159,7 @@ class Authority:
         verdict = Verdict.ALLOWED if step.passed else Verdict.REFUSED
         decision = Decision(verdict, f'{step.check} "{step.rule}"' if step.rule else "default deny", (step,))
         told = self._told(decision, action, asked, digest(asked), "")
-        self._log(told, asked)
+        self.record(told, asked)
         if error := refusal(told):
             raise error
 
@@ -264,9 +264,11 @@ class Authority:
         told.decided_at.FromDatetime(self._clock())
         return told
 
-    def _log(self, decision: pb.Decision, migration: Migration) -> None:
+    def record(self, decision: pb.Decision, migration: Migration) -> None:
+        """Log a decision, of this site or of the other one, that was acted upon."""
         tell = log.info if decision.verdict == pb.Verdict.VERDICT_ALLOWED else log.warning
         facts = {
+            "site": decision.site,
             "action": decision.action,
             "verdict": pb.Verdict.Name(decision.verdict).removeprefix("VERDICT_").lower(),
             "rule": decision.rule,

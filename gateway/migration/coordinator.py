@@ -21,6 +21,7 @@ import structlog
 from certs.identity import Identity
 from gateway.authorization.authority import Authority, refusal
 from gateway.authorization.request import domain_digest
+from gateway.authorization.requests import OPEN
 from gateway.config import PatienceSettings
 from gateway.migration import savings
 from gateway.migration.inventory import Inventory
@@ -131,12 +132,12 @@ class Coordinator:
         self._refuse(found)
         migration = found.proposal
         assert migration is not None  # noqa: S101 - only what is refused has none
-        own, theirs = await self._authorize(found, wanted_host="" if waiting is not None else host)
-        if request and waiting is not None and own.request != waiting.id:
+        if request and waiting is not None and found.decisions[0].request != waiting.id:
             raise Conflict(
                 f"this is not what request {waiting.id} is for: the VM's definition, its host or an option is another one; "
                 "ask without --request for a new one"
             )
+        own, theirs = await self._authorize(found, wanted_host="" if waiting is not None else host)
         migration.id = str(uuid.uuid4())
         migration.state = State.REQUESTED.value
         migration.findings.extend(found.findings)
@@ -150,24 +151,28 @@ class Coordinator:
         return migration
 
     async def _request(self, wanted: str, site: str, host: str, asked: Asked, request: str) -> ApprovalRequest | None:
-        """The request that this migration was asked for with before. Raises NotFound or PermissionDenied for another's."""
+        """The request that this migration was asked for with before. NotFound, PermissionDenied for another's, Conflict if it is over."""
         if request:
             found = await self.authority.request(request)
             if found.migration.requested_by != asked.requester or found.claimed_by:
                 raise PermissionDenied(f"request {found.id} is of {found.migration.requested_by}, who alone can use it")
+            if found.state not in OPEN:
+                raise Conflict(
+                    f"request {found.id} is over: it was used or denied, or has expired; ask without --request for a new one"
+                )
             return found
         if host or asked.break_glass:
             return None
         return await self.authority.waiting_for(asked.requester, wanted.rpartition("/")[2], site)
 
-    @staticmethod
-    def _refuse(found: Preflight) -> None:
+    def _refuse(self, found: Preflight) -> None:
         """Raises what preflight found against the migration, if anything."""
         errors = [finding for finding in found.findings if finding.severity == Severity.SEVERITY_ERROR]
         if not errors:
             return
         for decision in found.decisions:
             if decision.verdict == Verdict.VERDICT_REFUSED and (error := refusal(decision)):
+                self.authority.record(decision, found.proposal or Migration())
                 raise error
         if any(finding.code == "already-migrating" for finding in errors):
             raise Conflict(next(f"{f.message}: {f.remedy}" for f in errors if f.code == "already-migrating"))

@@ -9,14 +9,13 @@ from certs.identity import Identity
 from gateway.authorization.authority import Authority
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ByRole(Access):
     """`Access`, and the table of `gateway.authorization.roles` besides."""
 
-    authority: Authority | None = None
+    authority: Authority
 
     def check(self, identity: Identity, method: str) -> None:
         """Raises PermissionDenied."""
         super().check(identity, method)
-        assert self.authority is not None  # noqa: S101 - a field behind one with a default needs one
         self.authority.admit(identity, method.rpartition("/")[2])

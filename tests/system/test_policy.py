@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.authorization import policy_file
 from gateway.authorization.request import domain_digest
 from gateway.migration.states import State
 from gateway.remote import PeerRemote
@@ -128,6 +131,9 @@ async def test_what_no_rule_of_the_source_permits_is_not_even_told_to_the_other_
     assert [(finding.code, answer.passed) for finding in answer.findings] == [("policy-refused", False)]
     assert [decision.site for decision in answer.decisions] == ["fra"]
     assert "check_incoming" not in two.ams.hypervisor.asked
+    (refused,) = decided(logged, action="migrate", verdict="refused")
+    assert (refused["site"], refused["rule"], refused["vm"]) == ("fra", "default deny", "web-01")
+    assert (refused["log_level"], refused["requester"]) == ("warning", person("alice"))
     assert await two.fra.operator.migrations() == []
 
 
@@ -141,6 +147,8 @@ async def test_what_no_rule_of_the_destination_permits_does_not_come(
     assert error.value.details["site"] == "ams"
     assert two.ams.is_clean(uuid)
     assert await two.ams.operator.migrations() == []
+    # Both gateways have it in their logs.
+    assert len(decided(logged, site="ams", verdict="refused", policy=sha256, requester=person("alice"))) == 2
     answer = await two.fra.operator.preflight("web-01", "ams")
     assert [(d.site, d.verdict, d.policy_sha256) for d in answer.decisions][1:] == [
         ("ams", Verdict.VERDICT_REFUSED, sha256)
@@ -246,7 +254,7 @@ async def test_an_approval_is_for_exactly_what_was_asked_for(two: TwoSites, caro
     # Another option, and another definition, are other requests.
     other = await asked(two.fra.operator, policy=Policy(max_downtime_ms=500))
     assert other != id_
-    with pytest.raises((ApprovalNeeded, Conflict)):
+    with pytest.raises(Conflict, match=f"this is not what request {id_} is for"):
         await two.fra.operator.migrate("web-01", "ams", Policy(max_downtime_ms=500), request=id_)
     guest = two.fra.hypervisor._guests[uuid]
     plain = guest.xml
@@ -289,7 +297,7 @@ async def test_a_denied_request_is_over_and_the_next_one_is_another(two: TwoSite
     denied = await carol.deny(request, "not this week")
     assert (denied.denied_by, denied.denied_because) == (person("carol"), "not this week")
     assert await asked(two.fra.operator) != id_
-    with pytest.raises(ApprovalNeeded):
+    with pytest.raises(Conflict, match=f"request {id_} is over"):
         await two.fra.operator.migrate("web-01", "ams", request=id_)
 
 
@@ -451,6 +459,19 @@ async def test_a_file_that_breaks_leaves_the_old_one_in_force_and_that_is_shown(
     assert status.sha256 == before
     assert "Extra inputs are not permitted" in status.problem
     assert (await two.fra.operator.preflight("web-01", "ams")).passed
+
+
+async def test_a_new_file_is_taken_at_once_on_sighup(two: TwoSites, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_file, "INTERVAL", 3600.0)
+    await two.fra.gateway.restart()
+    text = policy_of("fra", more=TWO)
+    two.fra.set_policy(text)
+    os.kill(os.getpid(), signal.SIGHUP)
+
+    async def is_taken() -> bool:
+        return (await two.fra.operator.policy()).sha256 == hashlib.sha256(text.encode()).hexdigest()
+
+    await eventually(is_taken)
 
 
 async def test_a_gateway_does_not_start_with_a_policy_of_another_site(two: TwoSites) -> None:
