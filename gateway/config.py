@@ -102,6 +102,13 @@ class PagesSettings(Settings):
         return "tenant"
 
 
+class PolicySettings(Settings):
+    """Who may do what: a file of its own, so that others can review it."""
+
+    # None: nothing is allowed.
+    file: Path | None = None
+
+
 class GatewayConfig(Settings):
     """The whole file."""
 
@@ -115,3 +122,4 @@ class GatewayConfig(Settings):
     patience: PatienceSettings = PatienceSettings()
     tunnel: TunnelSettings = TunnelSettings()
     pages: PagesSettings = PagesSettings()
+    policy: PolicySettings = PolicySettings()

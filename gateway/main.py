@@ -19,6 +19,9 @@ from certs.guard import SERVER_OPTIONS, Access, Guard
 from certs.identity import Role
 from certs.links import listen
 from certs.store import StoredIdentity, load_identity
+from gateway.authorization.authority import Authority
+from gateway.authorization.policy_file import PolicyFile
+from gateway.authorization.requests import Requests
 from gateway.config import GatewayConfig
 from gateway.migration.coordinator import Coordinator
 from gateway.migration.incoming import Incoming
@@ -26,7 +29,8 @@ from gateway.migration.inventory import Inventory, RemoteSite
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
 from gateway.migration.succession import Succession
-from gateway.remote import AgentRemote, PeerRemote
+from gateway.remote import AgentRemote, PeerRemote, now
+from gateway.service.admission import ByRole
 from gateway.service.operators import GatewayService
 from gateway.service.peers import PeerService
 from gateway.store import Store
@@ -88,6 +92,7 @@ async def serve(settings: GatewayConfig, identity: StoredIdentity) -> None:
 async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIterator[None]:
     """The gateway, serving for as long as the context is open."""
     async with contextlib.AsyncExitStack() as stack:
+        policy = PolicyFile(settings.policy.file, identity.identity.home)
         store = Store(settings.store.url, settings.name)
         stack.callback(store.close)
         ledger = Ledger(store)
@@ -100,10 +105,16 @@ async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIte
         limits = Limits(store, tunnels)
         await limits.look()
         inventory = remotes(settings, identity, stack)
-        coordinator = Coordinator(ledger, inventory, tunnels, settings.patience)
+        authority = Authority(policy, Requests(store, now), identity.identity.home, now)
+        coordinator = Coordinator(ledger, inventory, tunnels, settings.patience, authority)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, policy.reread)
+        stack.callback(asyncio.get_running_loop().remove_signal_handler, signal.SIGHUP)
+        policy.start()
+        stack.push_async_callback(policy.close)
 
         await listen_for_links(settings, identity, tunnels, stack)
-        operators = Guard(identity.trust, {"landbridge.v1.Gateway": Access(Role.OPERATOR, settings.site)})
+        by_role = ByRole(Role.OPERATOR, settings.site, authority=authority)
+        operators = Guard(identity.trust, {"landbridge.v1.Gateway": by_role})
         peers = Guard(identity.trust, {"landbridge.v1.Peer": Access(Role.GATEWAY, settings.site, local=False)})
         for guard, address, section in (
             (operators, settings.listen.operators, "operators"),
@@ -111,9 +122,11 @@ async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIte
         ):
             server = aio.server(interceptors=[guard], options=SERVER_OPTIONS)
             if guard is operators:
-                add_GatewayServicer_to_server(GatewayService(coordinator, ledger, inventory, tunnels, limits), server)
+                add_GatewayServicer_to_server(
+                    GatewayService(coordinator, ledger, inventory, tunnels, limits, authority), server
+                )
             else:
-                add_PeerServicer_to_server(PeerService(Incoming(ledger, inventory, pump), inventory), server)
+                add_PeerServicer_to_server(PeerService(Incoming(ledger, inventory, pump, authority), inventory), server)
             bind(server, address, identity, section)
             await server.start()
             stack.push_async_callback(server.stop, 1.0)

@@ -88,6 +88,33 @@ gateways = sa.Table(
     sa.Column("beat", sa.BigInteger, nullable=False),
 )
 
+# What waits for approvals, or did: gateway/authorization/requests.py. Times are nanoseconds since the epoch.
+requests = sa.Table(
+    "requests",
+    metadata,
+    sa.Column("id", sa.String(36), primary_key=True),
+    # Of exactly what was asked for.
+    sa.Column("sha256", sa.String(64), nullable=False, index=True),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False),
+    # Empty while nobody has denied it, or used it up; a SPIFFE ID, and the id of a migration.
+    sa.Column("denied_by", sa.Text, nullable=False, server_default=""),
+    sa.Column("denied_because", sa.Text, nullable=False, server_default=""),
+    sa.Column("used_by", sa.String(36), nullable=False, server_default=""),
+    # Counts approvals, so that one that comes with a denial is ordered with it.
+    sa.Column("revision", sa.BigInteger, nullable=False, server_default="0"),
+    # landbridge.v1.ApprovalRequest, what of it never changes
+    sa.Column("message", sa.LargeBinary, nullable=False),
+)
+approvals = sa.Table(
+    "approvals",
+    metadata,
+    sa.Column("request", sa.String(36), primary_key=True),
+    # SPIFFE ID
+    sa.Column("approver", sa.String(512), primary_key=True),
+    sa.Column("at", sa.BigInteger, nullable=False),
+)
+
 
 @dataclass
 class Row:
@@ -320,6 +347,19 @@ class Store:
         return await self._write(lambda connection: connection.execute(claim).rowcount) == 1
 
     # Access
+
+    async def write(self, work: Callable[[sa.Connection], R]) -> R:
+        """For those who keep tables of their own here: run `work`, which begins with a statement that writes, as one transaction."""
+        return await self._write(work)
+
+    async def read(self, work: Callable[[sa.Connection], R]) -> R:
+        """The same for what only reads."""
+
+        def read() -> R:
+            with self._engine.connect() as connection:
+                return work(connection)
+
+        return await self._read(read)
 
     async def _write(self, work: Callable[[sa.Connection], R]) -> R:
         # Each `work` begins with a statement that writes: SQLite then waits for its turn, instead of failing halfway.

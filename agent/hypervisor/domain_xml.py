@@ -13,17 +13,22 @@ from pathlib import PurePosixPath
 
 from agent.stream import bounded_xml
 from landbridge.errors import HypervisorError, ProtocolError
+from landbridge.v1.decision_pb2 import Labels
 from landbridge.v1.types_pb2 import Disk, ImmovableDevice, Vm
 
 # Namespace of the mark that a completed migration leaves on the source's definition; it resolves nowhere by
 # intent.
 MOVED_NAMESPACE = "urn:landbridge:moved:1"
 MOVED_ELEMENT = f"{{{MOVED_NAMESPACE}}}moved"
+# What a VM is, to those who write policies; its owner writes it with `virsh metadata` (landbridge/v1/decision.proto).
+LABELS_NAMESPACE = "urn:landbridge:labels:1"
+LABELS_ELEMENT = f"{{{LABELS_NAMESPACE}}}labels"
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 # ElementTree names prefixes anew where it does not know them; the common ones stay readable.
 for _prefix, _uri in {
     "landbridge": MOVED_NAMESPACE,
+    "labels": LABELS_NAMESPACE,
     "qemu": QEMU_NAMESPACE,
     "libosinfo": "http://libosinfo.org/xmlns/libvirt/domain/1.0",
 }.items():
@@ -75,6 +80,7 @@ def facts(xml: str) -> Vm:
         cpu_mode="" if cpu is None else cpu.get("mode", ""),
         cpu_model="" if cpu is None else cpu.findtext("model", ""),
         moved_by=moved_by(root),
+        labels=labels(root),
     )
 
 
@@ -95,6 +101,17 @@ def moved_by(root: ET.Element) -> str:
     """The migration that took this VM away; empty if it is not marked as moved."""
     mark = root.find(f"metadata/{MOVED_ELEMENT}")
     return "" if mark is None else mark.get("by", "")
+
+
+def labels(root: ET.Element) -> Labels:
+    """What the VM's owner says that it is; empty where nothing is said."""
+    found = root.find(f"metadata/{LABELS_ELEMENT}")
+    if found is None:
+        return Labels()
+    tags = [(tag.text or "").strip() for tag in found.findall(f"{{{LABELS_NAMESPACE}}}tag")]
+    return Labels(
+        owner=found.get("owner", ""), classification=found.get("classification", ""), tags=[tag for tag in tags if tag]
+    )
 
 
 def moved_mark(migration: str) -> str:

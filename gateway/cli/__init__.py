@@ -1,8 +1,9 @@
 """The command line, `landbridge`: one file for each verb, and below them what they share.
 
     sites hosts vms migrations show settle limit          ask once and print
+    policy requests approve deny                          likewise: who may do what
     migrate watch cancel                                  and then follow a migration to its end
-    certs                                                 works on files, asks no gateway
+    certs, policy test                                    work on files, ask no gateway
 
     arguments -> connection -> verb -> output | json_lines | follow -> views | live -> summary
     checked      a Client              tables   for programs           while it goes    at its end
@@ -24,13 +25,17 @@ from pathlib import Path
 import click
 
 from gateway.cli import arguments, output, quiet, words  # noqa: F401 - quiet acts by being imported
+from gateway.cli.approve import approve
 from gateway.cli.cancel import cancel
 from gateway.cli.certs import certs
 from gateway.cli.connection import Access
+from gateway.cli.deny import deny
 from gateway.cli.hosts import hosts
 from gateway.cli.limit import limit
 from gateway.cli.migrate import migrate
 from gateway.cli.migrations import migrations
+from gateway.cli.policy import policy
+from gateway.cli.requests import requests
 from gateway.cli.settle import settle
 from gateway.cli.show import show
 from gateway.cli.sites import sites
@@ -66,6 +71,8 @@ def cli(ctx: click.Context, gateway: str | None, identity: Path | None) -> None:
 
 
 for _verb in (sites, hosts, vms, migrate, migrations, show, watch, limit, cancel, settle, certs):
+    cli.add_command(_verb)
+for _verb in (policy, requests, approve, deny):
     cli.add_command(_verb)
 
 

@@ -13,6 +13,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object 
 
 _ID = re.compile("[0-9A-Za-z-]{4,64}")
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[0-9A-Za-z._-]+):(?P<port>[0-9]{1,5})")
+_REASON_CHARACTERS = 500  # as the gateway takes
 _VM_CHARACTERS = 255  # libvirt's names are file names
 _RATE = re.compile(r"(?P<number>[0-9]{1,15}(\.[0-9]{1,15})?) *(?P<unit>[A-Za-z]*?)(?P<second>/s)?")
 # Bytes per second of one unit. "Mb" is missing: some mean bits by it, and some bytes.
@@ -83,15 +84,29 @@ class _VmType(click.ParamType[str]):
 class _IdType(click.ParamType[str]):
     name = "ID"
 
+    def __init__(self, of: str, shown_by: str) -> None:
+        self._of = of
+        self._shown_by = shown_by
+
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(value)
         if not _ID.fullmatch(text):
             self.fail(
-                f"{_shown(text)} is no migration's id: give its first four characters or more, as "
-                "`landbridge migrations` shows them.",
+                f"{_shown(text)} is no {self._of}'s id: give its first four characters or more, as "
+                f"`landbridge {self._shown_by}` shows them.",
                 param,
                 ctx,
             )
+        return text
+
+
+class _ReasonType(click.ParamType[str]):
+    name = "REASON"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value).strip()
+        if not text or not text.isprintable() or len(text) > _REASON_CHARACTERS:
+            self.fail(f"Say why, in one line of at most {_REASON_CHARACTERS} characters.", param, ctx)
         return text
 
 
@@ -173,8 +188,11 @@ def _shown(text: str) -> str:
 DESTINATION = _DestinationType()
 SITE = _SiteType()
 ADDRESSES = _AddressesType()
-ID = _IdType()
+ID = _IdType("migration", "migrations")
+REQUEST = _IdType("request", "requests")
+REASON = _ReasonType()
 RATE = _RateType()
 DURATION = _DurationType()
 vm = click.argument("vm", type=_VmType())
+request_id = click.argument("request_id", metavar="ID", type=REQUEST)
 migration_id = click.argument("migration_id", metavar="ID", type=ID)

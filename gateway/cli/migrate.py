@@ -1,13 +1,26 @@
 """`landbridge migrate`: preflight, begin, and watch to the end."""
 
 import contextlib
+from dataclasses import dataclass
 
 import click
 
-from gateway.cli import arguments, connection, estimates, findings, follow, json_lines, output, summary, words
+from gateway.cli import (
+    arguments,
+    connection,
+    decisions,
+    estimates,
+    findings,
+    follow,
+    json_lines,
+    output,
+    summary,
+    words,
+)
 from gateway.cli.arguments import Destination
 from landbridge.client import Client
-from landbridge.errors import LandbridgeError, PreflightFailed, UsageError
+from landbridge.errors import ApprovalNeeded, LandbridgeError, PolicyRefused, PreflightFailed, UsageError
+from landbridge.v1.decision_pb2 import VERDICT_APPROVAL
 from landbridge.v1.gateway_pb2 import PreflightResponse
 from landbridge.v1.types_pb2 import NON_CONVERGENCE_UNSPECIFIED, Migration, NonConvergence, Policy
 
@@ -17,6 +30,28 @@ ACTS = {
     for number in NonConvergence.values()
     if number != NON_CONVERGENCE_UNSPECIFIED
 }
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The migration that is asked for, as a gateway takes it."""
+
+    vm: str
+    destination: Destination
+    policy: Policy
+    break_glass: str
+    request: str
+
+    def preflight(self, gateway: Client) -> PreflightResponse:
+        """What it finds."""
+        site, host = self.destination.site, self.destination.host
+        return gateway.preflight(self.vm, site, host, self.policy, break_glass=self.break_glass)
+
+    def migrate(self, gateway: Client) -> Migration:
+        """Begin it."""
+        site, host = self.destination.site, self.destination.host
+        given = {"break_glass": self.break_glass, "request": self.request}
+        return gateway.migrate(self.vm, site, host, self.policy, **given)
 
 
 @click.command()
@@ -42,6 +77,16 @@ ACTS = {
     type=arguments.DURATION,
     help="With pause or cancel: do that at the latest so long after the copying began, such as 90s, 15min or 2h.",
 )
+@click.option(
+    "--break-glass",
+    type=arguments.REASON,
+    help="Override freezes and approvals, if the policy lets you; the reason is recorded, and others are told loudly.",
+)
+@click.option(
+    "--request",
+    type=arguments.REQUEST,
+    help="Begin exactly what this request was approved for; else the request that fits is used.",
+)
 @click.option("--dry-run", is_flag=True, help="Only the preflight: nothing is touched.")
 @click.option("--detach", is_flag=True, help="Return as soon as the migration has begun.")
 @arguments.as_json
@@ -54,6 +99,8 @@ def migrate(
     max_downtime: int | None,
     act: str | None,
     deadline: int | None,
+    break_glass: str | None,
+    request: str | None,
     dry_run: bool,
     detach: bool,
     as_json: bool,
@@ -63,15 +110,16 @@ def migrate(
     VM is a name, a UUID, or HOST/NAME. Without a host, the gateway chooses one.
 
     Shows the progress until the VM runs at the destination. Ctrl-C stops the watching only: `landbridge
-    cancel` stops the migration. The exit code is 0 if it completed, 5 if preflight refused it, 10 if it
-    failed, 11 if somebody cancelled it, 130 after Ctrl-C.
+    cancel` stops the migration. The exit code is 0 if it completed, 5 if preflight refused it, 6 if a
+    policy did, 10 if it failed, 11 if somebody cancelled it, 12 if others must approve it first (ask again
+    when they have), 130 after Ctrl-C.
     """
-    policy = _policy(max_downtime, act, deadline)
+    wanted = Wanted(vm, destination, _policy(max_downtime, act, deadline), break_glass or "", request or "")
     with connection.connect(ctx) as gateway:
         if dry_run:
-            _try(gateway, vm, destination, policy, as_json=as_json)
+            _try(gateway, wanted, as_json=as_json)
             return
-        migration = _begin(gateway, vm, destination, policy, as_json=as_json)
+        migration = _begin(gateway, wanted, as_json=as_json)
         if detach:
             if as_json:
                 json_lines.write("migration", migration)
@@ -80,8 +128,8 @@ def migrate(
             return
         if not as_json:
             findings.show(migration.findings)
-            if migration.HasField("estimate"):
-                output.facts([*estimates.pairs(migration.estimate)])
+            estimate = estimates.pairs(migration.estimate) if migration.HasField("estimate") else ()
+            output.facts([*decisions.pairs(migration.decisions), *estimate])
         ended = follow.to_end(gateway, migration, as_json=as_json)
     if error := summary.failure(ended):
         raise error
@@ -97,24 +145,33 @@ def _policy(max_downtime: int | None, act: str | None, deadline: int | None) -> 
     )
 
 
-def _try(gateway: Client, vm: str, destination: Destination, policy: Policy, *, as_json: bool) -> None:
-    preflight = gateway.preflight(vm, destination.site, destination.host, policy)
+def _try(gateway: Client, wanted: Wanted, *, as_json: bool) -> None:
+    preflight = wanted.preflight(gateway)
     _report(preflight, as_json=as_json)
     if not preflight.passed:
-        raise PreflightFailed(f"{vm} cannot move to {destination} now: nothing has been changed.")
+        raise PreflightFailed(f"{wanted.vm} cannot move to {wanted.destination} now: nothing has been changed.")
     if not as_json:
-        place = words.place(destination.site, preflight.destination_host)
+        place = words.place(wanted.destination.site, preflight.destination_host)
         source = words.safe(preflight.source_host)
-        output.say(f"{vm} can move from {source} to {place}; nothing has been changed.")
+        waits = any(decision.verdict == VERDICT_APPROVAL for decision in preflight.decisions)
+        once = " once others have approved it" if waits else ""
+        output.say(f"{wanted.vm} can move from {source} to {place}{once}; nothing has been changed.")
 
 
-def _begin(gateway: Client, vm: str, destination: Destination, policy: Policy, *, as_json: bool) -> Migration:
+def _begin(gateway: Client, wanted: Wanted, *, as_json: bool) -> Migration:
     try:
-        return gateway.migrate(vm, destination.site, destination.host, policy)
-    except PreflightFailed:
+        return wanted.migrate(gateway)
+    except (PreflightFailed, PolicyRefused):
         # The refusal is one sentence: the findings are asked for again. If that fails, the sentence must do.
         with contextlib.suppress(LandbridgeError):
-            _report(gateway.preflight(vm, destination.site, destination.host, policy), as_json=as_json)
+            _report(wanted.preflight(gateway), as_json=as_json)
+        raise
+    except ApprovalNeeded as error:
+        if as_json:
+            with contextlib.suppress(LandbridgeError):
+                for each in gateway.requests():
+                    if each.id == error.details.get("request"):
+                        json_lines.write("request", each)
         raise
     except KeyboardInterrupt:
         click.echo("\nInterrupted; it may have begun all the same: `landbridge migrations` tells.", err=True)
@@ -126,5 +183,5 @@ def _report(preflight: PreflightResponse, *, as_json: bool) -> None:
         json_lines.write("preflight", preflight)
         return
     findings.show(preflight.findings)
-    if preflight.HasField("estimate"):
-        output.facts([*estimates.pairs(preflight.estimate)])
+    estimate = estimates.pairs(preflight.estimate) if preflight.HasField("estimate") else ()
+    output.facts([*decisions.pairs(preflight.decisions), *estimate])

@@ -4,7 +4,19 @@ from collections.abc import Iterator
 
 import click
 
-from gateway.cli import arguments, connection, estimates, findings, json_lines, output, savings, summary, views, words
+from gateway.cli import (
+    arguments,
+    connection,
+    decisions,
+    estimates,
+    findings,
+    json_lines,
+    output,
+    savings,
+    summary,
+    views,
+    words,
+)
 from landbridge.v1.types_pb2 import Migration, NonConvergence, Policy
 
 
@@ -31,6 +43,9 @@ def show(ctx: click.Context, migration_id: str, *, as_json: bool) -> None:
     if migration.summary.savings:
         click.echo("\nWhat became of the streams' bytes on the WAN:")
         savings.show(migration.summary.savings)
+    if migration.decisions:
+        click.echo("\nThe policies decided:")
+        decisions.show(migration.decisions)
     if migration.findings:
         click.echo("\nPreflight found:")
         findings.show(migration.findings)
@@ -56,6 +71,9 @@ def _policy(policy: Policy) -> str:
 def _times(migration: Migration) -> Iterator[tuple[str, str]]:
     yield "requested", words.moment(migration.requested_at) or ""
     yield "by", words.safe(migration.requested_by)
+    yield "approved by", ", ".join(words.safe(approval.approver) for approval in migration.approvals)
+    yield "glass broken", words.safe(migration.break_glass)
+    yield "labels", decisions.labels(migration.labels)
     yield "updated", words.moment(migration.updated_at) or ""
     yield "ended", words.moment(migration.ended_at) or ""
 

@@ -18,20 +18,34 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from certs.identity import Identity
+from gateway.authorization.authority import Authority, refusal
+from gateway.authorization.request import domain_digest
+from gateway.authorization.requests import OPEN
 from gateway.config import PatienceSettings
 from gateway.migration import savings
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger, has_ended, state_of
 from gateway.migration.reports import Reports
 from gateway.migration.states import CANCELLABLE, TRANSITIONS, Input, State
-from gateway.migration.survey import Survey
+from gateway.migration.survey import Asked, Preflight, Survey
 from gateway.remote import FACTS, WORK
 from gateway.store import Row
 from gateway.tunnel.tunnels import Tunnels
-from landbridge.errors import Conflict, LandbridgeError, NotFound, PreflightFailed, TakenOver
+from landbridge.errors import (
+    ApprovalNeeded,
+    Conflict,
+    LandbridgeError,
+    NotFound,
+    PermissionDenied,
+    PreflightFailed,
+    TakenOver,
+)
 from landbridge.ticket import SECRET_SIZE
 from landbridge.v1 import agent_pb2
 from landbridge.v1.agent_pb2 import Possession, Role, Stage
+from landbridge.v1.authorization_pb2 import ApprovalRequest
+from landbridge.v1.decision_pb2 import Decision, Verdict
 from landbridge.v1.peer_pb2 import (
     PeerActivateRequest,
     PeerCancelRequest,
@@ -76,6 +90,7 @@ class Coordinator:
     inventory: Inventory
     tunnels: Tunnels
     patience: PatienceSettings
+    authority: Authority
     _runs: dict[str, _Run] = field(default_factory=dict)
 
     # Verbs
@@ -101,49 +116,114 @@ class Coordinator:
                 log.info("migration.resumed", migration=row.migration.id, state=state_of(row).name)
                 self._start(row)
 
-    async def migrate(self, wanted: str, site: str, host: str, requested_by: str, policy: Policy) -> Migration:
-        """Preflight, record and begin. Raises PreflightFailed, with nothing recorded, if anything is in the way."""
-        found = await self._survey.preflight(wanted, site, host, policy)
+    async def migrate(
+        self, wanted: str, site: str, host: str, policy: Policy, asked: Asked, request: str = ""
+    ) -> Migration:
+        """Preflight, record and begin; `request` is one that was approved, or the beginning of its id.
+
+        Raises with nothing recorded: PolicyRefused if a rule of either site is in the way, PreflightFailed if anything else is,
+        and ApprovalNeeded, with a request that waits, if others must approve it first.
+        """
+        waiting = await self._request(wanted, site, host, asked, request)
+        if waiting is not None:
+            # What was approved names a host, though the gateway chose it.
+            host = host or waiting.migration.destination_host
+        found = await self._survey.preflight(wanted, site, host, policy, asked)
+        self._refuse(found)
+        migration = found.proposal
+        assert migration is not None  # noqa: S101 - only what is refused has none
+        if request and waiting is not None and found.decisions[0].request != waiting.id:
+            raise Conflict(
+                f"this is not what request {waiting.id} is for: the VM's definition, its host or an option is another one; "
+                "ask without --request for a new one"
+            )
+        own, theirs = await self._authorize(found, wanted_host="" if waiting is not None else host)
+        migration.id = str(uuid.uuid4())
+        migration.state = State.REQUESTED.value
+        migration.findings.extend(found.findings)
+        migration.decisions.extend((own, theirs))
+        if found.estimate is not None:
+            migration.estimate.CopyFrom(found.estimate)
+        migration.requested_at.GetCurrentTime()
+        await self._record(
+            Row(migration=migration, autostart=found.vm.autostart, clock_offset_ms=found.clock_offset_ms), own
+        )
+        return migration
+
+    async def _request(self, wanted: str, site: str, host: str, asked: Asked, request: str) -> ApprovalRequest | None:
+        """The request that this migration was asked for with before. NotFound, PermissionDenied for another's, Conflict if it is over."""
+        if request:
+            found = await self.authority.request(request)
+            if found.migration.requested_by != asked.requester or found.claimed_by:
+                raise PermissionDenied(f"request {found.id} is of {found.migration.requested_by}, who alone can use it")
+            if found.state not in OPEN:
+                raise Conflict(
+                    f"request {found.id} is over: it was used or denied, or has expired; ask without --request for a new one"
+                )
+            return found
+        if host or asked.break_glass:
+            return None
+        return await self.authority.waiting_for(asked.requester, wanted.rpartition("/")[2], site)
+
+    def _refuse(self, found: Preflight) -> None:
+        """Raises what preflight found against the migration, if anything."""
         errors = [finding for finding in found.findings if finding.severity == Severity.SEVERITY_ERROR]
+        if not errors:
+            return
+        for decision in found.decisions:
+            if decision.verdict == Verdict.VERDICT_REFUSED and (error := refusal(decision)):
+                self.authority.record(decision, found.proposal or Migration())
+                raise error
         if any(finding.code == "already-migrating" for finding in errors):
             raise Conflict(next(f"{f.message}: {f.remedy}" for f in errors if f.code == "already-migrating"))
-        if errors:
-            more = (
-                f" (and {len(errors) - 1} more findings; see `landbridge migrate --dry-run`)" if len(errors) > 1 else ""
+        more = f" (and {len(errors) - 1} more findings; see `landbridge migrate --dry-run`)" if len(errors) > 1 else ""
+        raise PreflightFailed(f"{errors[0].message}: {errors[0].remedy}{more}")
+
+    async def _authorize(self, found: Preflight, wanted_host: str) -> tuple[Decision, Decision]:
+        """The decisions of both sites, now that it is to begin. Raises PolicyRefused, or ApprovalNeeded once a request waits."""
+        migration = found.proposal
+        assert migration is not None  # noqa: S101 - see `migrate`
+        own = await self.authority.authorize(migration, opens=True, wanted_host=wanted_host)
+        if own.verdict == Verdict.VERDICT_REFUSED and (error := refusal(own)):
+            raise error
+        theirs = await self._survey.ask_destination(migration, opens=True)
+        if theirs.verdict == Verdict.VERDICT_REFUSED and (error := refusal(theirs)):
+            raise error
+        waits = [refused for decision in (own, theirs) if (refused := refusal(decision)) is not None]
+        if waits:
+            # Also where the other site alone waits: the request keeps the host that was chosen.
+            own.request = own.request or await self.authority.ask(migration, wanted_host)
+            why = "; ".join(refused.message for refused in waits)
+            raise ApprovalNeeded(
+                f"{why}; it is request {own.request}: ask again once it is approved",
+                details=waits[0].details | {"request": own.request},
             )
-            raise PreflightFailed(f"{errors[0].message}: {errors[0].remedy}{more}")
-        vm = found.vm
-        migration = Migration(
-            id=str(uuid.uuid4()),
-            vm=vm.name,
-            vm_uuid=vm.uuid,
-            source_site=self.inventory.site,
-            source_host=vm.host,
-            destination_site=site,
-            destination_host=found.destination_host,
-            state=State.REQUESTED.value,
-            requested_by=requested_by,
-            findings=found.findings,
-            policy=policy,
-            estimate=found.estimate,
-        )
-        migration.requested_at.GetCurrentTime()
-        row = Row(migration=migration, autostart=vm.autostart, clock_offset_ms=found.clock_offset_ms)
+        return own, theirs
+
+    async def _record(self, row: Row, own: Decision) -> None:
+        """Make a migration durable, with the request that it uses up, and begin it."""
+        migration = row.migration
         # Two requests for one VM may both have passed preflight: the first to come here wins, with nothing awaited between.
         for other in self.ledger.rows():
-            if other.migration.vm_uuid == vm.uuid and not has_ended(other):
-                raise Conflict(f"migration {other.migration.id} of {vm.name} is under way: wait for it, or cancel it")
+            if other.migration.vm_uuid == migration.vm_uuid and not has_ended(other):
+                raise Conflict(
+                    f"migration {other.migration.id} of {migration.vm} is under way: wait for it, or cancel it"
+                )
         self.ledger.reserve(row)
         try:
-            await self.ledger.save(row)
+            await self.authority.take(own, migration.id)
+            try:
+                await self.ledger.save(row)
+            except LandbridgeError:
+                await self.authority.give_back(own, migration.id)
+                raise
         except LandbridgeError:
             self.ledger.forget(row)
             raise
         self._start(row)
-        return migration
 
-    async def cancel(self, prefix: str, who: str) -> Row:
-        """Record the wish to stop a migration, and act on it. Raises Conflict where it is too late.
+    async def cancel(self, prefix: str, who: Identity) -> Row:
+        """Record the wish to stop a migration, and act on it. Raises Conflict where it is too late, PolicyRefused if it is not theirs.
 
         If another gateway of this site coordinates the migration, the wish waits in the store, and that gateway, or whoever takes
         over from it, acts on it within a second or two of reading it; it may come too late all the same.
@@ -154,6 +234,7 @@ class Coordinator:
             raise Conflict(
                 f"migration {migration.id} is coordinated at its source: ask the gateway of site {migration.source_site} to cancel it"
             )
+        self.authority.oversee(who, "cancel", migration)
         state = state_of(row)
         if has_ended(row):
             raise Conflict(f"migration {migration.id} has ended already ({state.name.lower()})")
@@ -162,7 +243,7 @@ class Coordinator:
                 f"migration {migration.id} is {state.name.lower()} and can no longer be cancelled; watch how it ends"
             )
         if not self.ledger.is_own(row):
-            await self.ledger.wish_cancelled(row, who)
+            await self.ledger.wish_cancelled(row, str(who))
             return row
         row.cancel_requested = True
         row.cause = f"cancelled by {who}"
@@ -170,8 +251,8 @@ class Coordinator:
         self._interrupt(row)
         return row
 
-    async def settle(self, prefix: str) -> tuple[Row, list[str]]:
-        """Remove what a completed migration left at the source. Raises Conflict if it did not complete.
+    async def settle(self, prefix: str, who: Identity) -> tuple[Row, list[str]]:
+        """Remove what a completed migration left at the source. Raises Conflict if it did not complete, PolicyRefused if it is not theirs.
 
         A gateway that did not coordinate the migration becomes its coordinator first: it has ended, and nobody runs it any more.
         """
@@ -181,6 +262,7 @@ class Coordinator:
             raise Conflict(
                 f"migration {migration.id} left nothing here: ask the gateway of site {migration.source_site} to settle it"
             )
+        self.authority.oversee(who, "settle", migration)
         if state_of(row) is State.SETTLED:
             return row, []
         if state_of(row) is not State.COMPLETED:
@@ -197,7 +279,7 @@ class Coordinator:
         self._reports.send(row)
         return row, removed
 
-    async def limit(self, prefix: str, bytes_per_second: int) -> Row:
+    async def limit(self, prefix: str, bytes_per_second: int, who: Identity) -> Row:
         """Limit what a migration may use of the WAN; 0: no limit. Raises Conflict if it has ended or begins at another site.
 
         Any gateway of this site takes it, and all of them hold it: a channel may go through any of them.
@@ -208,6 +290,7 @@ class Coordinator:
             raise Conflict(
                 f"migration {migration.id} is coordinated at its source: ask the gateway of site {migration.source_site} to limit it"
             )
+        self.authority.oversee(who, "limit", migration)
         if has_ended(row):
             raise Conflict(f"migration {migration.id} has ended already ({state_of(row).name.lower()})")
         await self.ledger.limit(row, bytes_per_second)
@@ -232,7 +315,7 @@ class Coordinator:
 
     def __post_init__(self) -> None:
         """Set up what is derived: the survey, the reports, and the table of steps."""
-        self._survey = Survey(self.ledger, self.inventory, self.tunnels)
+        self._survey = Survey(self.ledger, self.inventory, self.tunnels, self.authority)
         self._reports = Reports(self.ledger, self.inventory)
         self._steps: dict[State, Callable[[Row], Coroutine[None, None, Outcome]]] = {
             State.REQUESTED: self._requested,
@@ -323,6 +406,7 @@ class Coordinator:
         )
         inspected = await agent.ask(agent.stub.InspectVm, agent_pb2.InspectVmRequest(vm=migration.vm_uuid), WORK)
         inspected.vm.autostart = row.autostart
+        self._hold_definition(migration, inspected.domain_xml)
         request = agent_pb2.PrepareRequest(
             migration=migration.id,
             role=Role.ROLE_DESTINATION,
@@ -341,6 +425,7 @@ class Coordinator:
             PeerPrepareRequest(migration=migration, prepare=request),
             WORK,
         )
+        _take_decision(migration, prepared.decision)
         request.role = Role.ROLE_SOURCE
         await agent.ask(agent.stub.Prepare, request, WORK)
         start = agent_pb2.StartRequest(
@@ -348,6 +433,18 @@ class Coordinator:
         )
         await agent.ask(agent.stub.Start, start, WORK)
         return Outcome(Input.PREPARED)
+
+    @staticmethod
+    def _hold_definition(migration: Migration, domain_xml: str) -> None:
+        """What was approved is what moves. Raises Conflict; where nobody had to approve, the definition of now counts."""
+        sha256 = domain_digest(domain_xml)
+        if sha256 == migration.domain_sha256:
+            return
+        if migration.approvals:
+            raise Conflict(
+                f"the definition of {migration.vm} has changed since it was approved: ask for the migration again"
+            )
+        migration.domain_sha256 = sha256
 
     async def _moving(self, row: Row) -> Outcome:
         async for snapshot in self._follow_source(row):
@@ -530,6 +627,13 @@ class Coordinator:
             summary.downtime_ms = max(ended - row.suspended_at, 0) // 1_000_000
         migration.ClearField("silent_ms")
         self._count_wan(row)
+
+
+def _take_decision(migration: Migration, decision: Decision) -> None:
+    """Keep what the other site's policy has decided as it took the migration in, instead of what it said before."""
+    others = [each for each in migration.decisions if each.site != decision.site]
+    del migration.decisions[:]
+    migration.decisions.extend((*others, decision))
 
 
 def _pause(row: Row, snapshot: agent_pb2.WatchResponse) -> str:

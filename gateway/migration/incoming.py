@@ -1,55 +1,95 @@
-"""At the destination's site: what the coordinator of another site asks, for migrations of its own and no others."""
+"""At the destination's site: what the coordinator of another site asks, for migrations of its own and no others.
+
+What comes is judged by this site's own policy: when the other site asks beforehand, and again when it brings the migration. What it
+says of the VM, of who asked and of who approved are its claims; that they are of this site's people alone is not.
+"""
 
 from __future__ import annotations
 
+from certs.identity import Identity
+from gateway.authorization.authority import Authority, refusal
+from gateway.authorization.request import digest, domain_digest
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger, has_ended
 from gateway.migration.states import ENDED, State
 from gateway.remote import FACTS, WORK
 from gateway.store import Row
 from gateway.tunnel.pump import Pump
-from landbridge.errors import Conflict, NotFound, PermissionDenied, UsageError
+from landbridge.errors import Conflict, LandbridgeError, NotFound, PermissionDenied, UsageError
 from landbridge.v1 import agent_pb2
 from landbridge.v1.agent_pb2 import Role
+from landbridge.v1.decision_pb2 import Decision
 from landbridge.v1.types_pb2 import Migration, MigrationState
 
 
 class Incoming:
     """Migrations to this site. `site` is always that of the calling gateway, as its certificate says."""
 
-    def __init__(self, ledger: Ledger, inventory: Inventory, pump: Pump) -> None:
+    def __init__(self, ledger: Ledger, inventory: Inventory, pump: Pump, authority: Authority) -> None:
         self._ledger = ledger
         self._inventory = inventory
         self._pump = pump
+        self._authority = authority
 
     async def check(self, host: str, request: agent_pb2.CheckIncomingRequest) -> agent_pb2.CheckIncomingResponse:
         """Preflight facts of one host here."""
         agent = self._inventory.agent(host)
         return await agent.ask(agent.stub.CheckIncoming, request, WORK)
 
+    async def authorize(self, migration: Migration, source: Identity, *, opens: bool) -> Decision:
+        """What this site's policy says to a migration; `source` is the gateway that asks. PermissionDenied for others' migrations."""
+        self._own_claims(migration, source)
+        asked = Migration()
+        asked.CopyFrom(migration)
+        asked.ClearField("id")
+        return await self._decide(asked, source, opens=opens)
+
     async def prepare(
-        self, migration: Migration, request: agent_pb2.PrepareRequest, site: str
-    ) -> agent_pb2.PrepareResponse:
-        """Record a migration and have its host prepare it."""
-        if migration.source_site != site or migration.destination_site != self._inventory.site:
-            raise PermissionDenied(f"site {site} may only bring its own migrations to site {self._inventory.site}")
-        if (
-            request.migration != migration.id
-            or request.role != Role.ROLE_DESTINATION
-            or request.vm.uuid != migration.vm_uuid
-        ):
-            raise UsageError(
-                f"the request to prepare migration {migration.id} contradicts itself; update the older gateway"
-            )
+        self, migration: Migration, request: agent_pb2.PrepareRequest, source: Identity
+    ) -> tuple[agent_pb2.PrepareResponse, Decision]:
+        """Record a migration and have its host prepare it. Raises PolicyRefused or ApprovalNeeded where this site does not take it."""
+        self._own_claims(migration, source)
+        _known_state(migration)
+        _hold_together(migration, request)
         agent = self._inventory.agent(migration.destination_host)
         row = await self._ledger.latest(migration.id)
         if row is None:
             row = Row(migration=Migration(), coordinating=False)
             row.migration.CopyFrom(migration)
-            await self._ledger.save(row)
-        elif row.coordinating or row.migration.source_site != site or has_ended(row):
+            await self._admit(row, source)
+        elif row.coordinating or row.migration.source_site != source.site or has_ended(row):
             raise Conflict(f"migration {migration.id} is known here already, and cannot be prepared again")
-        return await agent.ask(agent.stub.Prepare, request, WORK)
+        elif digest(row.migration) != digest(migration):
+            raise Conflict(f"migration {migration.id} is known here already, and this is not what was let in")
+        prepared = await agent.ask(agent.stub.Prepare, request, WORK)
+        return prepared, _decision_of(row.migration, self._inventory.site)
+
+    async def _admit(self, row: Row, source: Identity) -> None:
+        """Decide, and record a migration with the decision and the request that it uses up."""
+        migration = row.migration
+        decision = await self._decide(migration, source, opens=False)
+        if error := refusal(decision):
+            raise error
+        others = [each for each in migration.decisions if each.site != self._inventory.site]
+        del migration.decisions[:]
+        migration.decisions.extend((*others, decision))
+        await self._authority.take(decision, migration.id)
+        try:
+            await self._ledger.save(row)
+        except LandbridgeError:
+            await self._authority.give_back(decision, migration.id)
+            raise
+
+    async def _decide(self, migration: Migration, source: Identity, *, opens: bool) -> Decision:
+        return await self._authority.authorize(migration, opens=opens, claimed_by=source.site)
+
+    def _own_claims(self, migration: Migration, source: Identity) -> None:
+        """Raises PermissionDenied unless a migration is of the site whose gateway brings it, to this one."""
+        if migration.source_site != source.site or migration.destination_site != self._inventory.site:
+            raise PermissionDenied(
+                f"site {source.site} may only bring its own migrations to site {self._inventory.site}"
+            )
+        self._authority.claims(migration, source)
 
     async def activate(self, request: agent_pb2.ActivateRequest, site: str) -> agent_pb2.ActivateResponse:
         """Let the VM run here."""
@@ -70,13 +110,14 @@ class Incoming:
     async def report(self, migration: Migration, site: str) -> None:
         """Take over how the migration stands at its source; an end stays an end."""
         row = await self._own(migration.id, site)
+        _known_state(migration)
         settled = migration.state == MigrationState.MIGRATION_STATE_SETTLED
         if has_ended(row) and not (settled and State(row.migration.state) is State.COMPLETED):
             return
         identity = (row.migration.vm_uuid, row.migration.destination_host, row.migration.source_host)
         if (migration.vm_uuid, migration.destination_host, migration.source_host) != identity:
             raise PermissionDenied(f"migration {migration.id} is of another VM or between other hosts than was agreed")
-        row.migration.CopyFrom(migration)
+        row.migration.CopyFrom(_as_let_in(row.migration, migration, self._inventory.site))
         await self._ledger.save(row)
         if State(migration.state) in ENDED:
             self._pump.forget_counts(migration.id)
@@ -89,3 +130,63 @@ class Incoming:
         if row.coordinating or row.migration.source_site != site:
             raise PermissionDenied(f"migration {migration} does not come from site {site}")
         return row
+
+
+def _known_state(migration: Migration) -> None:
+    """Raises UsageError for a state that this gateway does not know: what it cannot read, it does not record."""
+    if migration.state not in {state.value for state in State}:
+        raise UsageError(
+            f"migration {migration.id} is in state {migration.state}, which site {migration.destination_site} does not know"
+        )
+
+
+def _hold_together(migration: Migration, request: agent_pb2.PrepareRequest) -> None:
+    """Raises UsageError unless what the host is to prepare is the migration that was judged."""
+    asked = (
+        request.migration,
+        request.role,
+        request.vm.uuid,
+        request.vm.name,
+        request.source_site,
+        request.source_host,
+        request.destination_site,
+        request.destination_host,
+        domain_digest(request.domain_xml),
+    )
+    judged = (
+        migration.id,
+        Role.ROLE_DESTINATION,
+        migration.vm_uuid,
+        migration.vm,
+        migration.source_site,
+        migration.source_host,
+        migration.destination_site,
+        migration.destination_host,
+        migration.domain_sha256,
+    )
+    if asked != judged:
+        raise UsageError(
+            f"the request to prepare migration {migration.id} contradicts itself; update the older gateway"
+        )
+
+
+def _as_let_in(known: Migration, told: Migration, site: str) -> Migration:
+    """What the source tells now, with what this site has judged as it was judged."""
+    kept = Migration()
+    kept.CopyFrom(told)
+    for name in ("vm", "requested_by", "domain_sha256", "break_glass"):
+        setattr(kept, name, getattr(known, name))
+    kept.labels.CopyFrom(known.labels)
+    del kept.approvals[:], kept.decisions[:]
+    kept.approvals.extend(known.approvals)
+    kept.decisions.extend(
+        [
+            *(decision for decision in told.decisions if decision.site != site),
+            *(decision for decision in known.decisions if decision.site == site),
+        ]
+    )
+    return kept
+
+
+def _decision_of(migration: Migration, site: str) -> Decision:
+    return next(decision for decision in migration.decisions if decision.site == site)

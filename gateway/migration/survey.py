@@ -6,15 +6,26 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
-from gateway.migration import estimate, preflight
+from gateway.authorization.authority import Authority
+from gateway.authorization.request import domain_digest
+from gateway.migration import estimate, preflight, verdicts
 from gateway.migration.inventory import PROTOCOL_VERSION, Inventory, SiteFacts, fill_offset
 from gateway.migration.ledger import Ledger, has_ended
 from gateway.remote import FACTS, WORK
 from gateway.tunnel.tunnels import Tunnels
 from landbridge.errors import LandbridgeError, NotFound, Unreachable
 from landbridge.v1 import agent_pb2
-from landbridge.v1.peer_pb2 import PeerCheckIncomingRequest
-from landbridge.v1.types_pb2 import Estimate, Finding, Host, Measurement, Policy, Severity, Vm
+from landbridge.v1.decision_pb2 import Decision, Verdict
+from landbridge.v1.peer_pb2 import PeerAuthorizeRequest, PeerCheckIncomingRequest
+from landbridge.v1.types_pb2 import Estimate, Finding, Host, Measurement, Migration, Policy, Severity, Vm
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who asks for a migration (a SPIFFE ID), and why the glass is to be broken for it; empty: it is not."""
+
+    requester: str
+    break_glass: str = ""
 
 
 @dataclass
@@ -24,7 +35,9 @@ class Preflight:
     vm: Vm
     destination_host: str
     findings: list[Finding]
-    domain_xml: str = ""
+    # What is asked for, and what the policies of both sites say, this site's first; none where no host could be looked at.
+    proposal: Migration | None = None
+    decisions: tuple[Decision, ...] = ()
     clock_offset_ms: int = 0
     # None where a finding is an error.
     estimate: Estimate | None = None
@@ -37,33 +50,28 @@ class Survey:
     ledger: Ledger
     inventory: Inventory
     tunnels: Tunnels
+    authority: Authority
 
-    async def preflight(self, wanted: str, site: str, host: str, policy: Policy) -> Preflight:
+    async def preflight(self, wanted: str, site: str, host: str, policy: Policy, asked: Asked) -> Preflight:
         """Look for every reason why the migration would not work. Raises NotFound for an unknown VM, site or host."""
         self.inventory.site_named(site)
         vm = await self.inventory.find_vm(wanted)
         # It takes a second, as long as all else together.
         measuring = asyncio.create_task(self._measure(vm), name=f"measurement of {vm.name}")
         try:
-            return await self._preflight(vm, site, host, policy, measuring)
+            return await self._preflight(vm, site, host, policy, asked, measuring)
         finally:
             measuring.cancel()
 
     async def _preflight(
-        self, vm: Vm, site: str, host: str, policy: Policy, measuring: asyncio.Task[Measurement]
+        self, vm: Vm, site: str, host: str, policy: Policy, asked: Asked, measuring: asyncio.Task[Measurement]
     ) -> Preflight:
         remote = self.inventory.site_named(site)
         agent = self.inventory.agent(vm.host)
         try:
             facts = await self.inventory.remote_site(site)
         except Unreachable as error:
-            finding = Finding(
-                code="site-unreachable",
-                severity=Severity.SEVERITY_ERROR,
-                message=f"site {site} cannot be reached: {error.message}",
-                remedy="see whether its gateway runs, and whether the WAN is up (landbridge sites)",
-            )
-            return Preflight(vm, host, [finding])
+            return Preflight(vm, host, [verdicts.unreachable(site, error.message)])
         hosts, silent = candidates(facts, site, host)
         if not hosts:
             return Preflight(vm, host, silent)
@@ -78,6 +86,13 @@ class Survey:
         )
         results = []
         for candidate in hosts:
+            proposal = self.proposal(inspected.vm, inspected.domain_xml, site, candidate.name, policy, asked)
+            decisions = await self.judge(proposal)
+            refused = verdicts.findings(decisions)
+            if preflight.refuses(refused):
+                # Where it may not go, nothing more is told of it.
+                results.append(Preflight(inspected.vm, candidate.name, refused, proposal, decisions))
+                continue
             request = PeerCheckIncomingRequest(host=candidate.name, check=check)
             answer = (await remote.remote.ask(remote.remote.stub.CheckIncoming, request, WORK)).check
             fill_offset(answer, facts)
@@ -94,11 +109,74 @@ class Survey:
                 )
             )
             offset = answer.host.clock_offset_ms - source.clock_offset_ms
-            results.append(Preflight(inspected.vm, candidate.name, findings, inspected.domain_xml, offset))
+            findings = sorted([*refused, *findings], key=lambda finding: -finding.severity)
+            results.append(Preflight(inspected.vm, candidate.name, findings, proposal, decisions, offset))
             if not preflight.refuses(findings):
                 self._estimate(results[-1], site, facts.round_trip_ms, policy, await measuring)
                 return results[-1]
         return results[0]
+
+    async def explain(self, wanted: str, site: str, host: str, policy: Policy, asked: Asked) -> Preflight:
+        """What the policies of both sites say to a migration; nothing else is looked at.
+
+        Where the gateway chooses the host, it is the first that is not refused. A site that cannot be reached is a finding.
+        """
+        self.inventory.site_named(site)
+        vm = await self.inventory.find_vm(wanted)
+        agent = self.inventory.agent(vm.host)
+        inspected = await agent.ask(agent.stub.InspectVm, agent_pb2.InspectVmRequest(vm=vm.uuid), WORK)
+        hosts = [host]
+        unreachable: list[Finding] = []
+        if not host:
+            try:
+                found, unreachable = candidates(await self.inventory.remote_site(site), site, host)
+                hosts = [each.name for each in found] or [""]
+            except Unreachable as error:
+                unreachable = [verdicts.unreachable(site, error.message)]
+        results = []
+        for name in hosts:
+            proposal = self.proposal(inspected.vm, inspected.domain_xml, site, name, policy, asked)
+            try:
+                decisions = await self.judge(proposal)
+            except Unreachable as error:
+                unreachable = [verdicts.unreachable(site, error.message)]
+                decisions = (await self.authority.weigh(proposal),)
+            findings = [*verdicts.findings(decisions), *unreachable]
+            results.append(Preflight(inspected.vm, name, findings, proposal, decisions))
+            if not preflight.refuses(verdicts.findings(decisions)):
+                return results[-1]
+        return results[0]
+
+    def proposal(self, vm: Vm, domain_xml: str, site: str, host: str, policy: Policy, asked: Asked) -> Migration:
+        """A migration as it is asked for, to be judged: no id, no state."""
+        return Migration(
+            vm=vm.name,
+            vm_uuid=vm.uuid,
+            source_site=self.inventory.site,
+            source_host=vm.host,
+            destination_site=site,
+            destination_host=host,
+            requested_by=asked.requester,
+            policy=policy,
+            labels=self.authority.labels(vm.name, vm.labels),
+            domain_sha256=domain_digest(domain_xml),
+            break_glass=asked.break_glass,
+        )
+
+    async def judge(self, proposal: Migration) -> tuple[Decision, ...]:
+        """What this site's policy says, and unless it refuses, the other site's; the proposal gets the approvals of this site."""
+        own = await self.authority.weigh(proposal)
+        if own.verdict == Verdict.VERDICT_REFUSED:
+            return (own,)
+        del proposal.approvals[:]
+        proposal.approvals.extend(await self.authority.approvals(proposal))
+        return own, await self.ask_destination(proposal)
+
+    async def ask_destination(self, proposal: Migration, *, opens: bool = False) -> Decision:
+        """What the other site's policy says; with `opens`, its approvers are asked where they have a say."""
+        remote = self.inventory.site_named(proposal.destination_site).remote
+        request = PeerAuthorizeRequest(migration=proposal, open=opens)
+        return (await remote.ask(remote.stub.Authorize, request)).decision
 
     async def _measure(self, vm: Vm) -> Measurement:
         """How the VM's memory behaves; nothing, if the agent cannot measure it."""
@@ -135,4 +213,13 @@ def candidates(facts: SiteFacts, site: str, host: str) -> tuple[list[Host], list
         for h in wanted
         if h.unreachable
     ]
+    if not wanted:
+        silent = [
+            Finding(
+                code="no-host",
+                severity=Severity.SEVERITY_ERROR,
+                message=f"site {site} has no host",
+                remedy="choose another site, or have a host added there",
+            )
+        ]
     return [h for h in wanted if not h.unreachable], silent

@@ -8,19 +8,20 @@ from importlib.metadata import version
 from typing import Any
 
 from certs.guard import caller
-from gateway.migration import policy
+from gateway.authorization.authority import Authority
+from gateway.migration import policy, verdicts
 from gateway.migration.coordinator import Coordinator
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
 from gateway.migration.preflight import refuses
-from gateway.migration.survey import Survey
+from gateway.migration.survey import Asked, Survey
 from gateway.store import TunnelLimits
 from gateway.tunnel.tunnels import Tunnels
 from landbridge.errors import LandbridgeError, UsageError
 from landbridge.v1 import gateway_pb2 as pb
 from landbridge.v1 import gateway_pb2_grpc
-from landbridge.v1.types_pb2 import Host
+from landbridge.v1.types_pb2 import Host, Policy
 
 # Of a limit; what the store's columns hold.
 MOST_PER_SECOND = 2**63 - 1
@@ -30,10 +31,17 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
     """What operators ask."""
 
     def __init__(
-        self, coordinator: Coordinator, ledger: Ledger, inventory: Inventory, tunnels: Tunnels, limits: Limits
+        self,
+        coordinator: Coordinator,
+        ledger: Ledger,
+        inventory: Inventory,
+        tunnels: Tunnels,
+        limits: Limits,
+        authority: Authority,
     ) -> None:
         self._coordinator = coordinator
-        self._survey = Survey(ledger, inventory, tunnels)
+        self._survey = Survey(ledger, inventory, tunnels, authority)
+        self._authority = authority
         self._ledger = ledger
         self._inventory = inventory
         self._tunnels = tunnels
@@ -96,8 +104,13 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
 
     async def Preflight(self, request: pb.PreflightRequest, context: Any) -> pb.PreflightResponse:
         """Findings only."""
-        wanted = policy.complete(request.policy)
-        found = await self._survey.preflight(request.vm, request.destination_site, request.destination_host, wanted)
+        found = await self._survey.preflight(
+            request.vm,
+            request.destination_site,
+            request.destination_host,
+            policy.complete(request.policy),
+            Asked(str(caller.get()), request.break_glass.strip()),
+        )
         return pb.PreflightResponse(
             vm_uuid=found.vm.uuid,
             source_host=found.vm.host,
@@ -105,6 +118,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
             findings=found.findings,
             passed=not refuses(found.findings),
             estimate=found.estimate,
+            decisions=found.decisions,
         )
 
     async def Migrate(self, request: pb.MigrateRequest, context: Any) -> pb.MigrateResponse:
@@ -113,8 +127,9 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
             request.vm,
             request.destination_site,
             request.destination_host,
-            str(caller.get()),
             policy.complete(request.policy),
+            Asked(str(caller.get()), request.break_glass.strip()),
+            request.request,
         )
         return pb.MigrateResponse(migration=migration)
 
@@ -136,12 +151,12 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
 
     async def CancelMigration(self, request: pb.CancelMigrationRequest, context: Any) -> pb.CancelMigrationResponse:
         """The wish to stop."""
-        row = await self._coordinator.cancel(request.id, str(caller.get()))
+        row = await self._coordinator.cancel(request.id, caller.get())
         return pb.CancelMigrationResponse(migration=row.migration)
 
     async def SettleMigration(self, request: pb.SettleMigrationRequest, context: Any) -> pb.SettleMigrationResponse:
         """Remove what is left at the source."""
-        row, removed = await self._coordinator.settle(request.id)
+        row, removed = await self._coordinator.settle(request.id, caller.get())
         return pb.SettleMigrationResponse(migration=row.migration, removed=removed)
 
     async def SetLimit(self, request: pb.SetLimitRequest, context: Any) -> pb.SetLimitResponse:
@@ -154,7 +169,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
             case "migration":
                 if rate is None or links is not None or request.as_configured:
                     raise UsageError("say how many bytes per second the migration may use, and no more; 0: no limit")
-                await self._coordinator.limit(request.migration, rate)
+                await self._coordinator.limit(request.migration, rate, caller.get())
             case "site" if request.as_configured:
                 if (rate, links) != (None, None):
                     raise UsageError("either set something for a tunnel, or have it as it is configured")
@@ -166,3 +181,33 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
             case _:
                 raise UsageError("say what is to be limited: a migration, or the tunnel to a site")
         return pb.SetLimitResponse()
+
+    async def GetPolicy(self, request: pb.GetPolicyRequest, context: Any) -> pb.GetPolicyResponse:
+        """What this gateway goes by, and what the caller is."""
+        return pb.GetPolicyResponse(policy=self._authority.status(caller.get()))
+
+    async def ExplainPolicy(self, request: pb.ExplainPolicyRequest, context: Any) -> pb.ExplainPolicyResponse:
+        """What the policies say."""
+        who = self._authority.person(request.requester) if request.requester else caller.get()
+        found = await self._survey.explain(
+            request.vm,
+            request.destination_site,
+            request.destination_host,
+            policy.complete(Policy()),
+            Asked(str(who), request.break_glass.strip()),
+        )
+        unreachable = next((each.message for each in found.findings if each.code == verdicts.UNREACHABLE), "")
+        return pb.ExplainPolicyResponse(migration=found.proposal, decisions=found.decisions, unreachable=unreachable)
+
+    async def ListRequests(self, request: pb.ListRequestsRequest, context: Any) -> pb.ListRequestsResponse:
+        """All, newest first."""
+        return pb.ListRequestsResponse(requests=await self._authority.requests())
+
+    async def ApproveRequest(self, request: pb.ApproveRequestRequest, context: Any) -> pb.ApproveRequestResponse:
+        """Yes."""
+        approved = await self._authority.approve(request.id, request.sha256, caller.get())
+        return pb.ApproveRequestResponse(request=approved)
+
+    async def DenyRequest(self, request: pb.DenyRequestRequest, context: Any) -> pb.DenyRequestResponse:
+        """No."""
+        return pb.DenyRequestResponse(request=await self._authority.deny(request.id, request.reason, caller.get()))

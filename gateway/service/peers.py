@@ -26,10 +26,15 @@ class PeerService(peer_pb2_grpc.PeerServicer):
         """Preflight facts of a host here."""
         return pb.PeerCheckIncomingResponse(check=await self._incoming.check(request.host, request.check))
 
+    async def Authorize(self, request: pb.PeerAuthorizeRequest, context: Any) -> pb.PeerAuthorizeResponse:
+        """What this site's policy says."""
+        decision = await self._incoming.authorize(request.migration, caller.get(), opens=request.open)
+        return pb.PeerAuthorizeResponse(decision=decision)
+
     async def Prepare(self, request: pb.PeerPrepareRequest, context: Any) -> pb.PeerPrepareResponse:
         """Take a migration in."""
-        prepared = await self._incoming.prepare(request.migration, request.prepare, caller.get().site)
-        return pb.PeerPrepareResponse(prepare=prepared)
+        prepared, decision = await self._incoming.prepare(request.migration, request.prepare, caller.get())
+        return pb.PeerPrepareResponse(prepare=prepared, decision=decision)
 
     async def Activate(self, request: pb.PeerActivateRequest, context: Any) -> pb.PeerActivateResponse:
         """Let the VM run here."""

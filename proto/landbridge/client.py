@@ -26,6 +26,7 @@ from landbridge.errors import (
     from_status,
 )
 from landbridge.v1 import gateway_pb2 as api
+from landbridge.v1.authorization_pb2 import ApprovalRequest, PolicyStatus
 from landbridge.v1.gateway_pb2_grpc import GatewayStub
 from landbridge.v1.types_pb2 import (
     MIGRATION_STATE_CANCELLED,
@@ -172,25 +173,48 @@ class Client:
         """VMs of the gateway's site, and the hosts that did not answer and may have more."""
         return self._ask(lambda stub: stub.ListVms, api.ListVirtualMachinesRequest())
 
-    def preflight(self, vm: str, site: str, host: str = "", policy: Policy | None = None) -> api.PreflightResponse:
+    def preflight(
+        self, vm: str, site: str, host: str = "", policy: Policy | None = None, *, break_glass: str = ""
+    ) -> api.PreflightResponse:
         """Whether `vm` (name, UUID or HOST/NAME) could move to `site`, and all findings; touches nothing."""
         request = api.PreflightRequest(
-            vm=_text(vm), destination_site=_text(site), destination_host=_text(host), policy=policy
+            vm=_text(vm),
+            destination_site=_text(site),
+            destination_host=_text(host),
+            policy=policy,
+            break_glass=_text(break_glass),
         )
         return self._ask(lambda stub: stub.Preflight, request, PREFLIGHT_S)
 
-    def migrate(self, vm: str, site: str, host: str = "", policy: Policy | None = None) -> Migration:
+    def migrate(
+        self,
+        vm: str,
+        site: str,
+        host: str = "",
+        policy: Policy | None = None,
+        *,
+        break_glass: str = "",
+        request: str = "",
+    ) -> Migration:
         """Begin to move `vm` to `site`, to `host` or to the one that the gateway chooses.
 
         `policy`: how long the guest may stand still, and what is done if that cannot be had; UsageError if it makes no sense.
-        PreflightFailed if it would not work: `preflight` tells why.
+        PreflightFailed if it would not work: `preflight` tells why. PolicyRefused if a rule of either site is against it, and
+        ApprovalNeeded if others must approve it first: its `details["request"]` waits for them, and the same call begins it then.
+        `break_glass`: why freezes and approvals are to be overridden, for those who may. `request`: one that was approved; without,
+        the one that fits is used.
         After Unreachable it may have begun: look at `migrations` before trying again.
         """
-        request = api.MigrateRequest(
-            vm=_text(vm), destination_site=_text(site), destination_host=_text(host), policy=policy
+        wanted = api.MigrateRequest(
+            vm=_text(vm),
+            destination_site=_text(site),
+            destination_host=_text(host),
+            policy=policy,
+            break_glass=_text(break_glass),
+            request=_text(request),
         )
         doubt = "; the migration may have begun all the same, so look at the list of migrations first"
-        return self._ask(lambda stub: stub.Migrate, request, PREFLIGHT_S, doubt).migration
+        return self._ask(lambda stub: stub.Migrate, wanted, PREFLIGHT_S, doubt).migration
 
     def migrations(self) -> list[Migration]:
         """All migrations that the gateway knows, newest first."""
@@ -277,6 +301,40 @@ class Client:
         if site is not None:
             request.site = _text(site)
         self._ask(lambda stub: stub.SetLimit, request)
+
+    def policy(self) -> PolicyStatus:
+        """The policy that the gateway goes by, and what the caller is by it."""
+        return self._ask(lambda stub: stub.GetPolicy, api.GetPolicyRequest()).policy
+
+    def explain(
+        self, vm: str, site: str, host: str = "", *, requester: str = "", break_glass: str = ""
+    ) -> api.ExplainPolicyResponse:
+        """What the policies of both sites say to a migration, rule by rule; nothing is touched or recorded.
+
+        `requester`: who would ask, as NAME, SITE/NAME or a SPIFFE ID; without, the caller.
+        """
+        request = api.ExplainPolicyRequest(
+            vm=_text(vm),
+            destination_site=_text(site),
+            destination_host=_text(host),
+            requester=_text(requester),
+            break_glass=_text(break_glass),
+        )
+        return self._ask(lambda stub: stub.ExplainPolicy, request, PREFLIGHT_S)
+
+    def requests(self) -> list[ApprovalRequest]:
+        """Requests that wait for approvals at this site, or did; newest first."""
+        return list(self._ask(lambda stub: stub.ListRequests, api.ListRequestsRequest()).requests)
+
+    def approve(self, request: ApprovalRequest) -> ApprovalRequest:
+        """Say yes to a request as `requests` gave it, and to nothing else. Conflict if it is over."""
+        approval = api.ApproveRequestRequest(id=request.id, sha256=request.sha256)
+        return self._ask(lambda stub: stub.ApproveRequest, approval).request
+
+    def deny(self, request_id: str, reason: str) -> ApprovalRequest:
+        """Say no to a request, which ends it. Conflict if it is over."""
+        denial = api.DenyRequestRequest(id=_text(request_id), reason=_text(reason))
+        return self._ask(lambda stub: stub.DenyRequest, denial).request
 
     def _ask(
         self,

@@ -11,7 +11,9 @@
     │   ├── PreflightFailed      exit 5   FAILED_PRECONDITION
     │   ├── NotAuthenticated     exit 6   UNAUTHENTICATED
     │   │   └── IdentityError    exit 6   UNAUTHENTICATED
-    │   └── PermissionDenied     exit 6   PERMISSION_DENIED
+    │   ├── PermissionDenied     exit 6   PERMISSION_DENIED
+    │   │   └── PolicyRefused    exit 6   PERMISSION_DENIED
+    │   └── ApprovalNeeded       exit 12  FAILED_PRECONDITION
     ├── PeerError                the other site
     │   ├── Unreachable          exit 7   UNAVAILABLE
     │   ├── ProtocolError        exit 8   DATA_LOSS
@@ -134,6 +136,19 @@ class PermissionDenied(OperatorError):  # noqa: N818 - see NotFound
     code = "permission-denied"
     exit_code = 6
     grpc_status = "PERMISSION_DENIED"
+
+
+class PolicyRefused(PermissionDenied):
+    """A rule of a site's policy, or that no rule permits it; `details` has the rule and the site."""
+
+    code = "policy-refused"
+
+
+class ApprovalNeeded(OperatorError):  # noqa: N818 - see NotFound
+    """Others must approve it first; `details` has the request that waits for them."""
+
+    code = "approval-needed"
+    exit_code = 12
 
 
 class PeerError(LandbridgeError):

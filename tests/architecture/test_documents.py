@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.config import AgentSettings
+from gateway.authorization import cases, rules
 from gateway.cli import cli
 from gateway.config import GatewayConfig
 from landbridge.config import Settings
@@ -24,6 +25,13 @@ def test_the_configuration_in_the_readme_is_accepted(name: str, model: type[Sett
     blocks = re.findall(rf"^```toml {name}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 1
     model.model_validate(tomllib.loads(blocks[0]))
+
+
+def test_the_policy_in_the_readme_is_right_and_holds_its_own_tests() -> None:
+    (block,) = re.findall(r"^```toml policy\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    outcomes = cases.run(rules.parse(block, "README.md"))
+    assert [outcome.wrong for outcome in outcomes] == [""]
+    assert f"holds  {outcomes[0].case.name}: refused by {outcomes[0].decision.rule}\n" in README
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -175,7 +175,9 @@ class Lab:
             environment=environment,
         )
 
-    def landbridge(self, site: str, *argv: str, timeout: float = 180.0) -> subprocess.CompletedProcess[str]:
+    def landbridge(
+        self, site: str, *argv: str, who: str = "alice", timeout: float = 180.0
+    ) -> subprocess.CompletedProcess[str]:
         """Run the command line as an operator of a site, at its gateway."""
         return subprocess.run(
             [*self.enter(f"{site}-gw"), "landbridge", *argv],
@@ -183,7 +185,7 @@ class Lab:
             text=True,
             check=False,
             timeout=timeout,
-            env=self.product.operator_environment(site),
+            env=self.product.operator_environment(site, who),
         )
 
     @contextlib.contextmanager

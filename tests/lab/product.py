@@ -25,6 +25,8 @@ TRUST_DOMAIN = "landbridge.test"
 # The privileges that docs/systemd leaves to an agent; and to a gateway, but for one by which it may use BBR without the sysctl there.
 AGENT_CAPABILITIES = "-all,+chown,+dac_override,+fowner"
 GATEWAY_CAPABILITIES = "-all,+net_admin"
+# Operators of each site, and what the policies make of them.
+OPERATORS = {"alice": "operator", "carol": "approver", "dave": "approver"}
 # Bytes of a channel that a hostile gateway leaves as they are: some, and not all of a small guest's.
 FLIPPED_FROM = {"ram": 30 << 20, "disk": 3 << 20}
 
@@ -107,7 +109,7 @@ class Product:
             hosts = [n.name for n in NODES if n.site == site and not n.is_gateway]
             for role, name in (
                 *((Role.GATEWAY, seat.name) for seat in SEATS if seat.site == site),
-                (Role.OPERATOR, "alice"),
+                *((Role.OPERATOR, name) for name in OPERATORS),
                 *((Role.HOST, h) for h in hosts),
             ):
                 leaf = issue(authorities[site], Identity(TRUST_DOMAIN, site, role, name), now)
@@ -128,6 +130,8 @@ class Product:
     def configure(self, *, standby: bool = False, outage: float = 0.0, pages: bool = True) -> None:
         """Write every configuration file, for one gateway at each site or two; `outage` and `pages` as in LabSettings."""
         seats = [seat for seat in SEATS if standby or seat.number == 1]
+        for site in SITES:
+            self.set_policy(site, policy_of(site))
         for seat in SEATS:
             self._config(seat.label).unlink(missing_ok=True)
         for seat in seats:
@@ -222,13 +226,21 @@ class Product:
             ready, seconds=seconds, otherwise=f"landbridge's {name} does not serve: see {self.log(name)}"
         )
 
-    def operator_environment(self, site: str) -> dict[str, str]:
-        """What makes `landbridge` speak to a site's gateways as its operator."""
+    def policy(self, site: str) -> Path:
+        """The policy file of a site's gateways."""
+        return self._run / f"{site}-policy.toml"
+
+    def set_policy(self, site: str, text: str) -> None:
+        """Write it; gateways that run take it within two seconds."""
+        self.policy(site).write_text(text)
+
+    def operator_environment(self, site: str, who: str = "alice") -> dict[str, str]:
+        """What makes `landbridge` speak to a site's gateways as one of its operators."""
         return {
             **os.environ,
             "PATH": f"{BIN}:{os.environ.get('PATH', '')}",
             "LANDBRIDGE_GATEWAY": ",".join(seat.operators for seat in self.seats(site)),
-            "LANDBRIDGE_IDENTITY": str(self.identity(site, "operator", "alice")),
+            "LANDBRIDGE_IDENTITY": str(self.identity(site, "operator", who)),
         }
 
     def _launch(self, name: str, argv: list[str], environment: Mapping[str, str] | None = None) -> None:
@@ -295,6 +307,8 @@ tunnel = "{seat.tunnel}"
 url = "sqlite:///{state}/gateway.db"
 [pages]
 directory = "{self.pages(seat)}"{"" if pages else chr(10) + "size = 0"}
+[policy]
+file = "{self.policy(site)}"
 [patience]
 agent = 10.0
 cleanup = 5.0{limit}
@@ -308,6 +322,31 @@ default = "default"
 [sites.networks]
 lan = "lan"
 """)
+
+
+def policy_of(site: str, more: str = "") -> str:
+    """A policy that has alice of each site move every VM, either way; `more` is further TOML."""
+    roles = "\n".join(
+        f"{role} = {json.dumps([who for who, what in OPERATORS.items() if what == role])}"
+        for role in sorted(set(OPERATORS.values()))
+    )
+    return f"""\
+site = "{site}"
+trust_domain = "{TRUST_DOMAIN}"
+[roles]
+{roles}
+[sites.east]
+country = "DE"
+[sites.west]
+country = "NL"
+[[rules]]
+name = "alice moves everything"
+effect = "permit"
+who = ["*/alice"]
+vms = ["*"]
+from = ["*"]
+to = ["*"]
+{more}"""
 
 
 def _one_or_several(addresses: list[str]) -> str:

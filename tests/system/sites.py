@@ -35,6 +35,7 @@ from gateway.config import (
     ListenSettings,
     PagesSettings,
     PatienceSettings,
+    PolicySettings,
     SiteSettings,
     StoreSettings,
 )
@@ -42,6 +43,7 @@ from gateway.migration.states import ENDED, State
 from gateway.remote import Remote
 from landbridge.config import Address
 from landbridge.v1 import gateway_pb2 as api
+from landbridge.v1.authorization_pb2 import ApprovalRequest, PolicyStatus
 from landbridge.v1.gateway_pb2_grpc import GatewayStub
 from landbridge.v1.types_pb2 import Migration, Policy
 
@@ -52,6 +54,17 @@ TRUST_DOMAIN = "landbridge.test"
 # Site names, and the loopback address on which everything of a site listens.
 SITES = {"fra": "127.0.0.2", "ams": "127.0.0.3"}
 GATEWAYS = ("gw-1", "gw-2")
+# Operators of each site, and what the policy makes of them.
+OPERATORS = {
+    "alice": "operator",
+    "vera": "viewer",
+    "carol": "approver",
+    "dave": "approver",
+    "adam": "auditor",
+    "root": "admin",
+}
+# Somebody whom the CA vouches for, and the policy does not name.
+STRANGER = "nobody"
 # Seconds in which anything awaited here has to happen.
 PATIENCE = 15.0
 
@@ -78,13 +91,41 @@ def make_identities(directory: Path) -> None:
         for role, name in (
             *((Role.GATEWAY, name) for name in GATEWAYS),
             (Role.HOST, f"{site}-1"),
-            (Role.OPERATOR, "alice"),
+            *((Role.OPERATOR, name) for name in (*OPERATORS, STRANGER)),
         ):
             leaf = issue(authority, Identity(TRUST_DOMAIN, site, role, name), now)
-            save_identity(directory / site / (name if role is Role.GATEWAY else role), leaf)
+            save_identity(directory / site / (role if role is Role.HOST else name), leaf)
     for site, other in (("fra", "ams"), ("ams", "fra")):
         for name in GATEWAYS:
             add_trust(directory / site / name, directory / other / "ca" / "ca.pem")
+
+
+def policy_of(site: str, *, more: str = "", permits: bool = True) -> str:
+    """A policy that has alice of each site move everything both ways, unless told otherwise; `more` is further TOML."""
+    roles = "\n".join(
+        f"{role} = {[name for name in OPERATORS if OPERATORS[name] == role]}" for role in set(OPERATORS.values())
+    )
+    permit = """
+[[rules]]
+name = "alice"
+effect = "permit"
+who = ["*/alice"]
+vms = ["*"]
+from = ["*"]
+to = ["*"]
+"""
+    return f"""\
+site = "{site}"
+trust_domain = "{TRUST_DOMAIN}"
+[roles]
+{roles}
+[sites.fra]
+country = "DE"
+zone = "eu"
+[sites.ams]
+country = "NL"
+zone = "eu"
+{permit if permits else ""}{more}"""
 
 
 class HostHypervisor(FakeHypervisor):
@@ -155,7 +196,8 @@ class Program:
         await asyncio.wait({self._task, ready}, return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
         if self._task.done():
-            await self._task
+            failed, self._task = self._task, None
+            await failed
 
     async def stop(self) -> None:
         """Return when nothing of it is left."""
@@ -197,15 +239,27 @@ class SiteUnderTest:
         self.agent = Program(f"agent {self.host}", self._agent)
         self.gateway = Program(f"gateway {name}", functools.partial(self._gateway, "gw-1"))
         self.second_gateway = Program(f"second gateway {name}", functools.partial(self._gateway, "gw-2"))
-        self.operator = Operator(self, self.identity(Role.OPERATOR))
-        self.second_operator = Operator(self, self.identity(Role.OPERATOR), "gw-2")
+        # None: the gateways have no policy.
+        self.policy: Path | None = self.directory / "policy.toml"
+        self.set_policy(policy_of(name))
+        self.operator = self.person("alice")
+        self.second_operator = self.person("alice", "gw-2")
 
     def _free_addresses(self, *uses: str) -> dict[str, Address]:
         return {use: Address(self._address, free_port(self._address)) for use in uses}
 
     def identity(self, who: Role | str) -> StoredIdentity:
-        """The identity of the site's host or operator, or of a gateway by its name."""
+        """The identity of the site's host, or of a gateway or an operator by name."""
         return load_identity(self._identities / who, datetime.now(UTC))
+
+    def person(self, name: str, gateway: str = "gw-1") -> Operator:
+        """One of the site's operators."""
+        return Operator(self, self.identity(name), gateway)
+
+    def set_policy(self, text: str) -> None:
+        """Write the policy file; gateways that run take it within a moment."""
+        assert self.policy is not None
+        self.policy.write_text(text)
 
     def _agent(self) -> contextlib.AbstractAsyncContextManager[None]:
         settings = AgentSettings(
@@ -241,6 +295,7 @@ class SiteUnderTest:
             hosts=(HostSettings(name=self.host, control=self.addresses["control"], stream=self.addresses["stream"]),),
             sites=(joined,) if self.joined else (),
             patience=self.patience,
+            policy=PolicySettings(file=self.policy),
         )
         return gateway.main.running(settings, self.identity(name))
 
@@ -283,15 +338,49 @@ class Operator:
         answer = await self.remote.ask(self._stub.ListSites, api.ListSitesRequest())
         return {site.name: site for site in answer.sites}
 
+    @property
+    def stub(self) -> GatewayAsyncStub:
+        """All that can be called."""
+        return self._stub
+
     async def preflight(self, vm: str, site: str, policy: Policy | None = None) -> api.PreflightResponse:
         """Findings."""
         request = api.PreflightRequest(vm=vm, destination_site=site, policy=policy)
         return await self.remote.ask(self._stub.Preflight, request)
 
-    async def migrate(self, vm: str, site: str, policy: Policy | None = None) -> str:
+    async def migrate(
+        self, vm: str, site: str, policy: Policy | None = None, *, request: str = "", break_glass: str = ""
+    ) -> str:
         """Begin; the id."""
-        request = api.MigrateRequest(vm=vm, destination_site=site, policy=policy)
-        return (await self.remote.ask(self._stub.Migrate, request)).migration.id
+        wanted = api.MigrateRequest(
+            vm=vm, destination_site=site, policy=policy, request=request, break_glass=break_glass
+        )
+        return (await self.remote.ask(self._stub.Migrate, wanted)).migration.id
+
+    async def requests(self) -> list[ApprovalRequest]:
+        """Those of this site."""
+        return list((await self.remote.ask(self._stub.ListRequests, api.ListRequestsRequest())).requests)
+
+    async def approve(self, request: ApprovalRequest) -> ApprovalRequest:
+        """Say yes."""
+        approval = api.ApproveRequestRequest(id=request.id, sha256=request.sha256)
+        return (await self.remote.ask(self._stub.ApproveRequest, approval)).request
+
+    async def deny(self, request: ApprovalRequest, reason: str) -> ApprovalRequest:
+        """Say no."""
+        denial = api.DenyRequestRequest(id=request.id, reason=reason)
+        return (await self.remote.ask(self._stub.DenyRequest, denial)).request
+
+    async def policy(self) -> PolicyStatus:
+        """What the gateway goes by."""
+        return (await self.remote.ask(self._stub.GetPolicy, api.GetPolicyRequest())).policy
+
+    async def explain(
+        self, vm: str, site: str, requester: str = "", break_glass: str = ""
+    ) -> api.ExplainPolicyResponse:
+        """What the policies say."""
+        asked = api.ExplainPolicyRequest(vm=vm, destination_site=site, requester=requester, break_glass=break_glass)
+        return await self.remote.ask(self._stub.ExplainPolicy, asked)
 
     async def migrations(self) -> list[Migration]:
         """All of them."""

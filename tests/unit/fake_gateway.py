@@ -26,6 +26,13 @@ from landbridge.client import Client
 from landbridge.errors import Conflict, LandbridgeError, NotFound, PreflightFailed, to_status
 from landbridge.v1 import gateway_pb2 as api
 from landbridge.v1 import types_pb2 as types
+from landbridge.v1.authorization_pb2 import (
+    REQUEST_STATE_APPROVED,
+    REQUEST_STATE_DENIED,
+    ApprovalRequest,
+    PolicyStatus,
+)
+from landbridge.v1.decision_pb2 import Decision
 from landbridge.v1.gateway_pb2_grpc import GatewayServicer, add_GatewayServicer_to_server
 from landbridge.v1.types_pb2 import Migration
 
@@ -174,6 +181,13 @@ class FakeGateway(GatewayServicer):
         self.policies: list[types.Policy] = []
         self.removed: list[str] = []
         self.refuse: LandbridgeError | None = None
+        # Only what begins a migration is refused.
+        self.refuse_migrate: LandbridgeError | None = None
+        self.wanted = api.MigrateRequest()
+        self.policy = PolicyStatus()
+        self.explanation = api.ExplainPolicyResponse()
+        self.requests: list[ApprovalRequest] = []
+        self.decisions: list[Decision] = []
         self.on_cancel: list[Step] = []
         self.asked: list[str] = []
         self._steps: list[Step] = []
@@ -251,16 +265,21 @@ class FakeGateway(GatewayServicer):
             destination_host=request.destination_host or "host-b",
             findings=self.findings,
             estimate=self.estimate,
+            decisions=self.decisions,
             passed=not self._errors(),
         )
 
     def Migrate(self, request: api.MigrateRequest, context: grpc.ServicerContext) -> api.MigrateResponse:
         self._hear(f"migrate {request.vm} {request.destination_site}/{request.destination_host}", context)
         self.policies.append(request.policy)
+        self.wanted = request
+        if self.refuse_migrate is not None:
+            _abort(context, self.refuse_migrate)
         if errors := self._errors():
             _abort(context, PreflightFailed(f"Preflight of {request.vm} found {errors} error: nothing changed."))
         begun = requested()
         begun.findings.extend(self.findings)
+        begun.decisions.extend(self.decisions)
         if self.estimate is not None:
             begun.estimate.CopyFrom(self.estimate)
         self.migrations[begun.id] = begun
@@ -333,6 +352,35 @@ class FakeGateway(GatewayServicer):
         if request.as_configured:
             site.limit, site.links = self.configured
         return api.SetLimitResponse()
+
+    def GetPolicy(self, request: api.GetPolicyRequest, context: grpc.ServicerContext) -> api.GetPolicyResponse:
+        self._hear("policy", context)
+        return api.GetPolicyResponse(policy=self.policy)
+
+    def ExplainPolicy(
+        self, request: api.ExplainPolicyRequest, context: grpc.ServicerContext
+    ) -> api.ExplainPolicyResponse:
+        who = f" as {request.requester}" if request.requester else ""
+        self._hear(f"explain {request.vm} {request.destination_site}/{request.destination_host}{who}", context)
+        return self.explanation
+
+    def ListRequests(self, request: api.ListRequestsRequest, context: grpc.ServicerContext) -> api.ListRequestsResponse:
+        self._hear("requests", context)
+        return api.ListRequestsResponse(requests=self.requests)
+
+    def ApproveRequest(
+        self, request: api.ApproveRequestRequest, context: grpc.ServicerContext
+    ) -> api.ApproveRequestResponse:
+        self._hear(f"approve {request.id} {request.sha256}", context)
+        (found,) = (each for each in self.requests if each.id == request.id)
+        found.state, found.waits_for = REQUEST_STATE_APPROVED, ""
+        return api.ApproveRequestResponse(request=found)
+
+    def DenyRequest(self, request: api.DenyRequestRequest, context: grpc.ServicerContext) -> api.DenyRequestResponse:
+        self._hear(f"deny {request.id} {request.reason}", context)
+        (found,) = (each for each in self.requests if each.id.startswith(request.id))
+        found.state, found.denied_because = REQUEST_STATE_DENIED, request.reason
+        return api.DenyRequestResponse(request=found)
 
     def _hear(self, what: str, context: grpc.ServicerContext) -> None:
         self.asked.append(what)

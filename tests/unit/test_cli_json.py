@@ -9,6 +9,8 @@ from google.protobuf.message import Message
 from gateway.cli.json_lines import as_object
 from landbridge.v1 import gateway_pb2 as api
 from landbridge.v1 import types_pb2 as types
+from landbridge.v1.authorization_pb2 import ApprovalRequest, PolicyStatus
+from landbridge.v1.decision_pb2 import Approval, Decision, DecisionStep, Labels
 from tests.unit.fake_gateway import ID, completed, copying_memory, outage, requested
 
 _ROOT = Path(__file__).parents[2]
@@ -20,11 +22,12 @@ _FIELDS: dict[type[Message], str] = {
     "unreachable clock_offset_ms",
     types.Pool: "name path capacity available",
     types.Vm: "name uuid state memory vcpus disks networks unmapped_interfaces immovable_devices arch "
-    "machine emulator cpu_mode cpu_model autostart persistent busy moved_by site host",
+    "machine emulator cpu_mode cpu_model autostart persistent busy moved_by site host labels",
     types.Disk: "target path format virtual_size allocation pool volume read_only source_type",
     types.ImmovableDevice: "kind description",
     types.Migration: "id vm vm_uuid source_site source_host destination_site destination_host state reason "
-    "requested_by requested_at updated_at ended_at progress summary findings silent_ms limit policy estimate",
+    "requested_by requested_at updated_at ended_at progress summary findings silent_ms limit policy estimate "
+    "decisions labels domain_sha256 approvals break_glass",
     types.Progress: "disk_total disk_remaining memory_total memory_remaining rate dirty_rate iteration "
     "elapsed_ms eta_ms memory_rate converges throttle paused",
     types.Policy: "max_downtime_ms deadline_ms on_no_convergence",
@@ -35,7 +38,15 @@ _FIELDS: dict[type[Message], str] = {
     types.Summary: "total_ms downtime_ms bytes_hypervisor bytes_wan channels bytes_repeated savings",
     types.ChannelBytes: "kind to_destination to_source unhinted not_understood",
     types.Finding: "code severity message remedy",
-    api.PreflightResponse: "vm_uuid source_host destination_host findings passed estimate",
+    api.PreflightResponse: "vm_uuid source_host destination_host findings passed estimate decisions",
+    Decision: "site action verdict rule steps policy_sha256 decided_at requester request_sha256 request break_glass",
+    DecisionStep: "check rule passed sentence",
+    Labels: "owner classification tags",
+    Approval: "approver at",
+    ApprovalRequest: "id state migration sha256 created_at expires_at approvals waits_for denied_by denied_because "
+    "used_by claimed_by wanted_host",
+    PolicyStatus: "file sha256 loaded_at problem rules caller roles",
+    api.ExplainPolicyResponse: "migration decisions unreachable",
     api.SettleMigrationResponse: "migration removed",
     api.SetLimitRequest: "migration site bytes_per_second links as_configured",
 }
@@ -49,7 +60,7 @@ def test_an_object_has_all_promised_fields(kind: type[Message]) -> None:
 
 @pytest.mark.parametrize("kind", _FIELDS, ids=lambda kind: str(kind.__name__))
 def test_every_field_of_an_object_is_documented(kind: type[Message]) -> None:
-    documented = set(re.findall("`([a-z_]+)`", (_ROOT / "docs/cli-json.md").read_text(encoding="utf-8")))
+    documented = set(re.findall("`([a-z0-9_]+)`", (_ROOT / "docs/cli-json.md").read_text(encoding="utf-8")))
     assert set(as_object(kind())) <= documented
 
 
@@ -93,6 +104,11 @@ def test_a_completed_migration_as_json() -> None:
         "limit": 0,
         "policy": None,
         "estimate": None,
+        "decisions": [],
+        "labels": None,
+        "domain_sha256": "",
+        "approvals": [],
+        "break_glass": "",
     }
 
 

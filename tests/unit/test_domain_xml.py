@@ -229,3 +229,24 @@ def test_an_image_belongs_to_the_pool_whose_directory_holds_it() -> None:
     assert placement.pool_of("/fast/a", POOLS) == "fast"
     assert placement.pool_of("/fast/sub/a", POOLS) == ""
     assert placement.pool_of("/fastest/a", POOLS) == ""
+
+
+LABELS = (
+    "<metadata><x:labels xmlns:x='urn:landbridge:labels:1' owner='shop' classification='internal'>"
+    "<x:tag>prod</x:tag><x:tag> web </x:tag><x:tag/><tag>of nobody</tag></x:labels></metadata>"
+)
+
+
+def test_what_the_owner_says_that_a_vm_is_is_read_and_goes_with_it() -> None:
+    xml = definition(beside=LABELS)
+    for each in (xml, domain_xml.localize(xml, {}, {}), domain_xml.without_mark(xml)):
+        labels = domain_xml.facts(each).labels
+        assert (labels.owner, labels.classification, list(labels.tags)) == ("shop", "internal", ["prod", "web"])
+
+
+@pytest.mark.parametrize(
+    "beside", ["", "<metadata/>", "<metadata><labels owner='shop'/></metadata>", LABELS.replace("labels:1", "labels:2")]
+)
+def test_a_vm_of_which_nothing_is_said_has_no_labels(beside: str) -> None:
+    labels = domain_xml.facts(definition(beside=beside)).labels
+    assert (labels.owner, labels.classification, list(labels.tags)) == ("", "", [])

@@ -4,6 +4,9 @@ from typing import cast
 
 import pytest
 
+from certs.guard import caller
+from certs.identity import Identity, Role
+from gateway.authorization.authority import Authority
 from gateway.migration.coordinator import Coordinator
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger
@@ -21,7 +24,7 @@ class Limited:
     def __init__(self) -> None:
         self.told: list[tuple[str, int | TunnelLimits | None]] = []
 
-    async def limit(self, migration: str, bytes_per_second: int) -> None:
+    async def limit(self, migration: str, bytes_per_second: int, who: Identity) -> None:
         self.told.append((migration, bytes_per_second))
 
     async def set(self, site: str, limits: TunnelLimits) -> None:
@@ -39,7 +42,9 @@ async def told(request: SetLimitRequest) -> list[tuple[str, int | TunnelLimits |
         cast("Inventory", None),
         cast("Tunnels", None),
         cast("Limits", limited),
+        cast("Authority", None),
     )
+    caller.set(Identity("landbridge.test", "fra", Role.OPERATOR, "alice"))
     await service.SetLimit(request, None)
     return limited.told
 

@@ -22,62 +22,84 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from landbridge.v1 import authorization_pb2 as landbridge_dot_v1_dot_authorization__pb2
+from landbridge.v1 import decision_pb2 as landbridge_dot_v1_dot_decision__pb2
 from landbridge.v1 import types_pb2 as landbridge_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blandbridge/v1/gateway.proto\x12\rlandbridge.v1\x1a\x19landbridge/v1/types.proto\"\xc9\x01\n\x04Site\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05local\x18\x02 \x01(\x08\x12\x13\n\x0bunreachable\x18\x03 \x01(\t\x12\r\n\x05hosts\x18\x04 \x01(\r\x12\x17\n\x0fhosts_reachable\x18\x05 \x01(\r\x12\x17\n\x0fgateway_version\x18\x06 \x01(\t\x12\x0e\n\x06rtt_ms\x18\x07 \x01(\r\x12\x0e\n\x06tunnel\x18\x08 \x01(\t\x12\x10\n\x08links_up\x18\t \x01(\r\x12\r\n\x05links\x18\n \x01(\r\x12\r\n\x05limit\x18\x0b \x01(\x04\"\x12\n\x10ListSitesRequest\"7\n\x11ListSitesResponse\x12\"\n\x05sites\x18\x01 \x03(\x0b\x32\x13.landbridge.v1.Site\"\x12\n\x10ListHostsRequest\"7\n\x11ListHostsResponse\x12\"\n\x05hosts\x18\x01 \x03(\x0b\x32\x13.landbridge.v1.Host\"\x1c\n\x1aListVirtualMachinesRequest\"g\n\x1bListVirtualMachinesResponse\x12\x1e\n\x03vms\x18\x01 \x03(\x0b\x32\x11.landbridge.v1.Vm\x12(\n\x0bunreachable\x18\x02 \x03(\x0b\x32\x13.landbridge.v1.Host\"y\n\x10PreflightRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65stination_site\x18\x02 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x03 \x01(\t\x12%\n\x06policy\x18\x04 \x01(\x0b\x32\x15.landbridge.v1.Policy\"\xb8\x01\n\x11PreflightResponse\x12\x0f\n\x07vm_uuid\x18\x01 \x01(\t\x12\x13\n\x0bsource_host\x18\x02 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x03 \x01(\t\x12(\n\x08\x66indings\x18\x04 \x03(\x0b\x32\x16.landbridge.v1.Finding\x12\x0e\n\x06passed\x18\x05 \x01(\x08\x12)\n\x08\x65stimate\x18\x06 \x01(\x0b\x32\x17.landbridge.v1.Estimate\"w\n\x0eMigrateRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65stination_site\x18\x02 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x03 \x01(\t\x12%\n\x06policy\x18\x04 \x01(\x0b\x32\x15.landbridge.v1.Policy\">\n\x0fMigrateResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"\x17\n\x15ListMigrationsRequest\"F\n\x16ListMigrationsResponse\x12,\n\nmigrations\x18\x01 \x03(\x0b\x32\x18.landbridge.v1.Migration\"!\n\x13GetMigrationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"C\n\x14GetMigrationResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"#\n\x15WatchMigrationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"E\n\x16WatchMigrationResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"$\n\x16\x43\x61ncelMigrationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"F\n\x17\x43\x61ncelMigrationResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"$\n\x16SettleMigrationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"W\n\x17SettleMigrationResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\x12\x0f\n\x07removed\x18\x02 \x03(\t\"\xa9\x01\n\x0fSetLimitRequest\x12\x13\n\tmigration\x18\x01 \x01(\tH\x00\x12\x0e\n\x04site\x18\x02 \x01(\tH\x00\x12\x1d\n\x10\x62ytes_per_second\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x12\n\x05links\x18\x04 \x01(\rH\x02\x88\x01\x01\x12\x15\n\ras_configured\x18\x05 \x01(\x08\x42\x08\n\x06targetB\x13\n\x11_bytes_per_secondB\x08\n\x06_links\"\x12\n\x10SetLimitResponse2\xcf\x07\n\x07Gateway\x12N\n\tListSites\x12\x1f.landbridge.v1.ListSitesRequest\x1a .landbridge.v1.ListSitesResponse\x12N\n\tListHosts\x12\x1f.landbridge.v1.ListHostsRequest\x1a .landbridge.v1.ListHostsResponse\x12`\n\x07ListVms\x12).landbridge.v1.ListVirtualMachinesRequest\x1a*.landbridge.v1.ListVirtualMachinesResponse\x12N\n\tPreflight\x12\x1f.landbridge.v1.PreflightRequest\x1a .landbridge.v1.PreflightResponse\x12H\n\x07Migrate\x12\x1d.landbridge.v1.MigrateRequest\x1a\x1e.landbridge.v1.MigrateResponse\x12]\n\x0eListMigrations\x12$.landbridge.v1.ListMigrationsRequest\x1a%.landbridge.v1.ListMigrationsResponse\x12W\n\x0cGetMigration\x12\".landbridge.v1.GetMigrationRequest\x1a#.landbridge.v1.GetMigrationResponse\x12_\n\x0eWatchMigration\x12$.landbridge.v1.WatchMigrationRequest\x1a%.landbridge.v1.WatchMigrationResponse0\x01\x12`\n\x0f\x43\x61ncelMigration\x12%.landbridge.v1.CancelMigrationRequest\x1a&.landbridge.v1.CancelMigrationResponse\x12`\n\x0fSettleMigration\x12%.landbridge.v1.SettleMigrationRequest\x1a&.landbridge.v1.SettleMigrationResponse\x12K\n\x08SetLimit\x12\x1e.landbridge.v1.SetLimitRequest\x1a\x1f.landbridge.v1.SetLimitResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blandbridge/v1/gateway.proto\x12\rlandbridge.v1\x1a!landbridge/v1/authorization.proto\x1a\x1clandbridge/v1/decision.proto\x1a\x19landbridge/v1/types.proto\"\xc9\x01\n\x04Site\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05local\x18\x02 \x01(\x08\x12\x13\n\x0bunreachable\x18\x03 \x01(\t\x12\r\n\x05hosts\x18\x04 \x01(\r\x12\x17\n\x0fhosts_reachable\x18\x05 \x01(\r\x12\x17\n\x0fgateway_version\x18\x06 \x01(\t\x12\x0e\n\x06rtt_ms\x18\x07 \x01(\r\x12\x0e\n\x06tunnel\x18\x08 \x01(\t\x12\x10\n\x08links_up\x18\t \x01(\r\x12\r\n\x05links\x18\n \x01(\r\x12\r\n\x05limit\x18\x0b \x01(\x04\"\x12\n\x10ListSitesRequest\"7\n\x11ListSitesResponse\x12\"\n\x05sites\x18\x01 \x03(\x0b\x32\x13.landbridge.v1.Site\"\x12\n\x10ListHostsRequest\"7\n\x11ListHostsResponse\x12\"\n\x05hosts\x18\x01 \x03(\x0b\x32\x13.landbridge.v1.Host\"\x1c\n\x1aListVirtualMachinesRequest\"g\n\x1bListVirtualMachinesResponse\x12\x1e\n\x03vms\x18\x01 \x03(\x0b\x32\x11.landbridge.v1.Vm\x12(\n\x0bunreachable\x18\x02 \x03(\x0b\x32\x13.landbridge.v1.Host\"\x8e\x01\n\x10PreflightRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65stination_site\x18\x02 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x03 \x01(\t\x12%\n\x06policy\x18\x04 \x01(\x0b\x32\x15.landbridge.v1.Policy\x12\x13\n\x0b\x62reak_glass\x18\x05 \x01(\t\"\xe4\x01\n\x11PreflightResponse\x12\x0f\n\x07vm_uuid\x18\x01 \x01(\t\x12\x13\n\x0bsource_host\x18\x02 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x03 \x01(\t\x12(\n\x08\x66indings\x18\x04 \x03(\x0b\x32\x16.landbridge.v1.Finding\x12\x0e\n\x06passed\x18\x05 \x01(\x08\x12)\n\x08\x65stimate\x18\x06 \x01(\x0b\x32\x17.landbridge.v1.Estimate\x12*\n\tdecisions\x18\x07 \x03(\x0b\x32\x17.landbridge.v1.Decision\"\x9d\x01\n\x0eMigrateRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65stination_site\x18\x02 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x03 \x01(\t\x12%\n\x06policy\x18\x04 \x01(\x0b\x32\x15.landbridge.v1.Policy\x12\x13\n\x0b\x62reak_glass\x18\x05 \x01(\t\x12\x0f\n\x07request\x18\x06 \x01(\t\">\n\x0fMigrateResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"\x17\n\x15ListMigrationsRequest\"F\n\x16ListMigrationsResponse\x12,\n\nmigrations\x18\x01 \x03(\x0b\x32\x18.landbridge.v1.Migration\"!\n\x13GetMigrationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"C\n\x14GetMigrationResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"#\n\x15WatchMigrationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"E\n\x16WatchMigrationResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"$\n\x16\x43\x61ncelMigrationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"F\n\x17\x43\x61ncelMigrationResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"$\n\x16SettleMigrationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"W\n\x17SettleMigrationResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\x12\x0f\n\x07removed\x18\x02 \x03(\t\"\xa9\x01\n\x0fSetLimitRequest\x12\x13\n\tmigration\x18\x01 \x01(\tH\x00\x12\x0e\n\x04site\x18\x02 \x01(\tH\x00\x12\x1d\n\x10\x62ytes_per_second\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x12\n\x05links\x18\x04 \x01(\rH\x02\x88\x01\x01\x12\x15\n\ras_configured\x18\x05 \x01(\x08\x42\x08\n\x06targetB\x13\n\x11_bytes_per_secondB\x08\n\x06_links\"\x12\n\x10SetLimitResponse\"\x12\n\x10GetPolicyRequest\"@\n\x11GetPolicyResponse\x12+\n\x06policy\x18\x01 \x01(\x0b\x32\x1b.landbridge.v1.PolicyStatus\"~\n\x14\x45xplainPolicyRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65stination_site\x18\x02 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x03 \x01(\t\x12\x13\n\x0b\x62reak_glass\x18\x04 \x01(\t\x12\x11\n\trequester\x18\x05 \x01(\t\"\x85\x01\n\x15\x45xplainPolicyResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\x12*\n\tdecisions\x18\x02 \x03(\x0b\x32\x17.landbridge.v1.Decision\x12\x13\n\x0bunreachable\x18\x03 \x01(\t\"\x15\n\x13ListRequestsRequest\"H\n\x14ListRequestsResponse\x12\x30\n\x08requests\x18\x01 \x03(\x0b\x32\x1e.landbridge.v1.ApprovalRequest\"3\n\x15\x41pproveRequestRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"I\n\x16\x41pproveRequestResponse\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.landbridge.v1.ApprovalRequest\"0\n\x12\x44\x65nyRequestRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"F\n\x13\x44\x65nyRequestResponse\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.landbridge.v1.ApprovalRequest2\x89\x0b\n\x07Gateway\x12N\n\tListSites\x12\x1f.landbridge.v1.ListSitesRequest\x1a .landbridge.v1.ListSitesResponse\x12N\n\tListHosts\x12\x1f.landbridge.v1.ListHostsRequest\x1a .landbridge.v1.ListHostsResponse\x12`\n\x07ListVms\x12).landbridge.v1.ListVirtualMachinesRequest\x1a*.landbridge.v1.ListVirtualMachinesResponse\x12N\n\tPreflight\x12\x1f.landbridge.v1.PreflightRequest\x1a .landbridge.v1.PreflightResponse\x12H\n\x07Migrate\x12\x1d.landbridge.v1.MigrateRequest\x1a\x1e.landbridge.v1.MigrateResponse\x12]\n\x0eListMigrations\x12$.landbridge.v1.ListMigrationsRequest\x1a%.landbridge.v1.ListMigrationsResponse\x12W\n\x0cGetMigration\x12\".landbridge.v1.GetMigrationRequest\x1a#.landbridge.v1.GetMigrationResponse\x12_\n\x0eWatchMigration\x12$.landbridge.v1.WatchMigrationRequest\x1a%.landbridge.v1.WatchMigrationResponse0\x01\x12`\n\x0f\x43\x61ncelMigration\x12%.landbridge.v1.CancelMigrationRequest\x1a&.landbridge.v1.CancelMigrationResponse\x12`\n\x0fSettleMigration\x12%.landbridge.v1.SettleMigrationRequest\x1a&.landbridge.v1.SettleMigrationResponse\x12K\n\x08SetLimit\x12\x1e.landbridge.v1.SetLimitRequest\x1a\x1f.landbridge.v1.SetLimitResponse\x12N\n\tGetPolicy\x12\x1f.landbridge.v1.GetPolicyRequest\x1a .landbridge.v1.GetPolicyResponse\x12Z\n\rExplainPolicy\x12#.landbridge.v1.ExplainPolicyRequest\x1a$.landbridge.v1.ExplainPolicyResponse\x12W\n\x0cListRequests\x12\".landbridge.v1.ListRequestsRequest\x1a#.landbridge.v1.ListRequestsResponse\x12]\n\x0e\x41pproveRequest\x12$.landbridge.v1.ApproveRequestRequest\x1a%.landbridge.v1.ApproveRequestResponse\x12T\n\x0b\x44\x65nyRequest\x12!.landbridge.v1.DenyRequestRequest\x1a\".landbridge.v1.DenyRequestResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'landbridge.v1.gateway_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SITE']._serialized_start=74
-  _globals['_SITE']._serialized_end=275
-  _globals['_LISTSITESREQUEST']._serialized_start=277
-  _globals['_LISTSITESREQUEST']._serialized_end=295
-  _globals['_LISTSITESRESPONSE']._serialized_start=297
-  _globals['_LISTSITESRESPONSE']._serialized_end=352
-  _globals['_LISTHOSTSREQUEST']._serialized_start=354
-  _globals['_LISTHOSTSREQUEST']._serialized_end=372
-  _globals['_LISTHOSTSRESPONSE']._serialized_start=374
-  _globals['_LISTHOSTSRESPONSE']._serialized_end=429
-  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_start=431
-  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_end=459
-  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_start=461
-  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_end=564
-  _globals['_PREFLIGHTREQUEST']._serialized_start=566
-  _globals['_PREFLIGHTREQUEST']._serialized_end=687
-  _globals['_PREFLIGHTRESPONSE']._serialized_start=690
-  _globals['_PREFLIGHTRESPONSE']._serialized_end=874
-  _globals['_MIGRATEREQUEST']._serialized_start=876
-  _globals['_MIGRATEREQUEST']._serialized_end=995
-  _globals['_MIGRATERESPONSE']._serialized_start=997
-  _globals['_MIGRATERESPONSE']._serialized_end=1059
-  _globals['_LISTMIGRATIONSREQUEST']._serialized_start=1061
-  _globals['_LISTMIGRATIONSREQUEST']._serialized_end=1084
-  _globals['_LISTMIGRATIONSRESPONSE']._serialized_start=1086
-  _globals['_LISTMIGRATIONSRESPONSE']._serialized_end=1156
-  _globals['_GETMIGRATIONREQUEST']._serialized_start=1158
-  _globals['_GETMIGRATIONREQUEST']._serialized_end=1191
-  _globals['_GETMIGRATIONRESPONSE']._serialized_start=1193
-  _globals['_GETMIGRATIONRESPONSE']._serialized_end=1260
-  _globals['_WATCHMIGRATIONREQUEST']._serialized_start=1262
-  _globals['_WATCHMIGRATIONREQUEST']._serialized_end=1297
-  _globals['_WATCHMIGRATIONRESPONSE']._serialized_start=1299
-  _globals['_WATCHMIGRATIONRESPONSE']._serialized_end=1368
-  _globals['_CANCELMIGRATIONREQUEST']._serialized_start=1370
-  _globals['_CANCELMIGRATIONREQUEST']._serialized_end=1406
-  _globals['_CANCELMIGRATIONRESPONSE']._serialized_start=1408
-  _globals['_CANCELMIGRATIONRESPONSE']._serialized_end=1478
-  _globals['_SETTLEMIGRATIONREQUEST']._serialized_start=1480
-  _globals['_SETTLEMIGRATIONREQUEST']._serialized_end=1516
-  _globals['_SETTLEMIGRATIONRESPONSE']._serialized_start=1518
-  _globals['_SETTLEMIGRATIONRESPONSE']._serialized_end=1605
-  _globals['_SETLIMITREQUEST']._serialized_start=1608
-  _globals['_SETLIMITREQUEST']._serialized_end=1777
-  _globals['_SETLIMITRESPONSE']._serialized_start=1779
-  _globals['_SETLIMITRESPONSE']._serialized_end=1797
-  _globals['_GATEWAY']._serialized_start=1800
-  _globals['_GATEWAY']._serialized_end=2775
+  _globals['_SITE']._serialized_start=139
+  _globals['_SITE']._serialized_end=340
+  _globals['_LISTSITESREQUEST']._serialized_start=342
+  _globals['_LISTSITESREQUEST']._serialized_end=360
+  _globals['_LISTSITESRESPONSE']._serialized_start=362
+  _globals['_LISTSITESRESPONSE']._serialized_end=417
+  _globals['_LISTHOSTSREQUEST']._serialized_start=419
+  _globals['_LISTHOSTSREQUEST']._serialized_end=437
+  _globals['_LISTHOSTSRESPONSE']._serialized_start=439
+  _globals['_LISTHOSTSRESPONSE']._serialized_end=494
+  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_start=496
+  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_end=524
+  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_start=526
+  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_end=629
+  _globals['_PREFLIGHTREQUEST']._serialized_start=632
+  _globals['_PREFLIGHTREQUEST']._serialized_end=774
+  _globals['_PREFLIGHTRESPONSE']._serialized_start=777
+  _globals['_PREFLIGHTRESPONSE']._serialized_end=1005
+  _globals['_MIGRATEREQUEST']._serialized_start=1008
+  _globals['_MIGRATEREQUEST']._serialized_end=1165
+  _globals['_MIGRATERESPONSE']._serialized_start=1167
+  _globals['_MIGRATERESPONSE']._serialized_end=1229
+  _globals['_LISTMIGRATIONSREQUEST']._serialized_start=1231
+  _globals['_LISTMIGRATIONSREQUEST']._serialized_end=1254
+  _globals['_LISTMIGRATIONSRESPONSE']._serialized_start=1256
+  _globals['_LISTMIGRATIONSRESPONSE']._serialized_end=1326
+  _globals['_GETMIGRATIONREQUEST']._serialized_start=1328
+  _globals['_GETMIGRATIONREQUEST']._serialized_end=1361
+  _globals['_GETMIGRATIONRESPONSE']._serialized_start=1363
+  _globals['_GETMIGRATIONRESPONSE']._serialized_end=1430
+  _globals['_WATCHMIGRATIONREQUEST']._serialized_start=1432
+  _globals['_WATCHMIGRATIONREQUEST']._serialized_end=1467
+  _globals['_WATCHMIGRATIONRESPONSE']._serialized_start=1469
+  _globals['_WATCHMIGRATIONRESPONSE']._serialized_end=1538
+  _globals['_CANCELMIGRATIONREQUEST']._serialized_start=1540
+  _globals['_CANCELMIGRATIONREQUEST']._serialized_end=1576
+  _globals['_CANCELMIGRATIONRESPONSE']._serialized_start=1578
+  _globals['_CANCELMIGRATIONRESPONSE']._serialized_end=1648
+  _globals['_SETTLEMIGRATIONREQUEST']._serialized_start=1650
+  _globals['_SETTLEMIGRATIONREQUEST']._serialized_end=1686
+  _globals['_SETTLEMIGRATIONRESPONSE']._serialized_start=1688
+  _globals['_SETTLEMIGRATIONRESPONSE']._serialized_end=1775
+  _globals['_SETLIMITREQUEST']._serialized_start=1778
+  _globals['_SETLIMITREQUEST']._serialized_end=1947
+  _globals['_SETLIMITRESPONSE']._serialized_start=1949
+  _globals['_SETLIMITRESPONSE']._serialized_end=1967
+  _globals['_GETPOLICYREQUEST']._serialized_start=1969
+  _globals['_GETPOLICYREQUEST']._serialized_end=1987
+  _globals['_GETPOLICYRESPONSE']._serialized_start=1989
+  _globals['_GETPOLICYRESPONSE']._serialized_end=2053
+  _globals['_EXPLAINPOLICYREQUEST']._serialized_start=2055
+  _globals['_EXPLAINPOLICYREQUEST']._serialized_end=2181
+  _globals['_EXPLAINPOLICYRESPONSE']._serialized_start=2184
+  _globals['_EXPLAINPOLICYRESPONSE']._serialized_end=2317
+  _globals['_LISTREQUESTSREQUEST']._serialized_start=2319
+  _globals['_LISTREQUESTSREQUEST']._serialized_end=2340
+  _globals['_LISTREQUESTSRESPONSE']._serialized_start=2342
+  _globals['_LISTREQUESTSRESPONSE']._serialized_end=2414
+  _globals['_APPROVEREQUESTREQUEST']._serialized_start=2416
+  _globals['_APPROVEREQUESTREQUEST']._serialized_end=2467
+  _globals['_APPROVEREQUESTRESPONSE']._serialized_start=2469
+  _globals['_APPROVEREQUESTRESPONSE']._serialized_end=2542
+  _globals['_DENYREQUESTREQUEST']._serialized_start=2544
+  _globals['_DENYREQUESTREQUEST']._serialized_end=2592
+  _globals['_DENYREQUESTRESPONSE']._serialized_start=2594
+  _globals['_DENYREQUESTRESPONSE']._serialized_end=2664
+  _globals['_GATEWAY']._serialized_start=2667
+  _globals['_GATEWAY']._serialized_end=4084
 # @@protoc_insertion_point(module_scope)

@@ -89,6 +89,31 @@ class GatewayStub:
                 request_serializer=landbridge_dot_v1_dot_gateway__pb2.SetLimitRequest.SerializeToString,
                 response_deserializer=landbridge_dot_v1_dot_gateway__pb2.SetLimitResponse.FromString,
                 _registered_method=True)
+        self.GetPolicy = channel.unary_unary(
+                '/landbridge.v1.Gateway/GetPolicy',
+                request_serializer=landbridge_dot_v1_dot_gateway__pb2.GetPolicyRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_gateway__pb2.GetPolicyResponse.FromString,
+                _registered_method=True)
+        self.ExplainPolicy = channel.unary_unary(
+                '/landbridge.v1.Gateway/ExplainPolicy',
+                request_serializer=landbridge_dot_v1_dot_gateway__pb2.ExplainPolicyRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_gateway__pb2.ExplainPolicyResponse.FromString,
+                _registered_method=True)
+        self.ListRequests = channel.unary_unary(
+                '/landbridge.v1.Gateway/ListRequests',
+                request_serializer=landbridge_dot_v1_dot_gateway__pb2.ListRequestsRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_gateway__pb2.ListRequestsResponse.FromString,
+                _registered_method=True)
+        self.ApproveRequest = channel.unary_unary(
+                '/landbridge.v1.Gateway/ApproveRequest',
+                request_serializer=landbridge_dot_v1_dot_gateway__pb2.ApproveRequestRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_gateway__pb2.ApproveRequestResponse.FromString,
+                _registered_method=True)
+        self.DenyRequest = channel.unary_unary(
+                '/landbridge.v1.Gateway/DenyRequest',
+                request_serializer=landbridge_dot_v1_dot_gateway__pb2.DenyRequestRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_gateway__pb2.DenyRequestResponse.FromString,
+                _registered_method=True)
 
 
 class GatewayServicer:
@@ -170,6 +195,39 @@ class GatewayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPolicy(self, request, context):
+        """The policy that this gateway goes by, and what the caller is by it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainPolicy(self, request, context):
+        """What the policies of both sites say to a migration; nothing is touched, and nothing is recorded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRequests(self, request, context):
+        """Newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApproveRequest(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DenyRequest(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatewayServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -227,6 +285,31 @@ def add_GatewayServicer_to_server(servicer, server):
                     servicer.SetLimit,
                     request_deserializer=landbridge_dot_v1_dot_gateway__pb2.SetLimitRequest.FromString,
                     response_serializer=landbridge_dot_v1_dot_gateway__pb2.SetLimitResponse.SerializeToString,
+            ),
+            'GetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicy,
+                    request_deserializer=landbridge_dot_v1_dot_gateway__pb2.GetPolicyRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_gateway__pb2.GetPolicyResponse.SerializeToString,
+            ),
+            'ExplainPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPolicy,
+                    request_deserializer=landbridge_dot_v1_dot_gateway__pb2.ExplainPolicyRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_gateway__pb2.ExplainPolicyResponse.SerializeToString,
+            ),
+            'ListRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRequests,
+                    request_deserializer=landbridge_dot_v1_dot_gateway__pb2.ListRequestsRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_gateway__pb2.ListRequestsResponse.SerializeToString,
+            ),
+            'ApproveRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveRequest,
+                    request_deserializer=landbridge_dot_v1_dot_gateway__pb2.ApproveRequestRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_gateway__pb2.ApproveRequestResponse.SerializeToString,
+            ),
+            'DenyRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.DenyRequest,
+                    request_deserializer=landbridge_dot_v1_dot_gateway__pb2.DenyRequestRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_gateway__pb2.DenyRequestResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -526,6 +609,141 @@ class Gateway:
             '/landbridge.v1.Gateway/SetLimit',
             landbridge_dot_v1_dot_gateway__pb2.SetLimitRequest.SerializeToString,
             landbridge_dot_v1_dot_gateway__pb2.SetLimitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Gateway/GetPolicy',
+            landbridge_dot_v1_dot_gateway__pb2.GetPolicyRequest.SerializeToString,
+            landbridge_dot_v1_dot_gateway__pb2.GetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Gateway/ExplainPolicy',
+            landbridge_dot_v1_dot_gateway__pb2.ExplainPolicyRequest.SerializeToString,
+            landbridge_dot_v1_dot_gateway__pb2.ExplainPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Gateway/ListRequests',
+            landbridge_dot_v1_dot_gateway__pb2.ListRequestsRequest.SerializeToString,
+            landbridge_dot_v1_dot_gateway__pb2.ListRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Gateway/ApproveRequest',
+            landbridge_dot_v1_dot_gateway__pb2.ApproveRequestRequest.SerializeToString,
+            landbridge_dot_v1_dot_gateway__pb2.ApproveRequestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DenyRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Gateway/DenyRequest',
+            landbridge_dot_v1_dot_gateway__pb2.DenyRequestRequest.SerializeToString,
+            landbridge_dot_v1_dot_gateway__pb2.DenyRequestResponse.FromString,
             options,
             channel_credentials,
             insecure,

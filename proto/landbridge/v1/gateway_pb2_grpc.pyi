@@ -53,6 +53,14 @@ class GatewayStub:
     """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs. It holds at every gateway of
     this site within a few seconds, and over their restarts: a migration's until it ends, a tunnel's until it is set again.
     """
+    GetPolicy: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GetPolicyRequest, _gateway_pb2.GetPolicyResponse]
+    """The policy that this gateway goes by, and what the caller is by it."""
+    ExplainPolicy: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ExplainPolicyRequest, _gateway_pb2.ExplainPolicyResponse]
+    """What the policies of both sites say to a migration; nothing is touched, and nothing is recorded."""
+    ListRequests: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListRequestsRequest, _gateway_pb2.ListRequestsResponse]
+    """Newest first."""
+    ApproveRequest: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ApproveRequestRequest, _gateway_pb2.ApproveRequestResponse]
+    DenyRequest: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DenyRequestRequest, _gateway_pb2.DenyRequestResponse]
 
 @_typing.type_check_only
 class GatewayAsyncStub(GatewayStub):
@@ -79,6 +87,14 @@ class GatewayAsyncStub(GatewayStub):
     """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs. It holds at every gateway of
     this site within a few seconds, and over their restarts: a migration's until it ends, a tunnel's until it is set again.
     """
+    GetPolicy: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetPolicyRequest, _gateway_pb2.GetPolicyResponse]  # type: ignore[assignment]
+    """The policy that this gateway goes by, and what the caller is by it."""
+    ExplainPolicy: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ExplainPolicyRequest, _gateway_pb2.ExplainPolicyResponse]  # type: ignore[assignment]
+    """What the policies of both sites say to a migration; nothing is touched, and nothing is recorded."""
+    ListRequests: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListRequestsRequest, _gateway_pb2.ListRequestsResponse]  # type: ignore[assignment]
+    """Newest first."""
+    ApproveRequest: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ApproveRequestRequest, _gateway_pb2.ApproveRequestResponse]  # type: ignore[assignment]
+    DenyRequest: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DenyRequestRequest, _gateway_pb2.DenyRequestResponse]  # type: ignore[assignment]
 
 class GatewayServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -168,5 +184,43 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs. It holds at every gateway of
         this site within a few seconds, and over their restarts: a migration's until it ends, a tunnel's until it is set again.
         """
+
+    @_abc_1.abstractmethod
+    def GetPolicy(
+        self,
+        request: _gateway_pb2.GetPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.GetPolicyResponse, _abc.Awaitable[_gateway_pb2.GetPolicyResponse]]:
+        """The policy that this gateway goes by, and what the caller is by it."""
+
+    @_abc_1.abstractmethod
+    def ExplainPolicy(
+        self,
+        request: _gateway_pb2.ExplainPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.ExplainPolicyResponse, _abc.Awaitable[_gateway_pb2.ExplainPolicyResponse]]:
+        """What the policies of both sites say to a migration; nothing is touched, and nothing is recorded."""
+
+    @_abc_1.abstractmethod
+    def ListRequests(
+        self,
+        request: _gateway_pb2.ListRequestsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.ListRequestsResponse, _abc.Awaitable[_gateway_pb2.ListRequestsResponse]]:
+        """Newest first."""
+
+    @_abc_1.abstractmethod
+    def ApproveRequest(
+        self,
+        request: _gateway_pb2.ApproveRequestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.ApproveRequestResponse, _abc.Awaitable[_gateway_pb2.ApproveRequestResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DenyRequest(
+        self,
+        request: _gateway_pb2.DenyRequestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.DenyRequestResponse, _abc.Awaitable[_gateway_pb2.DenyRequestResponse]]: ...
 
 def add_GatewayServicer_to_server(servicer: GatewayServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

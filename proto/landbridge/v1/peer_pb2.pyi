@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from landbridge.v1 import agent_pb2 as _agent_pb2
+from landbridge.v1 import decision_pb2 as _decision_pb2
 from landbridge.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -147,16 +148,22 @@ class PeerPrepareResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PREPARE_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def prepare(self) -> _agent_pb2.PrepareResponse: ...
+    @_builtins.property
+    def decision(self) -> _decision_pb2.Decision:
+        """What the destination's policy has decided; an error is sent where it is no yes."""
+
     def __init__(
         self,
         *,
         prepare: _agent_pb2.PrepareResponse | None = ...,
+        decision: _decision_pb2.Decision | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["prepare", b"prepare"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "prepare", b"prepare"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prepare", b"prepare"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "prepare", b"prepare"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -276,3 +283,49 @@ class PeerReportResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PeerReportResponse: _TypeAlias = PeerReportResponse  # noqa: Y015
+
+@_typing.final
+class PeerAuthorizeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    open: _builtins.bool
+    """It is to begin, so where approvals are missing, ask this site's approvers for them."""
+    @_builtins.property
+    def migration(self) -> _types_pb2.Migration:
+        """What is asked for; no migration yet."""
+
+    def __init__(
+        self,
+        *,
+        migration: _types_pb2.Migration | None = ...,
+        open: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "open", b"open"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerAuthorizeRequest: _TypeAlias = PeerAuthorizeRequest  # noqa: Y015
+
+@_typing.final
+class PeerAuthorizeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def decision(self) -> _decision_pb2.Decision: ...
+    def __init__(
+        self,
+        *,
+        decision: _decision_pb2.Decision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerAuthorizeResponse: _TypeAlias = PeerAuthorizeResponse  # noqa: Y015

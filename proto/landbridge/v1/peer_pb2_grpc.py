@@ -44,6 +44,11 @@ class PeerStub:
                 request_serializer=landbridge_dot_v1_dot_peer__pb2.PeerCheckIncomingRequest.SerializeToString,
                 response_deserializer=landbridge_dot_v1_dot_peer__pb2.PeerCheckIncomingResponse.FromString,
                 _registered_method=True)
+        self.Authorize = channel.unary_unary(
+                '/landbridge.v1.Peer/Authorize',
+                request_serializer=landbridge_dot_v1_dot_peer__pb2.PeerAuthorizeRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_peer__pb2.PeerAuthorizeResponse.FromString,
+                _registered_method=True)
         self.Prepare = channel.unary_unary(
                 '/landbridge.v1.Peer/Prepare',
                 request_serializer=landbridge_dot_v1_dot_peer__pb2.PeerPrepareRequest.SerializeToString,
@@ -77,6 +82,13 @@ class PeerServicer:
 
     def CheckIncoming(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Authorize(self, request, context):
+        """What the destination's policy says to a migration; nothing is touched.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -118,6 +130,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.CheckIncoming,
                     request_deserializer=landbridge_dot_v1_dot_peer__pb2.PeerCheckIncomingRequest.FromString,
                     response_serializer=landbridge_dot_v1_dot_peer__pb2.PeerCheckIncomingResponse.SerializeToString,
+            ),
+            'Authorize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Authorize,
+                    request_deserializer=landbridge_dot_v1_dot_peer__pb2.PeerAuthorizeRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_peer__pb2.PeerAuthorizeResponse.SerializeToString,
             ),
             'Prepare': grpc.unary_unary_rpc_method_handler(
                     servicer.Prepare,
@@ -194,6 +211,33 @@ class Peer:
             '/landbridge.v1.Peer/CheckIncoming',
             landbridge_dot_v1_dot_peer__pb2.PeerCheckIncomingRequest.SerializeToString,
             landbridge_dot_v1_dot_peer__pb2.PeerCheckIncomingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Authorize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Peer/Authorize',
+            landbridge_dot_v1_dot_peer__pb2.PeerAuthorizeRequest.SerializeToString,
+            landbridge_dot_v1_dot_peer__pb2.PeerAuthorizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,6 +33,8 @@ class PeerStub:
     def __new__(cls, channel: _aio.Channel) -> PeerAsyncStub: ...
     GetSite: _grpc.UnaryUnaryMultiCallable[_peer_pb2.GetSiteRequest, _peer_pb2.GetSiteResponse]
     CheckIncoming: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PeerCheckIncomingRequest, _peer_pb2.PeerCheckIncomingResponse]
+    Authorize: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PeerAuthorizeRequest, _peer_pb2.PeerAuthorizeResponse]
+    """What the destination's policy says to a migration; nothing is touched."""
     Prepare: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PeerPrepareRequest, _peer_pb2.PeerPrepareResponse]
     Activate: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PeerActivateRequest, _peer_pb2.PeerActivateResponse]
     Cancel: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PeerCancelRequest, _peer_pb2.PeerCancelResponse]
@@ -44,6 +46,8 @@ class PeerAsyncStub(PeerStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetSite: _aio.UnaryUnaryMultiCallable[_peer_pb2.GetSiteRequest, _peer_pb2.GetSiteResponse]  # type: ignore[assignment]
     CheckIncoming: _aio.UnaryUnaryMultiCallable[_peer_pb2.PeerCheckIncomingRequest, _peer_pb2.PeerCheckIncomingResponse]  # type: ignore[assignment]
+    Authorize: _aio.UnaryUnaryMultiCallable[_peer_pb2.PeerAuthorizeRequest, _peer_pb2.PeerAuthorizeResponse]  # type: ignore[assignment]
+    """What the destination's policy says to a migration; nothing is touched."""
     Prepare: _aio.UnaryUnaryMultiCallable[_peer_pb2.PeerPrepareRequest, _peer_pb2.PeerPrepareResponse]  # type: ignore[assignment]
     Activate: _aio.UnaryUnaryMultiCallable[_peer_pb2.PeerActivateRequest, _peer_pb2.PeerActivateResponse]  # type: ignore[assignment]
     Cancel: _aio.UnaryUnaryMultiCallable[_peer_pb2.PeerCancelRequest, _peer_pb2.PeerCancelResponse]  # type: ignore[assignment]
@@ -64,6 +68,14 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         request: _peer_pb2.PeerCheckIncomingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.PeerCheckIncomingResponse, _abc.Awaitable[_peer_pb2.PeerCheckIncomingResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Authorize(
+        self,
+        request: _peer_pb2.PeerAuthorizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.PeerAuthorizeResponse, _abc.Awaitable[_peer_pb2.PeerAuthorizeResponse]]:
+        """What the destination's policy says to a migration; nothing is touched."""
 
     @_abc_1.abstractmethod
     def Prepare(

@@ -11,6 +11,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from landbridge.v1 import decision_pb2 as _decision_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -304,6 +305,7 @@ class Vm(_message.Message):
     MOVED_BY_FIELD_NUMBER: _builtins.int
     SITE_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     uuid: _builtins.str
     state: Global___VmState.ValueType
@@ -336,6 +338,10 @@ class Vm(_message.Message):
 
     @_builtins.property
     def immovable_devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImmovableDevice]: ...
+    @_builtins.property
+    def labels(self) -> _decision_pb2.Labels:
+        """As its definition has them."""
+
     def __init__(
         self,
         *,
@@ -359,10 +365,11 @@ class Vm(_message.Message):
         moved_by: _builtins.str = ...,
         site: _builtins.str = ...,
         host: _builtins.str = ...,
+        labels: _decision_pb2.Labels | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "autostart", b"autostart", "busy", b"busy", "cpu_mode", b"cpu_mode", "cpu_model", b"cpu_model", "disks", b"disks", "emulator", b"emulator", "host", b"host", "immovable_devices", b"immovable_devices", "machine", b"machine", "memory", b"memory", "moved_by", b"moved_by", "name", b"name", "networks", b"networks", "persistent", b"persistent", "site", b"site", "state", b"state", "unmapped_interfaces", b"unmapped_interfaces", "uuid", b"uuid", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "autostart", b"autostart", "busy", b"busy", "cpu_mode", b"cpu_mode", "cpu_model", b"cpu_model", "disks", b"disks", "emulator", b"emulator", "host", b"host", "immovable_devices", b"immovable_devices", "labels", b"labels", "machine", b"machine", "memory", b"memory", "moved_by", b"moved_by", "name", b"name", "networks", b"networks", "persistent", b"persistent", "site", b"site", "state", b"state", "unmapped_interfaces", b"unmapped_interfaces", "uuid", b"uuid", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -860,6 +867,11 @@ class Migration(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     ESTIMATE_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    DOMAIN_SHA256_FIELD_NUMBER: _builtins.int
+    APPROVALS_FIELD_NUMBER: _builtins.int
+    BREAK_GLASS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     vm: _builtins.str
     vm_uuid: _builtins.str
@@ -876,6 +888,10 @@ class Migration(_message.Message):
     """For how long the destination host has not been heard from the source host; absent while it is."""
     limit: _builtins.int
     """Bytes per second that it may use on the WAN; 0: no limit of its own."""
+    domain_sha256: _builtins.str
+    """Of the VM's definition as the source's hypervisor gave it, as hex."""
+    break_glass: _builtins.str
+    """Why freezes and four-eyes were overridden; empty if nobody asked for it."""
     @_builtins.property
     def requested_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -892,6 +908,18 @@ class Migration(_message.Message):
     def policy(self) -> Global___Policy: ...
     @_builtins.property
     def estimate(self) -> Global___Estimate: ...
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[_decision_pb2.Decision]:
+        """What the policies of both sites have decided, in the order in which they were asked."""
+
+    @_builtins.property
+    def labels(self) -> _decision_pb2.Labels:
+        """What the VM is, by the source site's policy."""
+
+    @_builtins.property
+    def approvals(self) -> _containers.RepeatedCompositeFieldContainer[_decision_pb2.Approval]:
+        """Of the source site."""
+
     def __init__(
         self,
         *,
@@ -915,10 +943,15 @@ class Migration(_message.Message):
         limit: _builtins.int = ...,
         policy: Global___Policy | None = ...,
         estimate: Global___Estimate | None = ...,
+        decisions: _abc.Iterable[_decision_pb2.Decision] | None = ...,
+        labels: _decision_pb2.Labels | None = ...,
+        domain_sha256: _builtins.str = ...,
+        approvals: _abc.Iterable[_decision_pb2.Approval] | None = ...,
+        break_glass: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "ended_at", b"ended_at", "estimate", b"estimate", "policy", b"policy", "progress", b"progress", "requested_at", b"requested_at", "silent_ms", b"silent_ms", "summary", b"summary", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "ended_at", b"ended_at", "estimate", b"estimate", "labels", b"labels", "policy", b"policy", "progress", b"progress", "requested_at", b"requested_at", "silent_ms", b"silent_ms", "summary", b"summary", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "destination_host", b"destination_host", "destination_site", b"destination_site", "ended_at", b"ended_at", "estimate", b"estimate", "findings", b"findings", "id", b"id", "limit", b"limit", "policy", b"policy", "progress", b"progress", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "silent_ms", b"silent_ms", "source_host", b"source_host", "source_site", b"source_site", "state", b"state", "summary", b"summary", "updated_at", b"updated_at", "vm", b"vm", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "approvals", b"approvals", "break_glass", b"break_glass", "decisions", b"decisions", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_sha256", b"domain_sha256", "ended_at", b"ended_at", "estimate", b"estimate", "findings", b"findings", "id", b"id", "labels", b"labels", "limit", b"limit", "policy", b"policy", "progress", b"progress", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "silent_ms", b"silent_ms", "source_host", b"source_host", "source_site", b"source_site", "state", b"state", "summary", b"summary", "updated_at", b"updated_at", "vm", b"vm", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__silent_ms: _TypeAlias = _typing.Literal["silent_ms"]  # noqa: Y015
     _WhichOneofArgType__silent_ms: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms"]  # noqa: Y015

@@ -1,0 +1,63 @@
+"""The roles of operators, and the one table of which of them may make which call. Pure.
+
+A call that is not in the table is made by nobody. A person may have several roles; none of them contains another, so that, say, an
+admin who may also approve is one by what the policy file says and not by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from enum import StrEnum
+
+
+class OperatorRole(StrEnum):
+    """What a person may be, as the policy file says it."""
+
+    # Looks.
+    VIEWER = "viewer"
+    # Moves VMs, within what the rules permit.
+    OPERATOR = "operator"
+    # Says yes or no to requests of others.
+    APPROVER = "approver"
+    # Looks, and is there to check on the others.
+    AUDITOR = "auditor"
+    # Runs Landbridge itself: the tunnels, the hosts, the certificates.
+    ADMIN = "admin"
+
+
+_ALL = frozenset(OperatorRole)
+_OPERATOR = frozenset({OperatorRole.OPERATOR})
+_APPROVER = frozenset({OperatorRole.APPROVER})
+
+# Calls that every operator of this site may make, also one without a role: they say who one is here.
+OPEN = frozenset({"GetPolicy"})
+
+# By the names of landbridge.v1.Gateway. Operators are bound further by the rules, for each VM.
+CALLS: Mapping[str, frozenset[OperatorRole]] = {
+    "ListSites": _ALL,
+    "ListHosts": _ALL,
+    "ListVms": _ALL,
+    "ListMigrations": _ALL,
+    "GetMigration": _ALL,
+    "WatchMigration": _ALL,
+    "ListRequests": _ALL,
+    "ExplainPolicy": _ALL,
+    # It looks into the guest's memory, and shows its definition to the other site.
+    "Preflight": _OPERATOR,
+    "Migrate": _OPERATOR,
+    "CancelMigration": _OPERATOR,
+    "SettleMigration": _OPERATOR,
+    "SetLimit": frozenset({OperatorRole.OPERATOR, OperatorRole.ADMIN}),
+    "ApproveRequest": _APPROVER,
+    "DenyRequest": _APPROVER,
+}
+
+
+def may_call(call: str, roles: Collection[OperatorRole]) -> bool:
+    """Whether somebody with these roles may make a call."""
+    return call in OPEN or not CALLS.get(call, frozenset()).isdisjoint(roles)
+
+
+def needed(call: str) -> str:
+    """The roles that a call takes, in words."""
+    return " or ".join(sorted(CALLS.get(call, ()))) or "a role that does not exist"

@@ -1,0 +1,69 @@
+"""gateway/authorization/roles.py: the matrix of roles and calls, in full."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.authorization.roles import CALLS, OPEN, OperatorRole, may_call, needed
+from landbridge.v1.gateway_pb2 import DESCRIPTOR
+
+# x: may. Written by hand, and held against the table: whoever changes one changes the other, and is seen.
+MATRIX = """
+                  viewer  operator  approver  auditor  admin  nobody
+ListSites         x       x         x         x        x      .
+ListHosts         x       x         x         x        x      .
+ListVms           x       x         x         x        x      .
+ListMigrations    x       x         x         x        x      .
+GetMigration      x       x         x         x        x      .
+WatchMigration    x       x         x         x        x      .
+ListRequests      x       x         x         x        x      .
+ExplainPolicy     x       x         x         x        x      .
+GetPolicy         x       x         x         x        x      x
+Preflight         .       x         .         .        .      .
+Migrate           .       x         .         .        .      .
+CancelMigration   .       x         .         .        .      .
+SettleMigration   .       x         .         .        .      .
+SetLimit          .       x         .         .        x      .
+ApproveRequest    .       .         x         .        .      .
+DenyRequest       .       .         x         .        .      .
+"""
+
+
+def matrix() -> dict[tuple[str, str], bool]:
+    """By call and role; the role "nobody" is none."""
+    head, *lines = MATRIX.strip().splitlines()
+    return {
+        (line.split()[0], role): sign == "x"
+        for line in lines
+        for role, sign in zip(head.split(), line.split()[1:], strict=True)
+    }
+
+
+@pytest.mark.parametrize(("call", "role"), matrix(), ids=" ".join)
+def test_a_role_may_make_the_calls_of_the_matrix_and_no_others(call: str, role: str) -> None:
+    roles = set() if role == "nobody" else {OperatorRole(role)}
+    assert may_call(call, roles) is matrix()[call, role]
+
+
+def test_the_matrix_has_every_call_and_every_role() -> None:
+    calls = {method.name for method in DESCRIPTOR.services_by_name["Gateway"].methods}
+    assert {call for call, _ in matrix()} == calls == CALLS.keys() | OPEN
+    assert {role for _, role in matrix()} == {*OperatorRole, "nobody"}
+    assert not CALLS.keys() & OPEN
+
+
+def test_a_call_that_the_table_does_not_have_is_made_by_nobody() -> None:
+    assert not may_call("Teleport", set(OperatorRole))
+    assert needed("Teleport") == "a role that does not exist"
+
+
+def test_roles_add_up_and_none_contains_another() -> None:
+    both = {OperatorRole.VIEWER, OperatorRole.APPROVER}
+    assert may_call("ApproveRequest", both)
+    assert not may_call("Migrate", both)
+    assert not may_call("Migrate", {OperatorRole.ADMIN})
+
+
+def test_a_refusal_can_name_what_is_needed() -> None:
+    assert needed("Migrate") == "operator"
+    assert needed("SetLimit") == "admin or operator"
