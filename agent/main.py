@@ -26,6 +26,7 @@ from certs import tls
 from certs.guard import SERVER_OPTIONS, Access, Guard
 from certs.identity import Role
 from certs.links import Target, listen
+from certs.living import LivingIdentity
 from certs.store import StoredIdentity, load_identity
 from landbridge import config, log, memory
 from landbridge.errors import ConfigError, LandbridgeError
@@ -77,16 +78,17 @@ async def serve(settings: AgentSettings, identity: StoredIdentity, hypervisor: H
 
 
 @contextlib.asynccontextmanager
-async def running(settings: AgentSettings, identity: StoredIdentity, hypervisor: Hypervisor) -> AsyncIterator[None]:
+async def running(settings: AgentSettings, stored: StoredIdentity, hypervisor: Hypervisor) -> AsyncIterator[None]:
     """The agent, serving for as long as the context is open."""
-    domain = identity.identity.trust_domain
+    identity = LivingIdentity(stored)
     moves: Moves
 
-    context, name = (
-        tls.client_context(identity, settings.site),
-        tls.server_name(Role.GATEWAY, settings.site, domain),
+    gateways = Gateways(
+        [
+            Target("this site's gateway", address, identity, Role.GATEWAY, settings.site)
+            for address in settings.gateway.stream
+        ]
     )
-    gateways = Gateways([Target("this site's gateway", address, context, name) for address in settings.gateway.stream])
     incoming = Incoming(lambda opening: moves.admit(opening, str(settings.libvirt.socket)))
     host = HostContext(
         hypervisor,
@@ -99,9 +101,9 @@ async def running(settings: AgentSettings, identity: StoredIdentity, hypervisor:
     moves = Moves(host)
     moves.recover()
     access = Access(Role.GATEWAY, settings.site)
-    server = aio.server(interceptors=[Guard(identity.trust, {"landbridge.v1.Agent": access})], options=SERVER_OPTIONS)
+    server = aio.server(interceptors=[Guard(identity, {"landbridge.v1.Agent": access})], options=SERVER_OPTIONS)
     add_AgentServicer_to_server(AgentService(host, moves, settings.site, settings.name), server)
-    if server.add_secure_port(str(settings.listen.control), tls.grpc_server_credentials(identity)) == 0:
+    if server.add_secure_port(str(settings.listen.control), tls.grpc_server_credentials(lambda: identity.stored)) == 0:
         raise ConfigError(f"nothing can listen on {settings.listen.control}; see listen.control")
     await server.start()
     stream = await listen(settings.listen.stream, identity, access, lambda link, _peer: incoming.accept(link))

@@ -18,6 +18,7 @@ from certs import tls
 from certs.guard import SERVER_OPTIONS, Access, Guard
 from certs.identity import Role
 from certs.links import listen
+from certs.living import LivingIdentity
 from certs.store import StoredIdentity, load_identity
 from gateway.config import GatewayConfig
 from gateway.migration.coordinator import Coordinator
@@ -85,8 +86,9 @@ async def serve(settings: GatewayConfig, identity: StoredIdentity) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIterator[None]:
+async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncIterator[None]:
     """The gateway, serving for as long as the context is open."""
+    identity = LivingIdentity(stored)
     async with contextlib.AsyncExitStack() as stack:
         store = Store(settings.store.url, settings.name)
         stack.callback(store.close)
@@ -103,8 +105,8 @@ async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIte
         coordinator = Coordinator(ledger, inventory, tunnels, settings.patience)
 
         await listen_for_links(settings, identity, tunnels, stack)
-        operators = Guard(identity.trust, {"landbridge.v1.Gateway": Access(Role.OPERATOR, settings.site)})
-        peers = Guard(identity.trust, {"landbridge.v1.Peer": Access(Role.GATEWAY, settings.site, local=False)})
+        operators = Guard(identity, {"landbridge.v1.Gateway": Access(Role.OPERATOR, settings.site)})
+        peers = Guard(identity, {"landbridge.v1.Peer": Access(Role.GATEWAY, settings.site, local=False)})
         for guard, address, section in (
             (operators, settings.listen.operators, "operators"),
             (peers, settings.listen.peers, "peers"),
@@ -132,7 +134,7 @@ async def leave(store: Store) -> None:
         await store.leave()
 
 
-def remotes(settings: GatewayConfig, identity: StoredIdentity, stack: contextlib.AsyncExitStack) -> Inventory:
+def remotes(settings: GatewayConfig, identity: LivingIdentity, stack: contextlib.AsyncExitStack) -> Inventory:
     """Whom this gateway calls: the agents of its hosts, and the gateways of other sites."""
     agents = {host.name: AgentRemote(host.name, host.control, identity) for host in settings.hosts}
     sites = {site.name: RemoteSite(PeerRemote(site.name, site.peers, identity), site) for site in settings.sites}
@@ -142,7 +144,7 @@ def remotes(settings: GatewayConfig, identity: StoredIdentity, stack: contextlib
 
 
 async def listen_for_links(
-    settings: GatewayConfig, identity: StoredIdentity, tunnels: Tunnels, stack: contextlib.AsyncExitStack
+    settings: GatewayConfig, identity: LivingIdentity, tunnels: Tunnels, stack: contextlib.AsyncExitStack
 ) -> None:
     """Accept links from this site's agents and from other sites' gateways."""
     hosts = Access(Role.HOST, settings.site)
@@ -153,10 +155,10 @@ async def listen_for_links(
     stack.callback(accepted.close)
 
 
-def bind(server: aio.Server, address: Address, identity: StoredIdentity, section: str) -> None:
+def bind(server: aio.Server, address: Address, identity: LivingIdentity, section: str) -> None:
     """Have a gRPC server listen. Raises ConfigError."""
     try:
-        port = server.add_secure_port(str(address), tls.grpc_server_credentials(identity))
+        port = server.add_secure_port(str(address), tls.grpc_server_credentials(lambda: identity.stored))
     except RuntimeError as error:  # what grpc raises when it cannot bind
         raise ConfigError(f"nothing can listen on {address}: see listen.{section} in the configuration") from error
     if port == 0:

@@ -45,8 +45,18 @@ class Inventory:
 
     def __init__(self, site: str, hosts: Mapping[str, AgentRemote], sites: Mapping[str, RemoteSite]) -> None:
         self.site = site
-        self._hosts = hosts
-        self._sites = sites
+        self._hosts = dict(hosts)
+        self._sites = dict(sites)
+
+    def add_host(self, name: str, agent: AgentRemote) -> AgentRemote | None:
+        """A host has come, or has a new address; the way to it until now, for the caller to close."""
+        before, self._hosts[name] = self._hosts.get(name), agent
+        return before
+
+    def add_site(self, name: str, site: RemoteSite) -> RemoteSite | None:
+        """A site has joined, or has new addresses; the way to it until now, for the caller to close."""
+        before, self._sites[name] = self._sites.get(name), site
+        return before
 
     def agent(self, host: str) -> AgentRemote:
         """The agent of a host of this site. Raises NotFound."""

@@ -43,6 +43,10 @@ class TunnelDialler:
             self._keeper.cancel()
             self.keep_up()
 
+    def set_targets(self, targets: Sequence[Target]) -> None:
+        """Dial others from now on; links that are up stay."""
+        self._targets, self._at = list(targets), 0
+
     async def _keep_up(self) -> None:
         loop = asyncio.get_running_loop()
         pause, dialled_at = BACK_OFF[0], float("-inf")

@@ -26,6 +26,7 @@ from agent.hypervisor.base import Presence
 from agent.hypervisor.fake import FakeHypervisor
 from certs.authority import create, issue
 from certs.identity import Identity, Role, Site
+from certs.living import LivingIdentity
 from certs.store import StoredIdentity, add_trust, load_identity, save_authority, save_identity
 from gateway.config import (
     GatewayConfig,
@@ -253,7 +254,9 @@ class Operator:
 
     async def __aenter__(self) -> Self:
         address = self._site.listens[self._gateway].operators
-        self._remote = Remote("the gateway", address, self._identity, Role.GATEWAY, self._site.name, None)
+        self._remote = Remote(
+            "the gateway", address, LivingIdentity(self._identity), Role.GATEWAY, self._site.name, None
+        )
         self._stub: GatewayAsyncStub = GatewayStub(self._remote.channel)
         return self
 
