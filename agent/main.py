@@ -21,6 +21,7 @@ from agent.hypervisor.base import Hypervisor
 from agent.hypervisor.libvirt_driver import LibvirtHypervisor
 from agent.journal import Journal
 from agent.move import HostContext
+from agent.renewal import Renewal
 from agent.service import AgentService, Moves
 from certs import tls
 from certs.guard import SERVER_OPTIONS, Access, Guard
@@ -106,11 +107,14 @@ async def running(settings: AgentSettings, stored: StoredIdentity, hypervisor: H
     if server.add_secure_port(str(settings.listen.control), tls.grpc_server_credentials(lambda: identity.stored)) == 0:
         raise ConfigError(f"nothing can listen on {settings.listen.control}; see listen.control")
     await server.start()
+    renewal = Renewal(identity, settings.gateway.control)
+    renewal.start()
     stream = await listen(settings.listen.stream, identity, access, lambda link, _peer: incoming.accept(link))
     try:
         yield
     finally:
         stream.close()
+        await renewal.close()
         await moves.close()
         await gateways.close()
         await incoming.close()

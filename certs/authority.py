@@ -104,6 +104,12 @@ def create_issuer(
     return _named(builder, name, root.certificate.subject, str(issuer)).sign(root.key, hashes.SHA256())
 
 
+def make_issuer(root: Authority, gateway: str, now: datetime) -> Authority:
+    """A gateway's issuer, where it is made beside the root."""
+    key = new_key()
+    return Authority(create_issuer(root, gateway, key.public_key(), now), key, root.certificate)
+
+
 def issue(
     authority: Authority,
     identity: Identity,

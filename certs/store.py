@@ -68,6 +68,15 @@ class StoredIdentity:
         """What is shown beside the leaf."""
         return load_certificates(self.certificate_pem)[1:]
 
+    @property
+    def root(self) -> x509.Certificate:
+        """The root that its chain leads to. Raises ConfigError."""
+        last = (self.issuers or [self.certificate])[-1]
+        for root in self.trust.roots.get(self.identity.home, ()):
+            if signed_by(last, root):
+                return root
+        raise ConfigError(f"{self.directory / TRUST} has no root that has issued {self.identity}: issue it again.")
+
     def __repr__(self) -> str:
         return f"StoredIdentity({str(self.identity)!r}, {str(self.directory)!r})"  # the key stays out of logs
 

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from certs import floor  # importing the package has set the floor before grpc was loaded
 from certs.identity import Role, Site, server_name
 from certs.store import CERTIFICATE, KEY, StoredIdentity
-from certs.trust import Credential, Denials, TrustBundles, judge, load_certificates
+from certs.trust import Credential, Denials, TrustBundles, judge, load_certificates, pem_of
 from landbridge.errors import ConfigError, NotAuthenticated, NotFound
 
 __all__ = [
@@ -127,20 +127,22 @@ class ServicerContext(Protocol):
 
 
 def grpc_server_credentials(
-    current: Callable[[], StoredIdentity], *, from_strangers: bool = False
+    current: Callable[[], StoredIdentity], *, shows_root: bool = False, takes_strangers: bool = False
 ) -> grpc.ServerCredentials:
     """For add_secure_port; call `grpc_peer_credential` in the first interceptor of every call.
 
-    `current` is asked at each handshake, in whichever thread that happens. `from_strangers` for those who have no certificate yet:
-    none is asked for, and the root is shown as well, for them to compare with what they were told.
+    `current` is asked at each handshake, in whichever thread that happens. `shows_root` where strangers come who compare the root with
+    what they were told; `takes_strangers` where they come without a certificate, so that none is asked for.
     """
     floor.require()
     made = current()
 
     def configuration(local: StoredIdentity) -> grpc.ServerCertificateConfiguration:
-        chain = local.certificate_pem + (_roots_pem(local.trust, local.identity.site) if from_strangers else b"")
+        chain = local.certificate_pem
+        if shows_root:
+            chain += pem_of([local.root])
         return grpc.ssl_server_certificate_configuration(
-            [(local.key_pem, chain)], root_certificates=None if from_strangers else _roots_pem(local.trust)
+            [(local.key_pem, chain)], root_certificates=None if takes_strangers else _roots_pem(local.trust)
         )
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
@@ -153,7 +155,7 @@ def grpc_server_credentials(
     return grpc.dynamic_ssl_server_credentials(
         configuration(made),
         fetch,  # type: ignore[arg-type]  # None, for no change, is in its documentation
-        require_client_authentication=not from_strangers,
+        require_client_authentication=not takes_strangers,
     )
 
 

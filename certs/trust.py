@@ -17,6 +17,7 @@ from types import MappingProxyType
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.identity import (
@@ -308,6 +309,21 @@ def signed_by(certificate: x509.Certificate, by: x509.Certificate) -> bool:
 def issued_at(certificate: x509.Certificate) -> datetime:
     """When it was issued."""
     return certificate.not_valid_before_utc + BACKDATED
+
+
+def renew_at(credential: Credential, jitter: float) -> datetime:
+    """When to renew: half way from its issue to its end, give or take a tenth of that way; `jitter` is from -1 to 1."""
+    return credential.issued_at + (credential.until - credential.issued_at) * (0.5 + jitter / 10)
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """The lower-case hex SHA-256 of its DER."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def spoken(fingerprint_: str) -> str:
+    """The first half of a fingerprint in groups, for two people to read to each other: 128 bits, which nobody else's root has."""
+    return " ".join(fingerprint_[at : at + 4] for at in range(0, 32, 4))
 
 
 def load_certificates(pem: bytes) -> list[x509.Certificate]:

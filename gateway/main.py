@@ -7,7 +7,8 @@ import contextlib
 import signal
 import sys
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
@@ -20,14 +21,21 @@ from certs.identity import Role
 from certs.links import listen
 from certs.living import LivingIdentity
 from certs.store import StoredIdentity, load_identity
-from gateway.config import GatewayConfig
+from gateway.config import GatewayConfig, HostSettings, SiteSettings
+from gateway.identities.enrolment import Enrolment
+from gateway.identities.issuing import Issuing, revive
+from gateway.identities.joining import Joining
+from gateway.identities.listing import Listing
+from gateway.identities.records import Records
+from gateway.identities.trusting import Trusting
 from gateway.migration.coordinator import Coordinator
 from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory, RemoteSite
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
 from gateway.migration.succession import Succession
-from gateway.remote import AgentRemote, PeerRemote
+from gateway.remote import AgentRemote, PeerRemote, Remote
+from gateway.service.identities import EnrolmentService, IdentitiesService, RenewalService
 from gateway.service.operators import GatewayService
 from gateway.service.peers import PeerService
 from gateway.store import Store
@@ -35,6 +43,11 @@ from gateway.tunnel.tunnels import Tunnels
 from landbridge import config, log, memory
 from landbridge.config import Address
 from landbridge.errors import ConfigError, LandbridgeError
+from landbridge.v1.enrolment_pb2_grpc import (
+    add_EnrolmentServicer_to_server,
+    add_IdentitiesServicer_to_server,
+    add_RenewalServicer_to_server,
+)
 from landbridge.v1.gateway_pb2_grpc import add_GatewayServicer_to_server
 from landbridge.v1.peer_pb2_grpc import add_PeerServicer_to_server
 
@@ -62,6 +75,7 @@ def main(path: Path, verbose: bool) -> None:
     sys.setswitchinterval(SWITCH)
     try:
         settings = config.load(path, GatewayConfig)
+        revive(settings.identity.directory, timedelta(seconds=settings.identity.lifetime))
         identity = load_identity(settings.identity.directory, datetime.now(UTC))
         own = identity.identity
         if (own.role, own.site, own.name) != (Role.GATEWAY, settings.site, settings.name):
@@ -103,19 +117,37 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         await limits.look()
         inventory = remotes(settings, identity, stack)
         coordinator = Coordinator(ledger, inventory, tunnels, settings.patience)
+        keepers = await keep_identities(settings, identity, store, inventory, tunnels)
+        stack.push_async_callback(keepers.close)
 
         await listen_for_links(settings, identity, tunnels, stack)
-        operators = Guard(identity, {"landbridge.v1.Gateway": Access(Role.OPERATOR, settings.site)})
+        operators = Guard(
+            identity,
+            {
+                "landbridge.v1.Gateway": Access(Role.OPERATOR, settings.site),
+                "landbridge.v1.Identities": Access(Role.OPERATOR, settings.site),
+                "landbridge.v1.Renewal": Access(Role.HOST, settings.site),
+            },
+        )
+        strangers = Guard(identity, {"landbridge.v1.Enrolment": None})
         peers = Guard(identity, {"landbridge.v1.Peer": Access(Role.GATEWAY, settings.site, local=False)})
         for guard, address, section in (
             (operators, settings.listen.operators, "operators"),
             (peers, settings.listen.peers, "peers"),
+            (strangers, settings.listen.enrolment, "enrolment"),
         ):
+            if address is None:
+                continue
             server = aio.server(interceptors=[guard], options=SERVER_OPTIONS)
             if guard is operators:
                 add_GatewayServicer_to_server(GatewayService(coordinator, ledger, inventory, tunnels, limits), server)
+                add_IdentitiesServicer_to_server(keepers.for_operators(), server)
+                add_RenewalServicer_to_server(RenewalService(keepers.issuing, keepers.trusting), server)
+            elif guard is peers:
+                incoming = Incoming(ledger, inventory, pump)
+                add_PeerServicer_to_server(PeerService(incoming, inventory, keepers.trusting), server)
             else:
-                add_PeerServicer_to_server(PeerService(Incoming(ledger, inventory, pump), inventory), server)
+                add_EnrolmentServicer_to_server(EnrolmentService(keepers.enrolment), server)
             bind(server, address, identity, section)
             await server.start()
             stack.push_async_callback(server.stop, 1.0)
@@ -137,10 +169,68 @@ async def leave(store: Store) -> None:
 def remotes(settings: GatewayConfig, identity: LivingIdentity, stack: contextlib.AsyncExitStack) -> Inventory:
     """Whom this gateway calls: the agents of its hosts, and the gateways of other sites."""
     agents = {host.name: AgentRemote(host.name, host.control, identity) for host in settings.hosts}
-    sites = {site.name: RemoteSite(PeerRemote(site.name, site.peers, identity), site) for site in settings.sites}
+    sites = {
+        site.name: RemoteSite(PeerRemote(site.name, site.peers, identity), site)
+        for site in settings.sites
+        if site.peers
+    }
     for remote in (*agents.values(), *(site.remote for site in sites.values())):
         stack.push_async_callback(remote.close)
     return Inventory(settings.site, agents, sites)
+
+
+@dataclass(frozen=True)
+class Keepers:
+    """Those who look after identities."""
+
+    issuing: Issuing
+    trusting: Trusting
+    enrolment: Enrolment
+    joining: Joining
+    listing: Listing
+    # Connections to hosts and sites that have come while this gateway ran.
+    added: list[Remote]
+
+    def for_operators(self) -> IdentitiesService:
+        """What operators ask of them."""
+        return IdentitiesService(self.enrolment, self.issuing, self.trusting, self.joining, self.listing)
+
+    async def close(self) -> None:
+        """The gateway stops."""
+        await self.trusting.close()
+        await asyncio.gather(*(remote.close() for remote in self.added))
+
+
+async def keep_identities(
+    settings: GatewayConfig, identity: LivingIdentity, store: Store, inventory: Inventory, tunnels: Tunnels
+) -> Keepers:
+    """Begin to renew this gateway's certificate, to follow what its site and others believe, and to know hosts and sites that come."""
+    records = Records(store)
+    issuing = Issuing(identity, timedelta(seconds=settings.identity.lifetime))
+    added: list[Remote] = []
+
+    def know_host(host: HostSettings) -> None:
+        remote = AgentRemote(host.name, host.control, identity)
+        added.append(remote)
+        inventory.add_host(host.name, remote)
+        tunnels.know_host(host)
+
+    def join(site: SiteSettings) -> None:
+        remote = PeerRemote(site.name, site.peers, identity)
+        added.append(remote)
+        inventory.add_site(site.name, RemoteSite(remote, site))
+        tunnels.join(site)
+
+    trusting = Trusting(settings, identity, records, issuing, inventory, know_host, join, tunnels.is_up_or_leads_nowhere)
+    await trusting.start()
+    return Keepers(
+        issuing,
+        trusting,
+        Enrolment(identity, records, issuing, trusting),
+        Joining(identity, records, trusting),
+        Listing(identity, records),
+        added,
+    )
 
 
 async def listen_for_links(
@@ -157,8 +247,13 @@ async def listen_for_links(
 
 def bind(server: aio.Server, address: Address, identity: LivingIdentity, section: str) -> None:
     """Have a gRPC server listen. Raises ConfigError."""
+    credentials = tls.grpc_server_credentials(
+        lambda: identity.stored,
+        shows_root=section in {"peers", "enrolment"},
+        takes_strangers=section == "enrolment",
+    )
     try:
-        port = server.add_secure_port(str(address), tls.grpc_server_credentials(lambda: identity.stored))
+        port = server.add_secure_port(str(address), credentials)
     except RuntimeError as error:  # what grpc raises when it cannot bind
         raise ConfigError(f"nothing can listen on {address}: see listen.{section} in the configuration") from error
     if port == 0:

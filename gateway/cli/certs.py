@@ -62,18 +62,25 @@ def init(site: str, trust_domain: str, out: Path, *, as_json: bool) -> None:
 @click.argument("role", type=click.Choice([role.value for role in Role]))
 @click.argument("name")
 @click.option("--out", required=True, type=_DIRECTORY, help="Where to write cert.pem, key.pem and trust/.")
-@click.option("--days", type=int, help="Days of validity. [default: 90; operators: 30]")
+@click.option("--days", type=int, help="Days of validity. [default: 90; operators: 30; gateways: 1, and they renew it]")
 @click.option("--force", is_flag=True, help="Replace the identity in --out.")
 @_JSON
 def issue(ca: Path, role: str, name: str, out: Path, days: int | None, *, force: bool, as_json: bool) -> None:
-    """Issue an identity with a new key."""
+    """Issue an identity with a new key.
+
+    A gateway also gets an issuer of its own, by which it renews its certificate, and those of the hosts.
+    """
     issuer = store.load_authority(ca)
     try:
         identity = Identity(issuer.site.trust_domain, issuer.site.site, Role(role), name)
     except IdentityError as error:
         raise UsageError(error.message) from error
-    leaf = authority.issue(issuer, identity, datetime.now(UTC), days=days)
+    now = datetime.now(UTC)
+    own = authority.make_issuer(issuer, name, now) if identity.role is Role.GATEWAY else None
+    leaf = authority.issue(own or issuer, identity, now, days=days)
     store.save_identity(out, leaf, force=force)
+    if own is not None:
+        store.save_issuer(out, own)
     until = _time(leaf.certificate.not_valid_after_utc)
     facts = {
         "directory": str(out),

@@ -48,15 +48,13 @@ class Inventory:
         self._hosts = dict(hosts)
         self._sites = dict(sites)
 
-    def add_host(self, name: str, agent: AgentRemote) -> AgentRemote | None:
-        """A host has come, or has a new address; the way to it until now, for the caller to close."""
-        before, self._hosts[name] = self._hosts.get(name), agent
-        return before
+    def add_host(self, name: str, agent: AgentRemote) -> None:
+        """A host has come, or has a new address. Calls that are under way go on at the old one."""
+        self._hosts[name] = agent
 
-    def add_site(self, name: str, site: RemoteSite) -> RemoteSite | None:
-        """A site has joined, or has new addresses; the way to it until now, for the caller to close."""
-        before, self._sites[name] = self._sites.get(name), site
-        return before
+    def add_site(self, name: str, site: RemoteSite) -> None:
+        """A site has joined, or has new addresses. Calls that are under way go on at the old ones."""
+        self._sites[name] = site
 
     def agent(self, host: str) -> AgentRemote:
         """The agent of a host of this site. Raises NotFound."""

@@ -59,7 +59,8 @@ class Tunnels:
         for host in settings.hosts:
             self.know_host(host)
         for site in settings.sites:
-            self.join(site)
+            if site.tunnel:
+                self.join(site)
 
     def know_host(self, host: HostSettings) -> None:
         """Channels may lead to a host of this site from now on, or lead elsewhere than before."""
@@ -121,6 +122,10 @@ class Tunnels:
     def is_up(self, site: str) -> bool:
         """Whether the tunnel to a site has a link."""
         return site in self._outgoing and self._outgoing[site].is_up
+
+    def is_up_or_leads_nowhere(self, site: str) -> bool:
+        """Whether the tunnel to a site has a link, or nobody has told where that would be dialled."""
+        return self.is_up(site) or (site in self._diallers and not self._diallers[site].has_targets)
 
     def is_coded(self, site: str) -> bool:
         """Whether what goes to a site is compressed. Raises NotFound."""

@@ -13,7 +13,7 @@ import os
 import pwd
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -24,10 +24,10 @@ from agent.config import IdentitySettings as AgentIdentity
 from agent.config import ListenSettings as AgentListen
 from agent.hypervisor.base import Presence
 from agent.hypervisor.fake import FakeHypervisor
-from certs.authority import create, issue
+from certs.authority import ISSUED, create, issue, make_issuer
 from certs.identity import Identity, Role, Site
 from certs.living import LivingIdentity
-from certs.store import StoredIdentity, add_trust, load_identity, save_authority, save_identity
+from certs.store import StoredIdentity, add_trust, load_identity, save_authority, save_identity, save_issuer
 from gateway.config import (
     GatewayConfig,
     HostSettings,
@@ -69,19 +69,21 @@ def free_port(host: str) -> int:
     raise AssertionError("the range has no end")
 
 
-def make_identities(directory: Path) -> None:
-    """A CA for each site, its gateway, host and operator, and trust between the gateways."""
+def make_identities(directory: Path, lifetime: timedelta = ISSUED) -> None:
+    """A CA for each site, its gateways with their issuers, a host, an operator, and trust between the gateways."""
     now = datetime.now(UTC)
     for site in SITES:
         authority = create(Site(TRUST_DOMAIN, site), now)
         save_authority(directory / site / "ca", authority)
-        for role, name in (
-            *((Role.GATEWAY, name) for name in GATEWAYS),
-            (Role.HOST, f"{site}-1"),
-            (Role.OPERATOR, "alice"),
-        ):
-            leaf = issue(authority, Identity(TRUST_DOMAIN, site, role, name), now)
-            save_identity(directory / site / (name if role is Role.GATEWAY else role), leaf)
+        alice = issue(authority, Identity(TRUST_DOMAIN, site, Role.OPERATOR, "alice"), now)
+        save_identity(directory / site / Role.OPERATOR, alice)
+        for name in GATEWAYS:
+            issuer = make_issuer(authority, name, now)
+            leaf = issue(issuer, Identity(TRUST_DOMAIN, site, Role.GATEWAY, name), now, lifetime=lifetime)
+            save_identity(directory / site / name, leaf)
+            save_issuer(directory / site / name, issuer)
+        host = issue(issuer, Identity(TRUST_DOMAIN, site, Role.HOST, f"{site}-1"), now, lifetime=lifetime)
+        save_identity(directory / site / Role.HOST, host)
     for site, other in (("fra", "ams"), ("ams", "fra")):
         for name in GATEWAYS:
             add_trust(directory / site / name, directory / other / "ca" / "ca.pem")
@@ -176,11 +178,15 @@ class SiteUnderTest:
         self.addresses = self._free_addresses("control", "stream")
         # Where each gateway listens.
         self.listens = {
-            name: ListenSettings.model_validate(self._free_addresses("operators", "agents", "peers", "tunnel"))
+            name: ListenSettings.model_validate(
+                self._free_addresses("operators", "agents", "peers", "tunnel", "enrolment")
+            )
             for name in GATEWAYS
         }
         self.hypervisor = HostHypervisor(self.host, self.directory / "libvirt.sock", runtime=self.runtime)
         self.patience = PatienceSettings()
+        # Seconds for which its gateways sign.
+        self.lifetime = 86_400.0
         self.store_url = f"sqlite:///{self.directory}/gateway.db"
         self.other: SiteUnderTest | None = None
         # Whether the gateway's configuration names the other site.
@@ -204,7 +210,10 @@ class SiteUnderTest:
             name=self.host,
             identity=AgentIdentity(directory=self._identities / "host"),
             listen=AgentListen(control=self.addresses["control"], stream=self.addresses["stream"]),
-            gateway=GatewaySettings(stream=tuple(listen.agents for listen in self.listens.values())),
+            gateway=GatewaySettings(
+                stream=tuple(listen.agents for listen in self.listens.values()),
+                control=tuple(listen.operators for listen in self.listens.values()),
+            ),
             libvirt=LibvirtSettings(
                 socket=self.directory / "libvirt.sock", qemu_user=pwd.getpwuid(os.getuid()).pw_name
             ),
@@ -224,7 +233,7 @@ class SiteUnderTest:
         settings = GatewayConfig(
             site=self.name,
             name=name,
-            identity=IdentitySettings(directory=self._identities / name),
+            identity=IdentitySettings(directory=self._identities / name, lifetime=self.lifetime),
             listen=self.listens[name],
             store=StoreSettings(url=self.store_url),
             pages=PagesSettings(directory=self.directory / f"{name}-pages", size=1 / 16),

@@ -123,14 +123,14 @@ def test_an_expired_issuer_issues_nothing_and_says_how_to_renew_it(root: Authori
 
 def test_garbage_beside_a_leaf_is_passed_over(root: Authority, issuer: Authority, trust: TrustBundles) -> None:
     leaf = authority.issue(issuer, HOST, NOW)
-    shown = [b"garbage", root.certificate, leaf.certificate, issuer.certificate]
+    shown: list[bytes | x509.Certificate] = [b"garbage", root.certificate, leaf.certificate, issuer.certificate]
     assert judge(leaf.certificate, trust, NOW, shown).identity == HOST
 
 
 def test_no_more_than_a_few_issuers_are_looked_at(issuer: Authority, trust: TrustBundles) -> None:
     leaf = authority.issue(issuer, HOST, NOW)
     with pytest.raises(IdentityError, match="not issued"):
-        judge(leaf.certificate, trust, NOW, [b"garbage"] * 4 + [issuer.certificate])
+        judge(leaf.certificate, trust, NOW, [*[b"garbage"] * 4, issuer.certificate])
 
 
 # Requests
