@@ -17,6 +17,7 @@ from grpc import aio
 
 from agent.channels import Gateways, Incoming
 from agent.config import AgentSettings
+from agent.enroll import enroll
 from agent.hypervisor.base import Hypervisor
 from agent.hypervisor.libvirt_driver import LibvirtHypervisor
 from agent.journal import Journal
@@ -36,7 +37,7 @@ from landbridge.v1.agent_pb2_grpc import add_AgentServicer_to_server
 logger = structlog.get_logger()
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option(
     "--config",
     "path",
@@ -46,8 +47,11 @@ logger = structlog.get_logger()
 )
 @click.option("--verbose", is_flag=True, help="Log more.")
 @click.version_option(package_name="landbridge", message="%(prog)s %(version)s")
-def main(path: Path, verbose: bool) -> None:
+@click.pass_context
+def main(ctx: click.Context, path: Path, verbose: bool) -> None:
     """The Landbridge agent of one host: drives its libvirt for this site's gateways."""
+    if ctx.invoked_subcommand is not None:
+        return
     log.configure("agent", verbose=verbose)
     memory.keep_heap()
     try:
@@ -65,6 +69,9 @@ def main(path: Path, verbose: bool) -> None:
     except LandbridgeError as error:
         click.echo(f"landbridge-agent: {error.message}", err=True)
         sys.exit(error.exit_code)
+
+
+main.add_command(enroll)
 
 
 async def serve(settings: AgentSettings, identity: StoredIdentity, hypervisor: Hypervisor) -> None:

@@ -25,7 +25,7 @@ from certs.identity import Role, parse_site
 from certs.living import LivingIdentity
 from certs.trust import Denial, TrustBundles, judge, load_certificates, renew_at
 from landbridge.config import Address
-from landbridge.errors import IdentityError, LandbridgeError, ProtocolError, from_status
+from landbridge.errors import CODE_KEY, IdentityError, LandbridgeError, ProtocolError, Unreachable, from_status
 from landbridge.v1.enrolment_pb2 import RenewRequest, TrustRequest, TrustResponse
 from landbridge.v1.enrolment_pb2_grpc import RenewalStub
 
@@ -54,6 +54,7 @@ class Renewal:
 
     def __init__(self, identity: LivingIdentity, gateways: Sequence[Address]) -> None:
         self._identity = identity
+        self._gateways = gateways
         site = identity.identity.site
         self._channels = [LivingChannel(str(each), identity, Role.GATEWAY, site, None, _OPTIONS) for each in gateways]
         self._stubs: list[RenewalAsyncStub] = [RenewalStub(channel.for_stub()) for channel in self._channels]
@@ -102,7 +103,7 @@ class Renewal:
             async for response in call:
                 yield response
         except aio.AioRpcError as error:
-            raise _error(error) from error
+            raise _error(error, self._gateways[self._at]) from error
         finally:
             call.cancel()
 
@@ -154,7 +155,7 @@ class Renewal:
         try:
             answer = await self._stubs[self._at].Renew(request, timeout=PATIENCE)
         except aio.AioRpcError as error:
-            raise _error(error) from error
+            raise _error(error, self._gateways[self._at]) from error
         chain = answer.chain.encode()
         leaf, *issuers = load_certificates(chain)
         credential = judge(leaf, stored.trust, datetime.now(UTC), issuers)
@@ -167,6 +168,9 @@ class Renewal:
         log.info("identity.renewed", identity=str(stored.identity), serial=serial, until=str(credential.until))
 
 
-def _error(error: aio.AioRpcError) -> LandbridgeError:
+def _error(error: aio.AioRpcError, gateway: Address) -> LandbridgeError:
     trailing = tuple((key, value) for key, value in error.trailing_metadata() or ())
-    return from_status(error.code().name, error.details(), trailing)
+    if any(key == CODE_KEY for key, _ in trailing):
+        return from_status(error.code().name, error.details(), trailing)
+    said = (error.details() or error.code().name).splitlines()[0][:200]
+    return Unreachable(f"the gateway at {gateway} does not answer ({said}); see control under [gateway] in agent.toml")

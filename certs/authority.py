@@ -156,9 +156,10 @@ def new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def request(key: ec.EllipticCurvePrivateKey, identity: Identity) -> bytes:
+def request(key: ec.EllipticCurvePrivateKey, identity: Identity | None = None) -> bytes:
     """A request for a certificate, PEM. Whoever signs it decides for whom; the name is there to be read."""
-    builder = x509.CertificateSigningRequestBuilder().subject_name(_leaf_name(identity))
+    name = x509.Name([]) if identity is None else _leaf_name(identity)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(name)
     return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 

@@ -265,6 +265,16 @@ def add_trust(directory: Path, ca_pem: Path) -> Site:
 # Files.
 
 
+def read_public(path: Path, hint: str) -> bytes:
+    """A request or an answer to one. Raises NotFound or ConfigError."""
+    return _read(path, hint)
+
+
+def save_public(path: Path, data: bytes) -> None:
+    """Write a request or an answer to one. Raises ConfigError."""
+    _write(path, data, replace=True)
+
+
 def _roots(path: Path) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(_read(path, "give a PEM file of the other site's root"))

@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import Protocol
 
 import grpc
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs import floor  # importing the package has set the floor before grpc was loaded
@@ -36,6 +37,7 @@ __all__ = [
     "grpc_group_of",
     "grpc_peer_credential",
     "grpc_server_credentials",
+    "grpc_stranger_credentials",
     "peer_credential",
     "probe_context",
     "server_context",
@@ -167,6 +169,12 @@ def grpc_channel_credentials(local: StoredIdentity, peer_site: str) -> grpc.Chan
         private_key=local.key_pem,
         certificate_chain=local.certificate_pem,
     )
+
+
+def grpc_stranger_credentials(root: x509.Certificate) -> grpc.ChannelCredentials:
+    """For one call of somebody who has no certificate yet, to a server below this root; together with `grpc_channel_options`."""
+    floor.require()
+    return grpc.ssl_channel_credentials(root_certificates=pem_of([root]))
 
 
 def grpc_channel_options(role: Role, site: str, trust_domain: str, name: str | None = None) -> list[tuple[str, str]]:

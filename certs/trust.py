@@ -132,7 +132,8 @@ def _follow_site(known: TrustBundles, site: Site, theirs: TrustBundles, now: dat
         if not fresh:
             break
         known = TrustBundles.of([*known.all(), *(each for pair in fresh for each in pair)])
-    if any(root not in known.roots.get(site, ()) for root in theirs.roots[site]):
+    # One that has handed over is no stranger, but forgotten here already.
+    if any(root not in known.roots.get(site, ()) for root in theirs.roots[site] if theirs.counts(root, now)):
         raise IdentityError(
             f"{site} shows a root that none of its known roots has signed off: join the sites again with "
             "`landbridge sites join`, and compare fingerprints."

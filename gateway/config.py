@@ -19,7 +19,7 @@ class IdentitySettings(Settings):
 
     directory: Path
     # Seconds for which the certificates are valid that it signs, for itself and for hosts; they are renewed half way.
-    lifetime: float = Field(default=86_400.0, ge=10.0, le=90 * 86_400.0)
+    lifetime: float = Field(default=86_400.0, ge=4.0, le=90 * 86_400.0)
 
 
 class ListenSettings(Settings):

@@ -221,7 +221,9 @@ async def keep_identities(
         inventory.add_site(site.name, RemoteSite(remote, site))
         tunnels.join(site)
 
-    trusting = Trusting(settings, identity, records, issuing, inventory, know_host, join, tunnels.is_up_or_leads_nowhere)
+    trusting = Trusting(
+        settings, identity, records, issuing, inventory, know_host, join, tunnels.is_up_or_leads_nowhere
+    )
     await trusting.start()
     return Keepers(
         issuing,

@@ -2,7 +2,7 @@
 
     sites hosts vms migrations show settle limit          ask once and print
     migrate watch cancel                                  and then follow a migration to its end
-    certs                                                 works on files, asks no gateway
+    certs                                                 works on files; status, revoke, renew and rotate ask a gateway
 
     arguments -> connection -> verb -> output | json_lines | follow -> views | live -> summary
     checked      a Client              tables   for programs           while it goes    at its end

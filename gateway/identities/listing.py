@@ -68,7 +68,7 @@ class Listing:
                 return str(parse_issuer(subject) if "/issuer/" in subject else parse(subject))
             if slash:
                 return str(parse(f"{own.home}/{role}/{name}"))
-            return Denial(subject.lower().lstrip("0") or "0", own.home, datetime.now(UTC)).subject
+            return Denial(subject.lower().lstrip("0"), own.home, datetime.now(UTC)).subject
         except IdentityError as error:
             raise UsageError(
                 f"{subject[:80]!r} cannot be revoked: give ROLE/NAME such as host/host-b, an identity such as spiffe://..., or a "

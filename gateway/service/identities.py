@@ -72,6 +72,7 @@ class IdentitiesService(enrolment_pb2_grpc.IdentitiesServicer):
 
     async def ListCertificates(self, request: pb.ListCertificatesRequest, context: Any) -> pb.ListCertificatesResponse:
         """All that is known."""
+        await self._trusting.look()
         return await self._listing.all()
 
     async def Revoke(self, request: pb.RevokeRequest, context: Any) -> pb.RevokeResponse:

@@ -43,7 +43,7 @@ from gateway.remote import Remote
 from landbridge.config import Address
 from landbridge.v1 import gateway_pb2 as api
 from landbridge.v1.gateway_pb2_grpc import GatewayStub
-from landbridge.v1.types_pb2 import Migration, Policy
+from landbridge.v1.types_pb2 import Host, Migration, Policy
 
 if TYPE_CHECKING:  # the stubs of an aio channel exist for type checkers only
     from landbridge.v1.gateway_pb2_grpc import GatewayAsyncStub
@@ -200,9 +200,9 @@ class SiteUnderTest:
     def _free_addresses(self, *uses: str) -> dict[str, Address]:
         return {use: Address(self._address, free_port(self._address)) for use in uses}
 
-    def identity(self, who: Role | str) -> StoredIdentity:
+    def identity(self, who: Role | str, *, checked: bool = True) -> StoredIdentity:
         """The identity of the site's host or operator, or of a gateway by its name."""
-        return load_identity(self._identities / who, datetime.now(UTC))
+        return load_identity(self._identities / who, datetime.now(UTC) if checked else None)
 
     def _agent(self) -> contextlib.AbstractAsyncContextManager[None]:
         settings = AgentSettings(
@@ -283,6 +283,11 @@ class Operator:
         """By name."""
         answer = await self.remote.ask(self._stub.ListSites, api.ListSitesRequest())
         return {site.name: site for site in answer.sites}
+
+    async def hosts(self) -> dict[str, Host]:
+        """Of all sites, by name."""
+        answer = await self.remote.ask(self._stub.ListHosts, api.ListHostsRequest())
+        return {host.name: host for host in answer.hosts}
 
     async def preflight(self, vm: str, site: str, policy: Policy | None = None) -> api.PreflightResponse:
         """Findings."""

@@ -191,6 +191,8 @@ def test_a_retired_root_is_dropped_with_its_handover(root: Authority, trust: Tru
     both = trust.follow(offered.all(), NOW)
     later = both.follow([], NOW + 11 * DAY)
     assert later.of_site(A) == (new.certificate,)
+    # Whoever has not dropped it yet tells of it, and is no stranger for that.
+    assert later.follow(offered.all(), NOW + 11 * DAY).of_site(A) == (new.certificate,)
 
 
 def test_who_was_away_for_one_change_follows_two(root: Authority, trust: TrustBundles) -> None:
