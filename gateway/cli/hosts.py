@@ -42,7 +42,8 @@ def hosts(ctx: click.Context, *, as_json: bool) -> None:
 def enroll(ctx: click.Context, name: str, *, as_json: bool) -> None:
     """Print a token for a new host NAME.
 
-    With it, `landbridge-agent enroll` makes a machine this host of the site. It is good once, for an hour, and for this name. Whoever has it can become that host: carry it as you would a password.
+    With it, `landbridge-agent enroll` makes a machine this host of the site. It is good once, for an hour, and for this
+    name. Whoever has it can become that host: carry it as you would a password.
     """
     with connection.connect(ctx) as gateway:
         made = gateway.create_token(name)

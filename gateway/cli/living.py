@@ -35,7 +35,8 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
     """Show what expires when.
 
     Of this site: its roots, and the certificates of issuers, gateways, hosts and operators.
-    RENEWED is whether that happens by itself, or by hand: an issuer with `landbridge certs renew`, a root with `certs rotate`,
+    RENEWED is whether that happens by itself, or by hand: an issuer with `landbridge certs renew`, a root with `certs
+    rotate`,
     an operator with `certs issue`. Operators are known from their first call on.
     """
     with connection.connect(ctx) as gateway:
@@ -81,8 +82,10 @@ def _left(left: timedelta) -> str:
 def revoke(ctx: click.Context, subject: str, reason: str) -> None:
     """Believe IDENTITY no more, at all sites.
 
-    Its connections are closed within seconds, here and at the sites that this one is joined with. IDENTITY is ROLE/NAME such as host/host-b, a SPIFFE ID, or the serial number of one certificate. An identity is revoked with all that
-    was issued to it until now: it comes back by being enrolled, or issued, again. A gateway is revoked with all that it has signed.
+    Its connections are closed within seconds, here and at the sites that this one is joined with. IDENTITY is ROLE/NAME
+    such as host/host-b, a SPIFFE ID, or the serial number of one certificate. An identity is revoked with all that
+    was issued to it until now: it comes back by being enrolled, or issued, again. A gateway is revoked with all that it
+    has signed.
     """
     with connection.connect(ctx) as gateway:
         gateway.revoke(subject, reason)
@@ -95,7 +98,8 @@ def revoke(ctx: click.Context, subject: str, reason: str) -> None:
 def renew(ctx: click.Context, ca: Path) -> None:
     """Renew the issuers of this site's gateways.
 
-    They send their requests, and keep their keys. It is done for each gateway whose address is given with --gateway or LANDBRIDGE_GATEWAY. Their issuers are valid for a year.
+    They send their requests, and keep their keys. It is done for each gateway whose address is given with --gateway or
+    LANDBRIDGE_GATEWAY. Their issuers are valid for a year.
     """
     _renew(ctx, store.load_authority(ca), pem_of(store.load_roots(ca)).decode())
 
@@ -109,7 +113,8 @@ def renew(ctx: click.Context, ca: Path) -> None:
 def rotate(ctx: click.Context, ca: Path, overlap: int) -> None:
     """Replace this site's root by a new one.
 
-    The old one signs it off, and the gateways' issuers are renewed. Both count during the overlap. In its middle, gateways begin to use the new one; agents and other sites have followed by then. If this
+    The old one signs it off, and the gateways' issuers are renewed. Both count during the overlap. In its middle,
+    gateways begin to use the new one; agents and other sites have followed by then. If this
     is interrupted, `landbridge certs renew` goes on.
     """
     old = store.load_authority(ca)

@@ -50,7 +50,8 @@ def sites(ctx: click.Context, *, as_json: bool) -> None:
 def join(ctx: click.Context, site: str, addresses: str, fingerprint: str | None, *, as_json: bool) -> None:
     """Join SITE, to move VMs there and from there.
 
-    What its CA says is believed from now on. Its operator does the same with this site. Both see both fingerprints, and read them to each other: only if they are
+    What its CA says is believed from now on. Its operator does the same with this site. Both see both fingerprints, and
+    read them to each other: only if they are
     the same on both sides has nobody come in between. From then on each site tells the other its addresses, its new roots
     and what it has revoked.
     """
