@@ -18,14 +18,14 @@ _CA = click.option("--ca", required=True, type=_DIRECTORY, help="The directory o
 
 _COLUMNS = (
     output.Column("IDENTITY", cut=True),
-    output.Column("KIND"),
     output.Column("EXPIRES"),
     output.Column("IN", right=True),
     output.Column("RENEWED"),
     output.Column("SERIAL", cut=True),
 )
-# Below these, what has to be renewed by hand is worth a note.
-_SOON = timedelta(days=30)
+# What has to be renewed by hand is worth a note when so much of its life is left, and no more than that.
+_SOON = timedelta(days=60)
+_SHARE = 3
 
 
 @click.command()
@@ -53,22 +53,29 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
 
 def _row(entry: CertificateEntry, now: datetime) -> output.Row:
     left = entry.expires_at.ToDatetime(UTC) - now
+    life = entry.expires_at.ToDatetime(UTC) - entry.issued_at.ToDatetime(UTC)
     note, style = "", ""
     if entry.HasField("revoked_at"):
         note, style = f"revoked at {words.moment(entry.revoked_at)}", "red"
     elif left <= timedelta():
         note, style = "EXPIRED", "red"
-    elif not entry.renews_itself and left < _SOON:
+    elif not entry.renews_itself and left < min(_SOON, life / _SHARE):
         note, style = "renew it in time", "yellow"
     cells = (
-        words.safe(entry.identity),
-        words.word(CertificateKind.DESCRIPTOR, entry.kind),
+        _name(entry),
         words.moment(entry.expires_at) or "",
         _left(left) if left > timedelta() else "",
         "by itself" if entry.renews_itself else "by hand",
         words.safe(entry.serial),
     )
     return output.Row(cells, note, style)
+
+
+def _name(entry: CertificateEntry) -> str:
+    """As `certs revoke` takes it: all are of one site."""
+    if entry.kind == CertificateKind.CERTIFICATE_KIND_ROOT:
+        return "root"
+    return words.safe("/".join(entry.identity.split("/")[-2:]))
 
 
 def _left(left: timedelta) -> str:

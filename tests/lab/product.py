@@ -14,7 +14,17 @@ from typing import Literal
 
 from certs.authority import create, issue, make_issuer
 from certs.identity import Identity, Role, Site
-from certs.store import add_trust, load_issuers, load_trust, renew_identity, save_authority, save_identity, save_issuer
+from certs.store import (
+    add_trust,
+    load_authority,
+    load_issuers,
+    load_trust,
+    renew_identity,
+    save_authority,
+    save_identity,
+    save_issuer,
+    save_trust,
+)
 from tests.lab import processes
 from tests.lab.hosts import HostNode
 from tests.lab.network import NODES, SITES, WAN_ADDRESS, Network, node
@@ -137,7 +147,11 @@ class Product:
         for site in SITES:
             trust = load_trust(self.identity(site, "gateway", "gw-1"))
             for seat in (seat for seat in SEATS if seat.site == site):
-                issuer = load_issuers(self.identity(site, "gateway", seat.name), trust)[-1]
+                gateway = self.identity(site, "gateway", seat.name)
+                save_trust(gateway, trust)
+                if not load_issuers(gateway, trust):  # it did not run when the root has changed
+                    save_issuer(gateway, make_issuer(load_authority(self.authority(site)), seat.name, now))
+                issuer = load_issuers(gateway, trust)[-1]
                 for role, name in (("gateway", seat.name), *(("host", n.name) for n in NODES if n.site == site)):
                     if (directory := self.identity(site, role, name)).exists():
                         who = Identity(TRUST_DOMAIN, site, Role(role), name)
@@ -164,8 +178,10 @@ class Product:
         for seat in seats:
             self._gateway_toml(seat, [s for s in seats if s.site != seat.site], outage, pages)
         for n in NODES:
+            if n.is_gateway:
+                continue
             self._config(n.name).unlink(missing_ok=True)
-            if not n.is_gateway and not strangers:
+            if not strangers:
                 self._agent_toml(n.name, [s for s in seats if s.site == n.site])
 
     def seats(self, site: str | None = None) -> list[GatewaySeat]:
