@@ -1,6 +1,6 @@
 """The agent's certificate, renewed while it runs, and whom it believes, as its site's gateways tell.
 
-    follow    one of the gateways tells roots and denials, at once and whenever they change; the next one if it is silent
+    follow    each gateway tells roots and denials, at once and whenever they change
     renew     half way through the certificate's life: a new key, made here, a request over the present certificate, and the answer
               in place of it; what is open stays open
 
@@ -69,7 +69,8 @@ class Renewal:
         if not self._stubs:
             log.warning("identity.not_renewed", reason="control under [gateway] in agent.toml names no gateway")
             return
-        self._tasks = [asyncio.create_task(work, name="renewal") for work in (self._follow(), self._keep_renewed())]
+        following = [self._follow(*each) for each in zip(self._gateways, self._stubs, strict=True)]
+        self._tasks = [asyncio.create_task(work, name="renewal") for work in (*following, self._keep_renewed())]
 
     async def close(self) -> None:
         """The agent stops."""
@@ -80,11 +81,11 @@ class Renewal:
 
     # Whom to believe
 
-    async def _follow(self) -> None:
+    async def _follow(self, gateway: Address, stub: RenewalAsyncStub) -> None:
         said = ""
         while True:
             try:
-                async with contextlib.aclosing(self._told()) as responses:
+                async with contextlib.aclosing(_told(gateway, stub)) as responses:
                     async for response in responses:
                         said = ""
                         self._believe(response)
@@ -94,35 +95,24 @@ class Renewal:
                 said = error.message
             except Exception:  # a defect here must not leave the agent with what it believed for ever
                 log.exception("renewal.defect")
-            self._at = (self._at + 1) % len(self._stubs)
             await asyncio.sleep(RETRY)
 
-    async def _told(self) -> AsyncGenerator[TrustResponse, None]:
-        call = self._stubs[self._at].Trust(TrustRequest())
-        try:
-            async for response in call:
-                yield response
-        except aio.AioRpcError as error:
-            raise _error(error, self._gateways[self._at]) from error
-        finally:
-            call.cancel()
-
     def _believe(self, response: TrustResponse) -> None:
-        identity = self._identity
-        identity.deny(
-            frozenset(
-                Denial(entry.subject, parse_site(entry.site), entry.since.ToDatetime(UTC).replace(microsecond=0))
-                for entry in response.denials
-            )
+        """Denials only become more: no gateway that was revoked can keep them from this host, or take them back."""
+        identity, own = self._identity, self._identity.identity.home
+        told = frozenset(
+            Denial(entry.subject, parse_site(entry.site), entry.since.ToDatetime(UTC).replace(microsecond=0))
+            for entry in response.denials
         )
+        identity.deny(identity.denials.all | told)
         offered = load_certificates(response.roots.encode())
-        if set(TrustBundles.of(offered).roots) != {identity.identity.home}:
+        if set(TrustBundles.of(offered).roots) != {own}:
             raise ProtocolError("the gateway tells the roots of another site than this host's: that is refused")
         trust = identity.trust.follow(offered, datetime.now(UTC))
         if set(trust.all()) != set(identity.trust.all()):
             store.save_trust(identity.stored.directory, trust)
             identity.reload()
-            log.info("trust.changed", sites=[str(identity.identity.home)])
+            log.info("trust.changed", sites=[str(own)])
 
     # The certificate
 
@@ -166,6 +156,17 @@ class Renewal:
         self._jitter = random.uniform(-1, 1)  # noqa: S311 - jitter, not a secret
         serial = f"{credential.serial:x}"
         log.info("identity.renewed", identity=str(stored.identity), serial=serial, until=str(credential.until))
+
+
+async def _told(gateway: Address, stub: RenewalAsyncStub) -> AsyncGenerator[TrustResponse, None]:
+    call = stub.Trust(TrustRequest())
+    try:
+        async for response in call:
+            yield response
+    except aio.AioRpcError as error:
+        raise _error(error, gateway) from error
+    finally:
+        call.cancel()
 
 
 def _error(error: aio.AioRpcError, gateway: Address) -> LandbridgeError:

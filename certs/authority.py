@@ -68,10 +68,10 @@ class Leaf:
 
 
 def create(site: Site, now: datetime, *, days: int = ROOT_DAYS) -> Authority:
-    """A new self-signed root; it may sign leaves and issuers, and what they sign may sign nothing (path length 1)."""
+    """A new self-signed root. Below it are issuers, and below them leaves; while it changes, a handover is above both (path length 2)."""
     key = new_key()
     name = _authority_name("Landbridge site CA", site.site)
-    builder = _builder(key.public_key(), key.public_key(), now, now + timedelta(days=_positive(days)), path_length=1)
+    builder = _builder(key.public_key(), key.public_key(), now, now + timedelta(days=_positive(days)), path_length=2)
     certificate = _named(builder, name, name, str(site)).sign(key, hashes.SHA256())
     return Authority(certificate, key)
 

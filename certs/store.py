@@ -108,9 +108,12 @@ def load_roots(directory: Path) -> list[x509.Certificate]:
     return load_certificates(_read(directory / CA_CERTIFICATE, "create a CA with `landbridge certs init`"))
 
 
-def replace_authority(directory: Path, new: Authority, handover: x509.Certificate) -> list[x509.Certificate]:
+def replace_authority(
+    directory: Path, new: Authority, handover: x509.Certificate, now: datetime
+) -> list[x509.Certificate]:
     """Let a new root take the place of the one in a directory, whose key nothing needs any more; what others are to know now."""
-    roots = [new.certificate, *load_roots(directory), handover]
+    known = TrustBundles.of(load_roots(directory)).follow([], now)
+    roots = [new.certificate, *known.all(), handover]
     _write_pair(directory / CA_CERTIFICATE, pem_of(roots), directory / CA_KEY, _key_pem(new.key))
     return roots
 

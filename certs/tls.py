@@ -140,7 +140,8 @@ def grpc_server_credentials(
     made = current()
 
     def configuration(local: StoredIdentity) -> grpc.ServerCertificateConfiguration:
-        chain = local.certificate_pem
+        # A client that knows only the root before, as an operator's may, finds its way over the handover.
+        chain = local.certificate_pem + pem_of(local.trust.handovers.get(local.identity.home, ()))
         if shows_root:
             chain += pem_of([local.root])
         return grpc.ssl_server_certificate_configuration(

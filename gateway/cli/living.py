@@ -129,8 +129,9 @@ def rotate(ctx: click.Context, ca: Path, overlap: int) -> None:
     for address in connection.gateways(ctx):
         with connection.connect(ctx, address) as gateway:
             gateway.request_issuer()
-    new, handover = authority.hand_over(old, datetime.now(UTC), timedelta(milliseconds=overlap))
-    roots = store.replace_authority(ca, new, handover)
+    now = datetime.now(UTC)
+    new, handover = authority.hand_over(old, now, timedelta(milliseconds=overlap))
+    roots = store.replace_authority(ca, new, handover, now)
     until = f"{handover.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
     output.say(f"{ca} holds a new root of {new.site}; the old one counts until {until}.")
     _renew(ctx, new, pem_of(roots).decode())

@@ -82,6 +82,9 @@ class Issuing:
         now, stored = datetime.now(UTC), self._identity.stored
         issuer = issuer_in_use(stored, now)
         self._warn(issuer, now)
+        for each in store.load_issuers(stored.directory, stored.trust):
+            if each.certificate.not_valid_after_utc < now:
+                store.remove_issuer(stored.directory, each)
         if issuer is None or not self._is_due(stored, issuer, now):
             return False
         leaf = authority.issue(issuer, stored.identity, now, lifetime=self._lifetime)

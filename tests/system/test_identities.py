@@ -123,7 +123,7 @@ async def test_a_migration_outlives_a_change_of_its_sites_root(fresh: TwoSites) 
         await two.fra.operator.until(id_, State.COPYING_DISKS)
 
         new, handover = authority.hand_over(old, datetime.now(UTC), timedelta(seconds=8))
-        roots = store.replace_authority(ca, new, handover)
+        roots = store.replace_authority(ca, new, handover, datetime.now(UTC))
         await admin.ask(admin.stub.InstallRoots, pb.InstallRootsRequest(roots=pem(*roots)))
         wanted = await admin.ask(admin.stub.RequestIssuer, pb.RequestIssuerRequest())
         key = authority.requested_key(wanted.request.encode())

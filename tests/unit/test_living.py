@@ -60,7 +60,7 @@ def world(tmp_path: Path) -> World:
 
 
 class Service(gateway_pb2_grpc.GatewayServicer):
-    """Answers with the caller's serial, and goes on watching until it is told."""
+    """Answers with the caller, and goes on watching until it is told."""
 
     def __init__(self) -> None:
         self.more = asyncio.Event()
@@ -79,8 +79,9 @@ class Service(gateway_pb2_grpc.GatewayServicer):
 @asynccontextmanager
 async def served(gateway: LivingIdentity, role: Role) -> AsyncIterator[tuple[int, Service]]:
     guard = Guard(gateway, {"landbridge.v1.Gateway": Access(role, "a")})
-    server, service = aio.server(interceptors=[guard], options=SERVER_OPTIONS), Service()
-    gateway_pb2_grpc.add_GatewayServicer_to_server(service, server)  # type: ignore[abstract]  # what is not called is not there
+    server = aio.server(interceptors=[guard], options=SERVER_OPTIONS)
+    service = Service()  # type: ignore[abstract]  # what is not called is not there
+    gateway_pb2_grpc.add_GatewayServicer_to_server(service, server)
     port = server.add_secure_port("127.0.0.1:0", tls.grpc_server_credentials(lambda: gateway.stored))
     await server.start()
     try:
@@ -168,3 +169,18 @@ def test_what_cannot_be_used_leaves_the_identity_as_it_was(world: World) -> None
     with pytest.raises(ConfigError, match="is no identity"):
         host.reload()
     assert host.stored is before
+
+
+async def test_whoever_knows_only_the_root_before_is_answered_during_the_overlap(world: World) -> None:
+    gateway, alice = world.make(GATEWAY), world.make(ALICE)
+    now = datetime.now(UTC)
+    new, handover = authority.hand_over(world.root, now, timedelta(hours=1))
+    trust = gateway.trust.follow([new.certificate, handover], now)
+    store.save_trust(gateway.stored.directory, trust)
+    world.issuer = authority.make_issuer(new, "gw1", now)
+    world.renew(gateway)
+    assert gateway.stored.root == new.certificate
+    assert len(alice.trust.roots[A]) == 1
+    async with served(gateway, Role.OPERATOR) as (port, _), connected(port, alice) as stub:
+        answer = await stub.GetMigration(pb.GetMigrationRequest(), timeout=5)
+        assert answer.migration.requested_by == str(ALICE)

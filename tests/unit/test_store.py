@@ -186,7 +186,7 @@ def test_a_crash_while_a_root_changes_leaves_the_old_or_the_new_one(
     new, handover = authority.hand_over(ca, NOW)
     _crash_before(monkeypatch, step)
     with contextlib.suppress(Crash):
-        store.replace_authority(tmp_path / "ca", new, handover)
+        store.replace_authority(tmp_path / "ca", new, handover, NOW)
     monkeypatch.undo()
     kept = store.load_authority(tmp_path / "ca")
     assert kept.certificate == (new if is_new else ca).certificate
