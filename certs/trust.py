@@ -59,7 +59,8 @@ class TrustBundles:
         roots: dict[Site, tuple[x509.Certificate, ...]] = {}
         handovers: dict[Site, tuple[x509.Certificate, ...]] = {}
         for certificate in certificates:
-            if certificate.issuer == certificate.subject:
+            key_of(certificate)
+            if _names_itself(certificate):
                 site, into = site_of(certificate), roots
             else:
                 site, into = handover_site_of(certificate), handovers
@@ -116,6 +117,13 @@ class TrustBundles:
             if each.public_key() in keys and any(signed_by(each, root) for root in kept)
         ]
         return TrustBundles.of([*kept, *handovers])
+
+
+def _names_itself(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.issuer == certificate.subject
+    except MALFORMED as error:
+        raise IdentityError("The CA certificate is malformed.") from error
 
 
 def _follow_site(known: TrustBundles, site: Site, theirs: TrustBundles, now: datetime) -> TrustBundles:
