@@ -65,7 +65,8 @@ class Renewal:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Follow and renew until `close`."""
+        """Follow and renew until `close`. Raises ConfigError if what was revoked until now cannot be read."""
+        self._identity.deny(store.load_denials(self._identity.stored.directory))
         if not self._stubs:
             log.warning("identity.not_renewed", reason="control under [gateway] in agent.toml names no gateway")
             return
@@ -104,7 +105,9 @@ class Renewal:
             Denial(entry.subject, parse_site(entry.site), entry.since.ToDatetime(UTC).replace(microsecond=0))
             for entry in response.denials
         )
-        identity.deny(identity.denials.all | told)
+        if told - identity.denials.all:
+            identity.deny(identity.denials.all | told)
+            store.save_denials(identity.stored.directory, identity.denials.all)
         offered = load_certificates(response.roots.encode())
         if set(TrustBundles.of(offered).roots) != {own}:
             raise ProtocolError("the gateway tells the roots of another site than this host's: that is refused")

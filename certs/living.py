@@ -83,18 +83,21 @@ class LivingIdentity:
 
     def peer(self, connection: ssl.SSLSocket | ssl.SSLObject) -> Credential:
         """Who is at the other end. Raises NotAuthenticated."""
-        return self._note(tls.peer_credential(connection, self.trust, datetime.now(UTC), self.denials))
+        credential = tls.peer_credential(connection, self.trust, datetime.now(UTC), self.denials)
+        return self._note(credential, lambda: tls.group_of(connection))
 
     def caller(self, context: tls.ServicerContext) -> Credential:
         """Who makes a call. Raises NotAuthenticated."""
-        return self._note(tls.grpc_peer_credential(context, self.trust, datetime.now(UTC), self.denials))
+        credential = tls.grpc_peer_credential(context, self.trust, datetime.now(UTC), self.denials)
+        return self._note(credential, lambda: tls.grpc_group_of(context))
 
-    def _note(self, credential: Credential) -> Credential:
+    def _note(self, credential: Credential, group: Callable[[], str]) -> Credential:
         before = self._seen.get(credential.identity)
         if before is None or (before.serial != credential.serial and before.issued_at <= credential.issued_at):
             if len(self._seen) >= MOST_SEEN:
                 self._seen.clear()
             self._seen[credential.identity] = credential
+            log.info("identity.seen", identity=str(credential.identity), serial=f"{credential.serial:x}", group=group())
             if self.on_seen is not None:
                 self.on_seen(credential)
         return credential

@@ -3,6 +3,7 @@
     <CA>/       ca.pem   ca.key                            the root; while it changes, also the one before, and the handover
     <identity>/ cert.pem key.pem trust/<site>.pem ...      one for each site that we accept, our own included
                 issuers/<serial>.pem <serial>.key ...      of a gateway: its own CA; two while the site changes its root
+                denied                                     of a host: what was revoked, as it has heard
 
 Files are 0600, directories that we make 0700. A file appears whole or not at all: it is written under another
 name, flushed to disk, renamed, and the directory is flushed.
@@ -16,9 +17,9 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -39,9 +40,10 @@ from certs.identity import (
     identity_of,
     issuer_of,
     load_certificate,
+    parse_site,
     site_of,
 )
-from certs.trust import TrustBundles, judge, load_certificates, pem_of, signed_by
+from certs.trust import Denial, TrustBundles, judge, load_certificates, pem_of, signed_by
 from landbridge.durable import remove, sync_directory
 from landbridge.errors import AlreadyExists, ConfigError, Conflict, IdentityError, NotFound
 
@@ -49,6 +51,7 @@ CA_CERTIFICATE, CA_KEY = "ca.pem", "ca.key"
 CERTIFICATE, KEY, TRUST = "cert.pem", "key.pem", "trust"
 ISSUERS, PENDING = "issuers", "pending"
 NEXT = ".next"
+DENIALS = "denied"
 
 
 @dataclass(frozen=True)
@@ -263,6 +266,31 @@ def add_trust(directory: Path, ca_pem: Path) -> Site:
     _make_directory(directory / TRUST)
     _write(path, b"".join(root.public_bytes(Encoding.PEM) for root in new), replace=True)
     return site
+
+
+# Denials, for whoever has no store.
+
+
+def save_denials(directory: Path, denials: Iterable[Denial]) -> None:
+    """Write what was revoked, as this identity has heard."""
+    lines = [f"{each.subject} {each.site} {int(each.since.timestamp())}\n" for each in sorted(denials)]
+    _write(directory / DENIALS, "".join(lines).encode(), replace=True)
+
+
+def load_denials(directory: Path) -> frozenset[Denial]:
+    """What was written; none if there is no such file. Raises ConfigError for one that says something else."""
+    path = directory / DENIALS
+    if not path.exists():
+        return frozenset()
+    try:
+        parts = [line.split(" ") for line in path.read_text().splitlines()]
+        return frozenset(
+            Denial(subject, parse_site(site), datetime.fromtimestamp(int(since), UTC)) for subject, site, since in parts
+        )
+    except (OSError, ValueError, OverflowError, IdentityError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}): remove it, and this site's gateways tell it again."
+        ) from error
 
 
 # Files.

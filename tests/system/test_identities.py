@@ -284,8 +284,12 @@ async def enrol(text: str, directory: Path, *more: str) -> tuple[int, str]:
 
 
 async def test_a_new_host_enrols_and_is_known_without_a_restart(two: TwoSites, tmp_path: Path) -> None:
-    code, said = await enrol(await new_token(two.fra, "fra-2"), tmp_path, "--listen", "127.0.0.2")
+    with structlog.testing.capture_logs() as logs:
+        text = await new_token(two.fra, "fra-2")
+        code, said = await enrol(text, tmp_path, "--listen", "127.0.0.2")
     assert code == 0, said
+    assert "agent.enrolled" in {log["event"] for log in logs}
+    assert token.parse(text).secret not in str(logs)
     assert "Enrolled spiffe://landbridge.test/site/fra/host/fra-2" in said
     assert f'control = ["{two.fra.listens["gw-1"].operators}"]' in (tmp_path / "agent.toml").read_text()
     local = store.load_identity(tmp_path / "identity", datetime.now(UTC))

@@ -158,7 +158,7 @@ async def test_a_revoked_server_is_not_called_until_it_has_come_with_a_newer_cer
         with pytest.raises(NotAuthenticated, match="was revoked, and has not come back"):
             stub.GetMigration(pb.GetMigrationRequest(), timeout=5)
         later = datetime.now(UTC) + timedelta(seconds=5)
-        host._note(Credential(GATEWAY, 1, later, later + timedelta(days=1)))
+        host._note(Credential(GATEWAY, 1, later, later + timedelta(days=1)), lambda: "unknown")
         await stub.GetMigration(pb.GetMigrationRequest(), timeout=5)
 
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from certs import authority, store, tls
 from certs.identity import Identity, Role
+from certs.trust import Denial
 from gateway.cli.certs import certs
 from landbridge.errors import AlreadyExists, ConfigError, Conflict, IdentityError, LandbridgeError, NotFound, UsageError
 from tests.unit.test_identity import GATEWAY, NOW, A, B, forge
@@ -217,6 +218,17 @@ def test_private_files_of_issuers_are_private(home: Path) -> None:
     store.pending_key(home)
     assert {path.stat().st_mode & 0o777 for path in home.rglob("*.key")} == {0o600}
     assert (home / "issuers").stat().st_mode & 0o777 == 0o700
+
+
+def test_denials_survive_a_restart_and_garbage_is_a_config_error(home: Path) -> None:
+    assert store.load_denials(home) == frozenset()
+    denials = frozenset({Denial(str(GATEWAY), A, NOW), Denial("1f", B, NOW + timedelta(days=1))})
+    store.save_denials(home, denials)
+    assert store.load_denials(home) == denials
+    for garbage in ("x", "x y z", f"{GATEWAY} {A} 99999999999999999", f"{GATEWAY} {GATEWAY} 1"):
+        (home / "denied").write_text(garbage)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            store.load_denials(home)
 
 
 # The commands.
