@@ -154,7 +154,8 @@ class Renewal:
         credential = judge(leaf, stored.trust, datetime.now(UTC), issuers)
         if credential.identity != stored.identity or leaf.public_key() != key.public_key():
             raise ProtocolError(f"the gateway has signed {credential.identity} where {stored.identity} was asked for")
-        store.renew_identity(stored.directory, chain, key)
+        # A disk may be slow, and bytes must go on moving meanwhile.
+        await asyncio.to_thread(store.renew_identity, stored.directory, chain, key)
         self._identity.reload()
         self._jitter = random.uniform(-1, 1)  # noqa: S311 - jitter, not a secret
         serial = f"{credential.serial:x}"

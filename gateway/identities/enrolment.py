@@ -84,7 +84,9 @@ class Enrolment:
             raise Unreachable("too many have tried to enrol here: try again in a minute")
         name = await self._check(request, address)
         control, stream = self._places(request)
+        # Nothing must be wrong any more once the token is used.
         authority.requested_key(request.request.encode())
+        self._issuing.issuer(datetime.now(UTC))
         if not await self._records.use_token(request.token_id):
             log.warning("enrolment.refused", address=address, id=request.token_id[:32], reason="the token was used")
             raise PermissionDenied(_REFUSED)

@@ -6,6 +6,7 @@ site's root, that is the new one from the middle of the overlap on, so that ever
 
 from __future__ import annotations
 
+import asyncio
 import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -77,7 +78,7 @@ class Issuing:
         leaf = authority.sign(issuer, identity, authority.requested_key(request.encode()), now, self._lifetime)
         return pem_of([leaf, issuer.certificate]).decode(), leaf
 
-    def renew(self) -> bool:
+    async def renew(self) -> bool:
         """Renew this gateway's own leaf if it is time; whether that was done. Raises ConfigError."""
         now, stored = datetime.now(UTC), self._identity.stored
         issuer = issuer_in_use(stored, now)
@@ -88,7 +89,8 @@ class Issuing:
         if issuer is None or not self._is_due(stored, issuer, now):
             return False
         leaf = authority.issue(issuer, stored.identity, now, lifetime=self._lifetime)
-        store.renew_identity(stored.directory, leaf.chain_pem, leaf.key)
+        # A disk may be slow, and bytes must go on moving meanwhile.
+        await asyncio.to_thread(store.renew_identity, stored.directory, leaf.chain_pem, leaf.key)
         self._identity.reload()
         self._jitter = random.uniform(-1, 1)  # noqa: S311 - jitter, not a secret
         log.info(

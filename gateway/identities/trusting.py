@@ -76,6 +76,8 @@ class Trusting:
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
         self._refused: dict[str, str] = {}
+        # Who looks holds it: what was read first is held first.
+        self._looking = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         identity.on_seen = self._see
 
@@ -103,7 +105,7 @@ class Trusting:
         while True:
             self._wake.clear()
             try:
-                self._issuing.renew()
+                await self._issuing.renew()
                 await self.look()
             except LandbridgeError as error:
                 log.error("trusting.failed", error=error.message)  # noqa: TRY400 - no defect
@@ -126,6 +128,10 @@ class Trusting:
 
     async def look(self) -> None:
         """Hold what the store has, and store what is only here. Raises ConfigError."""
+        async with self._looking:
+            await self._look()
+
+    async def _look(self) -> None:
         denials = await self._records.denials()
         has_changed = denials != self._identity.denials.all
         self._identity.deny(denials)
@@ -169,7 +175,7 @@ class Trusting:
                 await self._records.save_roots(str(site), pem_of(trust.of_site(site)))
         if set(trust.all()) == set(before.all()):
             return False
-        files.save_trust(self._identity.stored.directory, trust)
+        await asyncio.to_thread(files.save_trust, self._identity.stored.directory, trust)
         self._identity.reload()
         log.info("trust.changed", sites=sorted(str(site) for site in trust.roots))
         return True
@@ -248,6 +254,8 @@ class Trusting:
             if self._refused.get(name) != error.message:
                 log.warning("trust.not_exchanged", site=name, reason=error.message)
             self._refused[name] = error.message
+        except Exception:  # a defect here must not end the rounds
+            log.exception("trusting.defect", site=name)
         else:
             self._refused.pop(name, None)
 

@@ -83,6 +83,7 @@ def read_denial(data: bytes) -> None:
         (read_denial, str(LEAF.identity).encode()),
         (read_denial, f"{LEAF.certificate.serial_number:x}".encode()),
     ],
+    ids=["token", "request", "bundle", "chain", "identity", "serial"],
 )
 def test_whatever_comes_there_is_no_other_error(target: Callable[[bytes], None], good: bytes) -> None:
     target(good)
