@@ -28,7 +28,7 @@ from certs.probe import probe
 from certs.token import Token
 from certs.trust import TrustBundles, judge, load_certificates
 from landbridge import durable
-from landbridge.config import Address
+from landbridge.config import Address, parse_address
 from landbridge.errors import (
     AlreadyExists,
     ConfigError,
@@ -122,7 +122,17 @@ async def _enrol(token: Token, directory: Path, host: str | None, *, force: bool
     made = Leaf(identity, leaf, key, root, issuers[0] if issuers else None)
     store.save_identity(directory, made, force=force)
     store.save_trust(directory, roots)
-    return Enrolled(identity, credential.until, control, stream, tuple(answer.control), tuple(answer.stream))
+    gateways = ([_reachable(each, address) for each in told] for told in (answer.control, answer.stream))
+    return Enrolled(identity, credential.until, control, stream, *map(tuple, gateways))
+
+
+def _reachable(told: str, gateway: Address) -> str:
+    """An address at which a gateway listens, for one that listens everywhere as this host has reached it."""
+    try:
+        host, port = parse_address(told[:256])
+    except ValueError as error:
+        raise ProtocolError(f"The gateway at {gateway} tells an address that is none: {error}.") from error
+    return str(Address(gateway.host if host in {"0.0.0.0", "::"} else host, port))  # noqa: S104 - compared, not listened on
 
 
 async def _find(token: Token) -> tuple[Address, Identity, x509.Certificate]:

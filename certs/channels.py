@@ -39,6 +39,7 @@ class LivingChannel:
         self._options = [*tls.grpc_channel_options(role, site, domain, name), *options]
         # The newest last.
         self._wires: list[_Wire] = []
+        self._closing: set[asyncio.Task[None]] = set()
 
     def for_stub(self) -> aio.Channel:
         """This, as the type that stubs ask for: they use no more of it than is here."""
@@ -79,10 +80,13 @@ class LivingChannel:
     def _close_if_idle(self, wire: _Wire) -> None:
         if not wire.calls and wire in self._wires:
             self._wires.remove(wire)
-            wire.closing = asyncio.get_running_loop().create_task(wire.channel.close())
+            closing = asyncio.get_running_loop().create_task(wire.channel.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
         """End every call and every connection."""
+        await asyncio.gather(*self._closing)
         wires, self._wires = self._wires, []
         for wire in wires:
             await wire.channel.close()
@@ -95,4 +99,3 @@ class _Wire:
         self.channel = channel
         self.made_with = made_with
         self.calls = 0
-        self.closing: asyncio.Task[None] | None = None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hmac
-from collections import deque
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
 from certs import authority, token
+from certs.attempts import Attempts
 from certs.identity import Identity, Role
 from certs.living import LivingIdentity
 from certs.token import Token
@@ -23,26 +23,11 @@ from landbridge.v1.enrolment_pb2 import EnrolRequest, EnrolResponse
 log = structlog.get_logger()
 
 LIFETIME = timedelta(hours=1)
-# Attempts within WINDOW seconds, of one address and of all; a secret of 256 bits needs no such bound, but whoever tries is slowed down.
+# Attempts at once, and so many more per minute, of one address and of all: a secret of 256 bits needs no such bound, but whoever tries
+# is slowed down.
 ATTEMPTS, ALL_ATTEMPTS, WINDOW = 10, 100, 60.0
 
 _REFUSED = "the token is not valid here: it was used, has expired, or is for another gateway; make a new one with `landbridge hosts enroll`"
-
-
-class Attempts:
-    """Who has tried, lately. Pure: `now` is any clock in seconds that only grows."""
-
-    def __init__(self) -> None:
-        self._lately: deque[tuple[float, str]] = deque()
-
-    def admit(self, address: str, now: float) -> bool:
-        """Count an attempt; whether it is one too many."""
-        while self._lately and now - self._lately[0][0] > WINDOW:
-            self._lately.popleft()
-        if len(self._lately) >= ALL_ATTEMPTS or sum(address == each for _, each in self._lately) >= ATTEMPTS:
-            return False
-        self._lately.append((now, address))
-        return True
 
 
 class Enrolment:
@@ -53,16 +38,18 @@ class Enrolment:
         self._records = records
         self._issuing = issuing
         self._trusting = trusting
-        self._attempts = Attempts()
+        self._attempts = Attempts(ATTEMPTS, ATTEMPTS / WINDOW)
+        self._all_attempts = Attempts(ALL_ATTEMPTS, ALL_ATTEMPTS / WINDOW)
 
     async def make_token(self, name: str, made_by: str) -> tuple[Token, datetime]:
         """A token for a host, and its end. Raises UsageError or ConfigError."""
         identity = self._host(name)
-        addresses = await self._records.endpoints("enrolment")
+        everywhere = {"0.0.0.0", "::"}  # noqa: S104 - compared, not listened on
+        addresses = [each for each in await self._records.endpoints("enrolment") if each.host not in everywhere]
         if not addresses:
             raise ConfigError(
-                "no gateway of this site takes enrolments: set enrolment under [listen] in gateway.toml, such as "
-                'enrolment = "10.1.0.1:7446", and start it again'
+                "no gateway of this site takes enrolments at an address that a host could reach: set enrolment under [listen] in "
+                'gateway.toml, such as enrolment = "10.1.0.1:7446", and start it again'
             )
         now = datetime.now(UTC)
         made = token.make(self._identity.stored.root, addresses)
@@ -79,8 +66,9 @@ class Enrolment:
 
     async def enrol(self, request: EnrolRequest, address: str, now: float) -> EnrolResponse:
         """Take a host in. Raises PermissionDenied, Unreachable for one that tries too often, or UsageError."""
-        if not self._attempts.admit(address, now):
-            log.warning("enrolment.refused", address=address, reason="too many attempts")
+        if not (self._attempts.take(address, now) and self._all_attempts.take("all", now)):
+            if self._attempts.is_news(address, now):
+                log.warning("enrolment.refused", address=address, reason="too many attempts")
             raise Unreachable("too many have tried to enrol here: try again in a minute")
         name = await self._check(request, address)
         control, stream = self._places(request)

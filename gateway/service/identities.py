@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from certs.attempts import address_of
 from certs.guard import caller
 from gateway.identities.enrolment import Enrolment
 from gateway.identities.issuing import Issuing
@@ -28,7 +29,7 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServicer):
 
     async def Enrol(self, request: pb.EnrolRequest, context: Any) -> pb.EnrolResponse:
         """The first certificate of a host."""
-        address = str(context.peer()).rpartition(":")[0]
+        address = address_of(context.peer())
         return await self._enrolment.enrol(request, address, asyncio.get_running_loop().time())
 
 
