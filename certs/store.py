@@ -260,7 +260,10 @@ def add_trust(directory: Path, ca_pem: Path) -> Site:
         raise ConfigError(f"{ca_pem} holds the roots of {len(sites)} sites: give the ca.pem of one site.")
     site = sites.pop()
     path = directory / TRUST / f"{site.site}.pem"
-    if path.exists() and _roots(path) != new:
+    known = set(_roots(path)) if path.exists() else set()
+    if set(new) <= known:
+        return site
+    if known:
         # Otherwise, whoever talks us into taking "their" ca.pem could add themselves to a site that we know.
         raise Conflict(f"{path} holds another root than {ca_pem}: compare fingerprints, and remove it to replace it.")
     _make_directory(directory / TRUST)

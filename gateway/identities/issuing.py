@@ -19,7 +19,7 @@ from certs.authority import Authority
 from certs.identity import Identity, Issuer, Role, issuer_of
 from certs.living import LivingIdentity
 from certs.store import StoredIdentity
-from certs.trust import fingerprint, judge, load_certificates, pem_of, renew_at
+from certs.trust import Credential, fingerprint, judge, load_certificates, pem_of, renew_at
 from landbridge.errors import ConfigError, IdentityError, UsageError
 
 log = structlog.get_logger()
@@ -29,11 +29,11 @@ WARNED = timedelta(days=60)
 WARNING_INTERVAL = timedelta(hours=12)
 
 
-def issuer_in_use(stored: StoredIdentity, now: datetime) -> Authority | None:
+def issuer_in_use(stored: StoredIdentity, issuers: list[Authority], now: datetime) -> Authority | None:
     """The one that signs now; None if there is none that could."""
     usable = [
         (stored.trust.in_use_from(each.root), each.certificate.not_valid_after_utc, each)
-        for each in store.load_issuers(stored.directory, stored.trust)
+        for each in issuers
         if each.root is not None
         and each.issuer == Issuer(stored.identity.home, stored.identity.name)
         and each.certificate.not_valid_before_utc <= now < each.certificate.not_valid_after_utc
@@ -51,15 +51,31 @@ class Issuing:
         self._lifetime = lifetime
         self._jitter = random.uniform(-1, 1)  # noqa: S311 - jitter, not a secret
         self._warned_at: datetime | None = None
+        # Counts issuers that have come or gone.
+        self.changes = 0
+        # Those that are there, and the leaf as it was judged: as of a count and of what was believed then.
+        self._known: tuple[int, StoredIdentity, list[Authority], Credential | None] | None = None
 
     @property
     def name(self) -> str:
         """This gateway's."""
         return self._identity.identity.name
 
+    def _now_known(self) -> tuple[list[Authority], Credential | None]:
+        """This gateway's issuers, and its leaf if that is in order. Raises ConfigError."""
+        stored = self._identity.stored
+        if self._known is None or self._known[:2] != (self.changes, stored):
+            issuers = store.load_issuers(stored.directory, stored.trust)
+            try:
+                credential = judge(stored.certificate, stored.trust, datetime.now(UTC), stored.issuers)
+            except IdentityError:
+                credential = None
+            self._known = (self.changes, stored, issuers, credential)
+        return self._known[2:]
+
     def issuer(self, now: datetime) -> Authority:
         """The one that signs now. Raises ConfigError."""
-        issuer = issuer_in_use(self._identity.stored, now)
+        issuer = issuer_in_use(self._identity.stored, self._now_known()[0], now)
         if issuer is None:
             raise ConfigError(
                 f"{self._identity.identity} has no issuer that is valid now, and can sign nothing: renew it with "
@@ -81,12 +97,14 @@ class Issuing:
     async def renew(self) -> bool:
         """Renew this gateway's own leaf if it is time; whether that was done. Raises ConfigError."""
         now, stored = datetime.now(UTC), self._identity.stored
-        issuer = issuer_in_use(stored, now)
-        self._warn(issuer, now)
-        for each in store.load_issuers(stored.directory, stored.trust):
+        issuers, credential = self._now_known()
+        for each in issuers:
             if each.certificate.not_valid_after_utc < now:
                 store.remove_issuer(stored.directory, each)
-        if issuer is None or not self._is_due(stored, issuer, now):
+                self.changes += 1
+        issuer = issuer_in_use(stored, issuers, now)
+        self._warn(issuer, now)
+        if issuer is None or not self._is_due(stored, credential, issuer, now):
             return False
         leaf = authority.issue(issuer, stored.identity, now, lifetime=self._lifetime)
         # A disk may be slow, and bytes must go on moving meanwhile.
@@ -101,13 +119,9 @@ class Issuing:
         )
         return True
 
-    def _is_due(self, stored: StoredIdentity, issuer: Authority, now: datetime) -> bool:
-        try:
-            credential = judge(stored.certificate, stored.trust, now, stored.issuers)
-        except IdentityError:
-            return True
+    def _is_due(self, stored: StoredIdentity, credential: Credential | None, issuer: Authority, now: datetime) -> bool:
         changes_root = all(shown.issuer != issuer.certificate.issuer for shown in stored.issuers)
-        return now >= renew_at(credential, self._jitter) or changes_root
+        return credential is None or now >= renew_at(credential, self._jitter) or changes_root
 
     def _warn(self, issuer: Authority | None, now: datetime) -> None:
         """Say in time that an issuer ends: only the site's root can renew it."""
@@ -139,6 +153,7 @@ class Issuing:
                 f"Give one certificate, which is for {wanted}: what the site's CA has answered to its request."
             )
         issuer = store.install_issuer(stored.directory, found[0], stored.trust)
+        self.changes += 1
         self._warned_at = None
         log.info("issuer.installed", identity=str(wanted), fingerprint=fingerprint(found[0]))
         begins = [] if issuer.root is None else [stored.trust.in_use_from(issuer.root)]
@@ -150,7 +165,7 @@ def revive(directory: Path, lifetime: timedelta) -> None:
     stored, now = store.load_identity(directory, None), datetime.now(UTC)
     if now <= stored.certificate.not_valid_after_utc:
         return
-    if (issuer := issuer_in_use(stored, now)) is not None:
+    if (issuer := issuer_in_use(stored, store.load_issuers(directory, stored.trust), now)) is not None:
         leaf = authority.issue(issuer, stored.identity, now, lifetime=lifetime)
         store.renew_identity(directory, leaf.chain_pem, leaf.key)
         log.info("identity.revived", identity=str(stored.identity))

@@ -72,7 +72,11 @@ class Trusting:
         # What was told, so that only what is new is told again.
         self._places: dict[tuple[str, str], Place] = {}
         self._seen: dict[Identity, Credential] = {}
-        self._recorded: set[str] = set()
+        # What was looked at last, for signatures cost time that the bytes of a migration want: the store's roots with what was believed
+        # then, until when that stays so; this gateway's certificates; and what each site has told.
+        self._looked_at: tuple[dict[str, bytes], TrustBundles, datetime] | None = None
+        self._recorded_of: tuple[object, int] | None = None
+        self._heard: dict[str, tuple[bytes, TrustBundles, frozenset[Denial]]] = {}
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
         self._refused: dict[str, str] = {}
@@ -157,6 +161,10 @@ class Trusting:
         """Follow what the store believes, and store what this gateway believes; whether that has changed."""
         now, before = datetime.now(UTC), self._identity.trust
         stored = await self._records.roots()
+        if self._looked_at is not None:
+            roots, believed, until = self._looked_at
+            if roots == stored and believed is before and now < until:
+                return False
         trust = before
         for pem in stored.values():
             offered = load_certificates(pem)
@@ -174,6 +182,8 @@ class Trusting:
             if known is None or set(load_certificates(known)) != set(trust.of_site(site)):
                 await self._records.save_roots(str(site), pem_of(trust.of_site(site)))
         if set(trust.all()) == set(before.all()):
+            until = min(before.end_of(root) for roots in before.roots.values() for root in roots)
+            self._looked_at = (stored, before, until)
             return False
         await asyncio.to_thread(files.save_trust, self._identity.stored.directory, trust)
         self._identity.reload()
@@ -181,10 +191,11 @@ class Trusting:
         return True
 
     async def _record_certificates(self) -> None:
-        for record in own_records(self._identity):
-            if record.serial not in self._recorded:
+        own_now = (self._identity.stored, self._issuing.changes)
+        if own_now != self._recorded_of:
+            for record in own_records(self._identity):
                 await self._records.add_certificate(record)
-                self._recorded.add(record.serial)
+            self._recorded_of = own_now
         seen, self._seen = self._seen, {}
         own = self._identity.identity.home
         for identity, credential in seen.items():
@@ -261,6 +272,9 @@ class Trusting:
 
     async def heard(self, name: str, told: SiteTrust) -> None:
         """Another site has told what it believes of itself. Raises IdentityError, ProtocolError or ConfigError."""
+        now_told = (told.SerializeToString(deterministic=True), self._identity.trust, self._identity.denials.all)
+        if self._heard.get(name) == now_told:
+            return
         if len(told.denials) > MOST_DENIALS or len(told.peers) + len(told.tunnel) > MOST_ADDRESSES:
             raise ProtocolError(f"site {name} tells more than {MOST_DENIALS} denials or {MOST_ADDRESSES} addresses")
         known = self._identity.trust
@@ -279,6 +293,7 @@ class Trusting:
         await self._follow_addresses(name, told)
         if fresh or has_changed:
             await self.look()
+        self._heard[name] = (now_told[0], self._identity.trust, self._identity.denials.all)
 
     async def _follow_addresses(self, name: str, told: SiteTrust) -> None:
         """Reach a site that was joined where it says that it is."""
