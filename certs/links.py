@@ -232,6 +232,7 @@ class Listener:
         self._server = server
         self._holds_back = holds_back
         self._local = local
+        local.server_context()  # of what cannot be loaded, better now than at the first caller
         self._access = access
         self._attach = attach
         self._is_tunnel = is_tunnel
