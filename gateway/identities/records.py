@@ -155,14 +155,13 @@ class Records:
             "expires_at": _seconds(record.expires_at),
             "renews_itself": record.renews_itself,
         }
+        is_issuer = "/issuer/" in record.identity
+        others = (certificates.c.identity == record.identity) & (certificates.c.serial != record.serial)
+        has_expired = certificates.c.expires_at < _seconds(datetime.now(UTC))
         older = certificates.delete().where(
-            certificates.c.identity == record.identity,
-            certificates.c.serial != record.serial,
-            certificates.c.expires_at < _seconds(datetime.now(UTC))
-            if "/issuer/" in record.identity
-            else certificates.c.issued_at <= values["issued_at"],
+            others, has_expired if is_issuer else certificates.c.issued_at <= values["issued_at"]
         )
-        newer = sa.select(certificates.c.serial).where(certificates.c.identity == record.identity)
+        newer = None if is_issuer else sa.select(certificates.c.serial).where(others)
         await self._put(certificates, {"serial": record.serial}, values, before=older, unless=newer)
 
     async def certificates(self) -> list[CertificateRecord]:
@@ -286,10 +285,10 @@ class Records:
         def write(connection: sa.Connection) -> None:
             if before is not None:
                 connection.execute(before)
-            if not connection.execute(update).rowcount:
-                is_issuer = "/issuer/" in str(values.get("identity", ""))
-                if unless is None or is_issuer or connection.execute(unless).first() is None:
-                    connection.execute(table.insert().values(**values))
+            if connection.execute(update).rowcount:
+                return
+            if unless is None or connection.execute(unless).first() is None:
+                connection.execute(table.insert().values(**values))
 
         try:
             await self._store.write(write)
