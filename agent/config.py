@@ -26,9 +26,12 @@ class ListenSettings(Settings):
 
 
 class GatewaySettings(Settings):
-    """Where this site's gateways take channels to other sites; tried in order."""
+    """This site's gateways, tried in order."""
 
+    # where they take channels to other sites
     stream: tuple[AddressField, ...]
+    # gRPC, landbridge.v1.Renewal, where they take operators' calls too; without it, nobody renews this agent's certificate
+    control: tuple[AddressField, ...] = ()
 
 
 class LibvirtSettings(Settings):

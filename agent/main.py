@@ -17,15 +17,18 @@ from grpc import aio
 
 from agent.channels import Gateways, Incoming
 from agent.config import AgentSettings
+from agent.enroll import enroll
 from agent.hypervisor.base import Hypervisor
 from agent.hypervisor.libvirt_driver import LibvirtHypervisor
 from agent.journal import Journal
 from agent.move import HostContext
+from agent.renewal import Renewal
 from agent.service import AgentService, Moves
 from certs import tls
 from certs.guard import SERVER_OPTIONS, Access, Guard
 from certs.identity import Role
 from certs.links import Target, listen
+from certs.living import LivingIdentity
 from certs.store import StoredIdentity, load_identity
 from landbridge import config, log, memory
 from landbridge.errors import ConfigError, LandbridgeError
@@ -34,7 +37,7 @@ from landbridge.v1.agent_pb2_grpc import add_AgentServicer_to_server
 logger = structlog.get_logger()
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option(
     "--config",
     "path",
@@ -44,8 +47,11 @@ logger = structlog.get_logger()
 )
 @click.option("--verbose", is_flag=True, help="Log more.")
 @click.version_option(package_name="landbridge", message="%(prog)s %(version)s")
-def main(path: Path, verbose: bool) -> None:
+@click.pass_context
+def main(ctx: click.Context, path: Path, verbose: bool) -> None:
     """The Landbridge agent of one host: drives its libvirt for this site's gateways."""
+    if ctx.invoked_subcommand is not None:
+        return
     log.configure("agent", verbose=verbose)
     memory.keep_heap()
     try:
@@ -65,6 +71,9 @@ def main(path: Path, verbose: bool) -> None:
         sys.exit(error.exit_code)
 
 
+main.add_command(enroll)
+
+
 async def serve(settings: AgentSettings, identity: StoredIdentity, hypervisor: Hypervisor) -> None:
     """Serve until SIGTERM or SIGINT."""
     stop = asyncio.Event()
@@ -77,16 +86,17 @@ async def serve(settings: AgentSettings, identity: StoredIdentity, hypervisor: H
 
 
 @contextlib.asynccontextmanager
-async def running(settings: AgentSettings, identity: StoredIdentity, hypervisor: Hypervisor) -> AsyncIterator[None]:
+async def running(settings: AgentSettings, stored: StoredIdentity, hypervisor: Hypervisor) -> AsyncIterator[None]:
     """The agent, serving for as long as the context is open."""
-    domain = identity.identity.trust_domain
+    identity = LivingIdentity(stored)
     moves: Moves
 
-    context, name = (
-        tls.client_context(identity, settings.site),
-        tls.server_name(Role.GATEWAY, settings.site, domain),
+    gateways = Gateways(
+        [
+            Target("this site's gateway", address, identity, Role.GATEWAY, settings.site)
+            for address in settings.gateway.stream
+        ]
     )
-    gateways = Gateways([Target("this site's gateway", address, context, name) for address in settings.gateway.stream])
     incoming = Incoming(lambda opening: moves.admit(opening, str(settings.libvirt.socket)))
     host = HostContext(
         hypervisor,
@@ -100,16 +110,19 @@ async def running(settings: AgentSettings, identity: StoredIdentity, hypervisor:
     moves = Moves(host)
     moves.recover()
     access = Access(Role.GATEWAY, settings.site)
-    server = aio.server(interceptors=[Guard(identity.trust, {"landbridge.v1.Agent": access})], options=SERVER_OPTIONS)
+    server = aio.server(interceptors=[Guard(identity, {"landbridge.v1.Agent": access})], options=SERVER_OPTIONS)
     add_AgentServicer_to_server(AgentService(host, moves, settings.site, settings.name), server)
-    if server.add_secure_port(str(settings.listen.control), tls.grpc_server_credentials(identity)) == 0:
+    if server.add_secure_port(str(settings.listen.control), tls.grpc_server_credentials(lambda: identity.stored)) == 0:
         raise ConfigError(f"nothing can listen on {settings.listen.control}; see listen.control")
     await server.start()
+    renewal = Renewal(identity, settings.gateway.control)
+    renewal.start()
     stream = await listen(settings.listen.stream, identity, access, lambda link, _peer: incoming.accept(link))
     try:
         yield
     finally:
         stream.close()
+        await renewal.close()
         await moves.close()
         await gateways.close()
         await incoming.close()

@@ -1,7 +1,7 @@
 """The first interceptor of every gRPC server: who calls, may they, and which status an error becomes.
 
-1. The caller's certificate is held against the roots of its site (`tls.grpc_peer_identity`): an unknown caller, or one
-   whose CA speaks for another site, reaches no method.
+1. The caller's certificate is held against the roots of its site, and against what was revoked (`trust.judge`): an unknown
+   caller, or one whose CA speaks for another site, reaches no method. An answer in parts ends when its caller is revoked.
 2. `Access` says which identities may call which service. Anything else is refused and logged.
 3. An error of our tree becomes its status with its code; any other exception is a defect: it is logged with its trace,
    and the caller learns only that.
@@ -9,19 +9,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import contextvars
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import grpc
 import structlog
 from grpc import aio
 
-from certs.identity import Identity, Role, TrustBundles
-from certs.tls import grpc_peer_identity
-from landbridge.errors import InternalError, LandbridgeError, PermissionDenied, Status, to_status
+from certs.identity import Identity, Role
+from certs.living import LivingIdentity
+from certs.trust import Credential
+from landbridge.errors import IdentityError, InternalError, LandbridgeError, PermissionDenied, Status, to_status
 
 log = structlog.get_logger()
 
@@ -51,8 +53,9 @@ class Access:
 class Guard(aio.ServerInterceptor):
     """Steps 1 to 3 for every method of the services in `access`, by full name such as "landbridge.v1.Agent"."""
 
-    def __init__(self, trust: TrustBundles, access: Mapping[str, Access]) -> None:
-        self._trust = trust
+    def __init__(self, local: LivingIdentity, access: Mapping[str, Access | None]) -> None:
+        """None where anybody may call, with or without a certificate."""
+        self._local = local
         self._access = access
 
     async def intercept_service(
@@ -90,21 +93,67 @@ class Guard(aio.ServerInterceptor):
     def _stream(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
-                self._admit(method, context)
-                async for response in behaviour(request, context):
-                    yield response
+                credential = self._admit(method, context)
+                held = self._held(behaviour(request, context), credential)
+                async with contextlib.aclosing(held) as responses:
+                    async for response in responses:
+                        yield response
             except Exception as error:  # noqa: BLE001 - the last line of defence, see _status_of
                 await _abort(context, _status_of(error, method))
 
         return guarded
 
-    def _admit(self, method: str, context: Any) -> None:
-        identity = grpc_peer_identity(context, self._trust, datetime.now(UTC))
-        access = self._access.get(method.split("/")[1])
-        if access is None:
+    async def _held(
+        self, responses: AsyncGenerator[Any, None], credential: Credential | None
+    ) -> AsyncGenerator[Any, None]:
+        """The responses, until the caller is revoked; IdentityError then."""
+        cut = _Cut()
+        if credential is not None:
+            self._local.hold(cut, credential)
+        try:
+            while True:
+                following = asyncio.ensure_future(anext(responses, _END))
+                try:
+                    await asyncio.wait((following, cut.reason), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    following.cancel()  # does nothing to one that is done
+                    await asyncio.wait((following,))
+                if cut.reason.done():
+                    following.cancelled() or following.exception()  # looked at: this end is the one that counts
+                    raise IdentityError(cut.reason.result())
+                if (response := following.result()) is _END:
+                    return
+                yield response
+        finally:
+            self._local.release(cut)
+            await responses.aclose()
+
+    def _admit(self, method: str, context: Any) -> Credential | None:
+        service = method.split("/")[1]
+        if service not in self._access:
             raise PermissionDenied(f"{method} is not served here")
-        access.check(identity, method)
-        caller.set(identity)
+        access = self._access[service]
+        if access is None:
+            return None
+        credential = self._local.caller(context)
+        access.check(credential.identity, method)
+        caller.set(credential.identity)
+        return credential
+
+
+_END = object()
+
+
+class _Cut:
+    """An answer in parts, which can be ended from outside."""
+
+    def __init__(self) -> None:
+        self.reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def abort(self, reason: str) -> None:
+        """End it."""
+        if not self.reason.done():
+            self.reason.set_result(reason)
 
 
 async def _abort(context: Any, status: Status) -> None:

@@ -1,7 +1,10 @@
-"""SPIFFE IDs, and the judgement of certificates. Pure: no files, no clock, no network.
+"""SPIFFE IDs, and what each kind of certificate must look like. Pure: no files, no clock, no network.
 
-    spiffe://<trust-domain>/site/<site>/{gateway|host|operator}/<name>      a leaf: who speaks
     spiffe://<trust-domain>/site/<site>                                     a root: the CA of that site
+    spiffe://<trust-domain>/site/<site>/issuer/<gateway>                    an issuer: the CA of one gateway, below the root
+    spiffe://<trust-domain>/site/<site>/{gateway|host|operator}/<name>      a leaf: who speaks
+
+Who has signed a certificate, and whether it counts now, is for `certs.trust`.
 
 Rules of the certificates: SPIFFE X509-SVID (github.com/spiffe/spiffe, standards/X509-SVID.md), section 2 to
 5. Rules of the names are narrower than SPIFFE's: lower-case DNS labels, because every name also becomes a DNS
@@ -10,15 +13,11 @@ name for TLS.
 
 import enum
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from types import MappingProxyType
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from landbridge.errors import IdentityError
@@ -44,7 +43,7 @@ _UNDERSTOOD = frozenset(
 )
 
 # What `cryptography` raises on certificates that are not well-formed, at once or at the first look inside.
-_MALFORMED = (
+MALFORMED = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -101,6 +100,26 @@ class Identity:
         return Site(self.trust_domain, self.site)
 
 
+@dataclass(frozen=True, order=True)
+class Issuer:
+    """The CA of one gateway, as its certificate names it. It signs, and never speaks."""
+
+    home: Site
+    gateway: str
+
+    def __post_init__(self) -> None:
+        _check("name", self.gateway, _DOTTED, NAME_CHARACTERS)
+
+    def __str__(self) -> str:
+        return f"{self.home}/issuer/{self.gateway}"
+
+    def may_issue(self, identity: Identity) -> bool:
+        """The hosts of its site, and its own gateway: whoever has its key can be no operator, and no other gateway."""
+        if identity.home != self.home:
+            return False
+        return identity.role is Role.HOST or (identity.role is Role.GATEWAY and identity.name == self.gateway)
+
+
 def _check(what: str, text: str, pattern: re.Pattern[str], limit: int) -> None:
     if not isinstance(text, str) or len(text) > limit or not pattern.fullmatch(text):
         dots = "" if pattern is _SITE else " (labels separated by dots)"
@@ -126,6 +145,14 @@ def parse_site(uri: str) -> Site:
         case ["spiffe:", "", trust_domain, "site", site]:
             return Site(trust_domain, site)
     raise IdentityError(f"{uri[:200]!r} is no site: expected spiffe://<trust-domain>/site/<site>.")
+
+
+def parse_issuer(uri: str) -> Issuer:
+    """`spiffe://<trust-domain>/site/<site>/issuer/<gateway>` to Issuer, or IdentityError."""
+    match uri.split("/"):
+        case ["spiffe:", "", trust_domain, "site", site, "issuer", gateway]:
+            return Issuer(Site(trust_domain, site), gateway)
+    raise IdentityError(f"{uri[:200]!r} is no issuer: expected spiffe://<trust-domain>/site/<site>/issuer/<gateway>.")
 
 
 def server_name(role: Role, site: str, trust_domain: str, name: str | None = None) -> str:
@@ -154,7 +181,7 @@ def load_certificate(data: bytes) -> x509.Certificate:
         if data.lstrip().startswith(b"-----BEGIN"):
             return x509.load_pem_x509_certificate(data)
         return x509.load_der_x509_certificate(data)
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise IdentityError("The certificate cannot be read: it is neither DER nor PEM of X.509.") from error
 
 
@@ -177,25 +204,58 @@ def identity_of(certificate: x509.Certificate) -> Identity:
         return parse(_only_uri(extensions))
     except x509.ExtensionNotFound as error:
         raise IdentityError(f"The certificate lacks an extension that identities need: {error}.") from error
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise IdentityError("The certificate cannot be read: an extension or its key is malformed.") from error
 
 
 def site_of(root: x509.Certificate) -> Site:
     """The site that a root certificate speaks for, if it is a self-signed CA with a site's SPIFFE ID."""
     try:
-        extensions = _extensions(root)
+        root.verify_directly_issued_by(root)
+    except (*MALFORMED, InvalidSignature) as error:
+        raise IdentityError("The CA certificate is malformed, or not signed by itself.") from error
+    return parse_site(_authority_uri(root))
+
+
+def handover_site_of(handover: x509.Certificate) -> Site:
+    """The site whose old root says by this certificate that it has a new one; its signature is not judged."""
+    return parse_site(_authority_uri(handover))
+
+
+def issuer_of(certificate: x509.Certificate) -> Issuer:
+    """Whose issuer a certificate is for, if it keeps the rules for issuers; who has signed it is not judged."""
+    uri = _authority_uri(certificate)
+    constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    if constraints.path_length != 0:
+        raise IdentityError("The issuer's certificate would let it make other CAs: its path length must be 0.")
+    return parse_issuer(uri)
+
+
+def key_of(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
+    """Its key. Raises IdentityError for one that is not ECDSA."""
+    try:
+        key = certificate.public_key()
+    except MALFORMED as error:
+        raise IdentityError("The certificate's key cannot be read.") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise IdentityError("The certificate's key is not ECDSA: TLS 1.3 cannot be enforced with it.")
+    return key
+
+
+def _authority_uri(certificate: x509.Certificate) -> str:
+    """The one URI of a CA's certificate."""
+    try:
+        extensions = _extensions(certificate)
         if not extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
             raise IdentityError("The certificate is not a CA's: give the other site's ca.pem.")
         usage = extensions.get_extension_for_class(x509.KeyUsage)
         if not usage.critical or not usage.value.key_cert_sign:
             raise IdentityError("The CA certificate's keyUsage must be critical and allow keyCertSign.")
-        root.verify_directly_issued_by(root)
-        return parse_site(_only_uri(extensions))
+        return _only_uri(extensions)
     except x509.ExtensionNotFound as error:
         raise IdentityError(f"The CA certificate lacks an extension: {error}.") from error
-    except (*_MALFORMED, InvalidSignature) as error:
-        raise IdentityError("The CA certificate is malformed, or not signed by itself.") from error
+    except MALFORMED as error:
+        raise IdentityError("The CA certificate is malformed.") from error
 
 
 def _extensions(certificate: x509.Certificate) -> x509.Extensions:
@@ -212,71 +272,3 @@ def _only_uri(extensions: x509.Extensions) -> str:
     if len(uris) != 1:
         raise IdentityError(f"The certificate has {len(uris)} URI names: an identity has exactly one.")
     return uris[0]
-
-
-@dataclass(frozen=True)
-class TrustBundles:
-    """The roots that we accept, by the site that they speak for; a site has two while it changes its root."""
-
-    roots: Mapping[Site, tuple[x509.Certificate, ...]]
-
-    @classmethod
-    def of(cls, roots: Iterable[x509.Certificate]) -> "TrustBundles":
-        """Sort roots by their site; IdentityError for a certificate that is no root."""
-        by_site: dict[Site, tuple[x509.Certificate, ...]] = {}
-        for root in roots:
-            site = site_of(root)
-            by_site[site] = (*by_site.get(site, ()), root)
-        return cls(MappingProxyType(by_site))
-
-
-def authenticate(leaf: bytes | x509.Certificate, trust: TrustBundles, now: datetime) -> Identity:
-    """Who holds the key of this certificate, or IdentityError. TLS has proved the possession of the key.
-
-    `leaf` is DER, PEM, or parsed; `now` is aware. TLS has verified a chain as well, but to any of our roots.
-    """
-    # 1. Parse with a bound on the size, and refuse critical extensions that we do not know.
-    #    Stops: restrictions that another verifier would see and we would skip.
-    certificate = leaf if isinstance(leaf, x509.Certificate) else load_certificate(leaf)
-    # 2. Keep the SPIFFE rules, and read the one URI.
-    #    Stops: a CA that speaks for its site itself; a second URI that another verifier would read instead.
-    identity = identity_of(certificate)
-    # 3. Take the roots of the site that the URI names, and no others.
-    #    Stops: the CA of site A vouching for a gateway of site B, which TLS alone would accept.
-    roots = trust.roots.get(identity.home)
-    if not roots:
-        raise IdentityError(
-            f"{identity} is of a site that is not trusted here: add its ca.pem with `landbridge certs trust`."
-        )
-    # 4. One of these roots, itself valid now, has signed the leaf directly.
-    #    Stops: forgery; a sub-CA smuggled in between; a retired root's stolen key.
-    if not any(_valid(root, now) and _issued(certificate, root) for root in roots):
-        raise IdentityError(f"The certificate of {identity} was not issued by a valid root of site {identity.site}.")
-    # 5. The leaf is valid now.
-    #    Stops: the use of a key that was stolen and has been replaced since.
-    if not _valid(certificate, now):
-        raise IdentityError(
-            f"The certificate of {identity} is valid from {_time(certificate.not_valid_before_utc)} to "
-            f"{_time(certificate.not_valid_after_utc)}, and now is {_time(now)}: "
-            "issue a new one, or set the clock."
-        )
-    return identity
-
-
-def _issued(certificate: x509.Certificate, root: x509.Certificate) -> bool:
-    # A signature is whole bytes: OpenSSL looks past a count of unused bits, and would take one certificate in several spellings.
-    if certificate.public_bytes(Encoding.DER)[-len(certificate.signature) - 1] != 0:
-        return False
-    try:
-        certificate.verify_directly_issued_by(root)
-    except (*_MALFORMED, InvalidSignature):
-        return False
-    return True
-
-
-def _time(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
-def _valid(certificate: x509.Certificate, now: datetime) -> bool:
-    return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc

@@ -16,17 +16,16 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
 from certs import tls
 from certs.guard import Access
-from certs.identity import Identity
-from certs.store import StoredIdentity
+from certs.identity import Identity, Role
+from certs.living import LivingIdentity
 from landbridge.config import Address
-from landbridge.errors import ConfigError, LandbridgeError, Unreachable
+from landbridge.errors import ConfigError, LandbridgeError, NotAuthenticated, Unreachable
 from landbridge.frame import RECORD, Payload
 from landbridge.link import Link
 
@@ -58,10 +57,20 @@ class Target:
     # For messages: "host east-1", "the gateway of site west".
     name: str
     address: Address
-    context: ssl.SSLContext
-    server_name: str
+    # Who dials.
+    local: LivingIdentity
+    role: Role
+    site: str
+    # Of the host; "" for any gateway of the site.
+    host: str = ""
     # Whether the link crosses the WAN.
     is_tunnel: bool = False
+
+    def wrap(self, raw: socket.socket) -> ssl.SSLSocket:
+        """TLS on a connection to it; the handshake is still to be made."""
+        name = tls.server_name(self.role, self.site, self.local.identity.trust_domain, self.host or None)
+        context = self.local.client_context(self.site)
+        return context.wrap_socket(raw, server_hostname=name, do_handshake_on_connect=False)
 
 
 class TlsConnection:
@@ -125,8 +134,15 @@ async def dial(target: Target) -> Link:
     except OSError as error:
         why = error.strerror or str(error)
         raise Unreachable(f"{target.name} cannot be reached at {address} ({why}); see whether it runs") from error
+    try:
+        credential = target.local.peer(connection)
+    except NotAuthenticated as error:
+        connection.close()
+        raise Unreachable(f"{target.name} at {address} is not accepted: {error.message}") from error
     link = Link(TlsConnection(connection), target.name, must_answer=target.is_tunnel)
-    link.peer = tls.server_identity(connection).name
+    link.peer = credential.identity.name
+    target.local.hold(link, credential)
+    log.info("link.dialled", link=target.name, peer=str(credential.identity), group=tls.group_of(connection))
     return link
 
 
@@ -140,9 +156,7 @@ async def _connect(target: Target) -> ssl.SSLSocket:
             raw.setblocking(False)
             _tune(raw, is_tunnel=target.is_tunnel)
             await loop.sock_connect(raw, where)
-            return await _shake_hands(
-                target.context.wrap_socket(raw, server_hostname=target.server_name, do_handshake_on_connect=False)
-            )
+            return await _shake_hands(target.wrap(raw))
         except OSError as error:
             failure = error
             raw.close()
@@ -208,7 +222,7 @@ class Listener:
     def __init__(
         self,
         server: socket.socket,
-        local: StoredIdentity,
+        local: LivingIdentity,
         access: Access,
         attach: Callable[[Link, Identity], None],
         *,
@@ -217,8 +231,8 @@ class Listener:
     ) -> None:
         self._server = server
         self._holds_back = holds_back
-        self._context = tls.server_context(local)
         self._local = local
+        local.server_context()  # of what cannot be loaded, better now than at the first caller
         self._access = access
         self._attach = attach
         self._is_tunnel = is_tunnel
@@ -262,8 +276,9 @@ class Listener:
             raw.setblocking(False)
             _tune(raw, is_tunnel=self._is_tunnel, holds_back=self._holds_back)
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+                context = self._local.server_context()
                 connection = await _shake_hands(
-                    self._context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
+                    context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
                 )
         except TimeoutError:
             log.warning("link.refused", address=address, reason="it did not finish its handshake in time")
@@ -277,16 +292,18 @@ class Listener:
             raw.close()
             raise
         try:
-            peer = tls.peer_identity(connection, self._local.trust, datetime.now(UTC))
+            credential = self._local.peer(connection)
+            peer = credential.identity
             self._access.check(peer, "a stream")
         except LandbridgeError as error:
             log.warning("link.refused", address=address, reason=error.message)
             connection.close()
             return
         name = f"{peer.role} {peer.name} of site {peer.site}"
-        log.info("link.accepted", link=name)
+        log.info("link.accepted", link=name, group=tls.group_of(connection))
         link = Link(TlsConnection(connection), name, must_answer=self._is_tunnel)
         link.peer = peer.name
+        self._local.hold(link, credential)
         self._attach(link, peer)
 
     def close(self) -> None:
@@ -303,7 +320,7 @@ class Listener:
 
 async def listen(
     address: Address,
-    local: StoredIdentity,
+    local: LivingIdentity,
     access: Access,
     attach: Callable[[Link, Identity], None],
     *,

@@ -1,21 +1,25 @@
 """The two kinds of directory in which certificates and keys stand.
 
-    <CA>/       ca.pem   ca.key
+    <CA>/       ca.pem   ca.key                            the root; while it changes, also the one before, and the handover
     <identity>/ cert.pem key.pem trust/<site>.pem ...      one for each site that we accept, our own included
+                issuers/<serial>.pem <serial>.key ...      of a gateway: its own CA; two while the site changes its root
+                denied                                     of a host: what was revoked, as it has heard
 
 Files are 0600, directories that we make 0700. A file appears whole or not at all: it is written under another
-name, flushed to disk, renamed, and the directory is flushed. Each directory has one commit point, the
-certificate, written last; a crash before it leaves a directory that loading refuses with a sentence that says
-what to do.
+name, flushed to disk, renamed, and the directory is flushed.
+
+A certificate and its key are two files that change together. The new key is written first, beside the old one (`*.next`), then
+the certificate, which is the commit point, and then the key takes its place. A crash before the commit point leaves what was there,
+and one after it leaves a key beside a newer one: loading takes the one that fits.
 """
 
 import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -28,22 +32,26 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from certs.authority import Authority, Leaf
+from certs.authority import Authority, Leaf, new_key
 from certs.identity import (
     CERTIFICATE_BYTES,
     Identity,
     Site,
-    TrustBundles,
-    authenticate,
     identity_of,
+    issuer_of,
     load_certificate,
+    parse_site,
     site_of,
 )
-from landbridge.durable import sync_directory
+from certs.trust import Denial, TrustBundles, judge, load_certificates, pem_of, signed_by
+from landbridge.durable import remove, sync_directory
 from landbridge.errors import AlreadyExists, ConfigError, Conflict, IdentityError, NotFound
 
 CA_CERTIFICATE, CA_KEY = "ca.pem", "ca.key"
 CERTIFICATE, KEY, TRUST = "cert.pem", "key.pem", "trust"
+ISSUERS, PENDING = "issuers", "pending"
+NEXT = ".next"
+DENIALS = "denied"
 
 
 @dataclass(frozen=True)
@@ -53,9 +61,24 @@ class StoredIdentity:
     directory: Path
     identity: Identity
     certificate: x509.Certificate
+    # The whole chain: the leaf first, then its issuer, if there is one between it and the root.
     certificate_pem: bytes
     key_pem: bytes
     trust: TrustBundles
+
+    @property
+    def issuers(self) -> list[x509.Certificate]:
+        """What is shown beside the leaf."""
+        return load_certificates(self.certificate_pem)[1:]
+
+    @property
+    def root(self) -> x509.Certificate:
+        """The root that its chain leads to. Raises ConfigError."""
+        last = (self.issuers or [self.certificate])[-1]
+        for root in self.trust.roots.get(self.identity.home, ()):
+            if signed_by(last, root):
+                return root
+        raise ConfigError(f"{self.directory / TRUST} has no root that has issued {self.identity}: issue it again.")
 
     def __repr__(self) -> str:
         return f"StoredIdentity({str(self.identity)!r}, {str(self.directory)!r})"  # the key stays out of logs
@@ -79,8 +102,23 @@ def load_authority(directory: Path) -> Authority:
     """Read a CA; NotFound, ConfigError or IdentityError say what is wrong with it."""
     certificate = load_certificate(_read(directory / CA_CERTIFICATE, "create a CA with `landbridge certs init`"))
     site_of(certificate)
-    key = _load_key(directory / CA_KEY, _read_secret(directory / CA_KEY, "restore it from your backup"), certificate)
+    key, _ = _load_key(directory / CA_KEY, certificate, "restore it from your backup")
     return Authority(certificate, key)
+
+
+def load_roots(directory: Path) -> list[x509.Certificate]:
+    """All that others are to know of a CA: its root, and while it changes, the one before, and the handover."""
+    return load_certificates(_read(directory / CA_CERTIFICATE, "create a CA with `landbridge certs init`"))
+
+
+def replace_authority(
+    directory: Path, new: Authority, handover: x509.Certificate, now: datetime
+) -> list[x509.Certificate]:
+    """Let a new root take the place of the one in a directory, whose key nothing needs any more; what others are to know now."""
+    known = TrustBundles.of(load_roots(directory)).follow([], now)
+    roots = [new.certificate, *known.all(), handover]
+    _write_pair(directory / CA_CERTIFICATE, pem_of(roots), directory / CA_KEY, _key_pem(new.key))
+    return roots
 
 
 # An identity.
@@ -96,9 +134,17 @@ def save_identity(directory: Path, leaf: Leaf, *, force: bool = False) -> None:
     _make_directory(directory / TRUST)
     own = directory / TRUST / f"{leaf.identity.site}.pem"
     _write(own, leaf.root.public_bytes(Encoding.PEM), replace=force)
-    _write(directory / KEY, _key_pem(leaf.key), replace=force)
-    # A crash here leaves a key without certificate, or with the old one: loading says so, --force repairs it.
-    _write(directory / CERTIFICATE, leaf.certificate.public_bytes(Encoding.PEM), replace=force)
+    if not force:
+        _write(directory / KEY, _key_pem(leaf.key), replace=False)
+        # A crash here leaves a key without certificate: loading says so, --force repairs it.
+        _write(directory / CERTIFICATE, leaf.chain_pem, replace=False)
+    else:
+        renew_identity(directory, leaf.chain_pem, leaf.key)
+
+
+def renew_identity(directory: Path, chain_pem: bytes, key: ec.EllipticCurvePrivateKey) -> None:
+    """Replace the certificate and the key."""
+    _write_pair(directory / CERTIFICATE, chain_pem, directory / KEY, _key_pem(key))
 
 
 def load_identity(directory: Path, now: datetime | None) -> StoredIdentity:
@@ -107,29 +153,101 @@ def load_identity(directory: Path, now: datetime | None) -> StoredIdentity:
     try:
         certificate = load_certificate(pem)
         identity = identity_of(certificate)
+        issuers = load_certificates(pem)[1:]
     except IdentityError as error:
         raise ConfigError(f"{directory / CERTIFICATE} is no identity: {error.message}") from error
-    key_pem = _read_secret(directory / KEY, "issue the identity again with --force")
-    _load_key(directory / KEY, key_pem, certificate)
+    _, key_pem = _load_key(directory / KEY, certificate, "issue the identity again with --force")
     trust = load_trust(directory)
     if now is not None:
         try:
-            authenticate(certificate, trust, now)
+            judge(certificate, trust, now, issuers)
         except IdentityError as error:
             raise ConfigError(f"{directory} is refused: {error.message}") from error
     return StoredIdentity(directory, identity, certificate, pem, key_pem, trust)
 
 
+# A gateway's issuers.
+
+
+def save_issuer(directory: Path, issuer: Authority) -> None:
+    """Add an issuer to a gateway's identity directory."""
+    _make_directory(directory)
+    _make_directory(directory / ISSUERS)
+    serial = f"{issuer.certificate.serial_number:x}"
+    _write(directory / ISSUERS / f"{serial}.key", _key_pem(issuer.key), replace=True)
+    # A crash here leaves a key that has signed nothing.
+    _write(directory / ISSUERS / f"{serial}.pem", issuer.certificate.public_bytes(Encoding.PEM), replace=True)
+
+
+def load_issuers(directory: Path, trust: TrustBundles) -> list[Authority]:
+    """The issuers of a gateway that roots in `trust` have signed."""
+    issuers = []
+    for path in sorted((directory / ISSUERS).glob("*.pem")):
+        certificate = load_certificate(_read(path, "renew it with `landbridge certs renew`"))
+        key, _ = _load_key(path.with_suffix(".key"), certificate, "renew the issuer with `landbridge certs renew`")
+        roots = trust.roots.get(issuer_of(certificate).home, ())
+        issuers += [Authority(certificate, key, root) for root in roots if signed_by(certificate, root)]
+    return issuers
+
+
+def remove_issuer(directory: Path, issuer: Authority) -> None:
+    """Forget an issuer, and its key."""
+    for suffix in (".pem", ".key"):
+        remove(directory / ISSUERS / f"{issuer.certificate.serial_number:x}{suffix}")
+
+
+def pending_key(directory: Path) -> ec.EllipticCurvePrivateKey:
+    """The key for which an issuer's certificate is asked; made here if there is none."""
+    path = directory / ISSUERS / f"{PENDING}.key"
+    if path.exists():
+        return _parsed_key(path, _read_secret(path, "remove it"))
+    key = new_key()
+    _make_directory(directory)
+    _make_directory(directory / ISSUERS)
+    _write(path, _key_pem(key), replace=True)
+    return key
+
+
+def install_issuer(directory: Path, certificate: x509.Certificate, trust: TrustBundles) -> Authority:
+    """Take the certificate that was asked for with `pending_key`. Raises IdentityError, or Conflict if it is for another key."""
+    who = issuer_of(certificate)
+    root = next((each for each in trust.roots.get(who.home, ()) if signed_by(certificate, each)), None)
+    if root is None:
+        raise IdentityError(f"The certificate of {who} was not issued by a root of its site that is known here.")
+    if not (directory / ISSUERS / f"{PENDING}.key").exists() or (
+        (key := pending_key(directory)).public_key() != certificate.public_key()
+    ):
+        raise Conflict(f"The certificate of {who} is for another key than the one that waits here: ask for a new one.")
+    issuer = Authority(certificate, key, root)
+    save_issuer(directory, issuer)
+    # A crash here leaves a key that is not asked for again in vain: the next request is for it as well.
+    remove(directory / ISSUERS / f"{PENDING}.key")
+    return issuer
+
+
+# Trust.
+
+
 def load_trust(directory: Path) -> TrustBundles:
     """The roots in <identity>/trust; ConfigError if a file holds the root of a site with another name."""
-    roots: list[x509.Certificate] = []
+    certificates: list[x509.Certificate] = []
     for path in sorted((directory / TRUST).glob("*.pem")):
-        for root in _roots(path):
-            site = site_of(root)
+        found = _roots(path)
+        bundle = TrustBundles.of(found)
+        for site in (*bundle.roots, *bundle.handovers):
             if path.name != f"{site.site}.pem":
                 raise ConfigError(f"{path} holds the root of site {site.site}: rename or remove it.")
-            roots.append(root)
-    return TrustBundles.of(roots)
+        certificates += found
+    return TrustBundles.of(certificates)
+
+
+def save_trust(directory: Path, trust: TrustBundles) -> None:
+    """Write the roots and handovers of every site in `trust`; those of others stay as they are."""
+    _make_directory(directory / TRUST)
+    for site in trust.roots:
+        path, pem = directory / TRUST / f"{site.site}.pem", pem_of(trust.of_site(site))
+        if not path.exists() or _read(path, "") != pem:
+            _write(path, pem, replace=True)
 
 
 def add_trust(directory: Path, ca_pem: Path) -> Site:
@@ -137,12 +255,15 @@ def add_trust(directory: Path, ca_pem: Path) -> Site:
     if not (directory / CERTIFICATE).exists():
         raise NotFound(f"{directory} holds no {CERTIFICATE}: issue an identity with `landbridge certs issue` first.")
     new = _roots(ca_pem)
-    sites = {site_of(root) for root in new}
+    sites = set(TrustBundles.of(new).roots)
     if len(sites) != 1:
         raise ConfigError(f"{ca_pem} holds the roots of {len(sites)} sites: give the ca.pem of one site.")
     site = sites.pop()
     path = directory / TRUST / f"{site.site}.pem"
-    if path.exists() and _roots(path) != new:
+    known = set(_roots(path)) if path.exists() else set()
+    if set(new) <= known:
+        return site
+    if known:
         # Otherwise, whoever talks us into taking "their" ca.pem could add themselves to a site that we know.
         raise Conflict(f"{path} holds another root than {ca_pem}: compare fingerprints, and remove it to replace it.")
     _make_directory(directory / TRUST)
@@ -150,7 +271,42 @@ def add_trust(directory: Path, ca_pem: Path) -> Site:
     return site
 
 
+# Denials, for whoever has no store.
+
+
+def save_denials(directory: Path, denials: Iterable[Denial]) -> None:
+    """Write what was revoked, as this identity has heard."""
+    lines = [f"{each.subject} {each.site} {int(each.since.timestamp())}\n" for each in sorted(denials)]
+    _write(directory / DENIALS, "".join(lines).encode(), replace=True)
+
+
+def load_denials(directory: Path) -> frozenset[Denial]:
+    """What was written; none if there is no such file. Raises ConfigError for one that says something else."""
+    path = directory / DENIALS
+    if not path.exists():
+        return frozenset()
+    try:
+        parts = [line.split(" ") for line in path.read_text().splitlines()]
+        return frozenset(
+            Denial(subject, parse_site(site), datetime.fromtimestamp(int(since), UTC)) for subject, site, since in parts
+        )
+    except (OSError, ValueError, OverflowError, IdentityError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}): remove it, and this site's gateways tell it again."
+        ) from error
+
+
 # Files.
+
+
+def read_public(path: Path, hint: str) -> bytes:
+    """A request or an answer to one. Raises NotFound or ConfigError."""
+    return _read(path, hint)
+
+
+def save_public(path: Path, data: bytes) -> None:
+    """Write a request or an answer to one. Raises ConfigError."""
+    _write(path, data, replace=True)
 
 
 def _roots(path: Path) -> list[x509.Certificate]:
@@ -164,16 +320,41 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def _load_key(path: Path, pem: bytes, certificate: x509.Certificate) -> ec.EllipticCurvePrivateKey:
+def _load_key(path: Path, certificate: x509.Certificate, hint: str) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
+    """The key of a certificate, parsed and as it is written."""
+    following = path.with_name(path.name + NEXT)
+    if following.exists():
+        pem = _read_secret(following, hint)
+        key = _parsed_key(following, pem)
+        if key.public_key() == certificate.public_key():
+            with contextlib.suppress(OSError):  # whoever only looks may not be allowed to
+                following.replace(path)
+            return key, pem
+    pem = _read_secret(path, hint)
+    key = _parsed_key(path, pem)
+    if key.public_key() != certificate.public_key():
+        raise ConfigError(f"{path} does not belong to the certificate beside it: issue the identity with --force.")
+    return key, pem
+
+
+def _parsed_key(path: Path, pem: bytes) -> ec.EllipticCurvePrivateKey:
     try:
         key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"{path} is not an unencrypted PEM key: restore it, or issue a new identity.") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{path} is not an ECDSA key: issue the identity with `landbridge certs issue`.")
-    if key.public_key() != certificate.public_key():
-        raise ConfigError(f"{path} does not belong to the certificate beside it: issue the identity with --force.")
     return key
+
+
+def _write_pair(certificate_path: Path, certificate: bytes, key_path: Path, key: bytes) -> None:
+    following = key_path.with_name(key_path.name + NEXT)
+    _write(following, key, replace=True)
+    # A crash here leaves the old certificate and its key.
+    _write(certificate_path, certificate, replace=True)
+    # A crash here leaves the new certificate, and its key under the other name, where it is found.
+    following.replace(key_path)
+    sync_directory(key_path.parent)
 
 
 def _read(path: Path, hint: str) -> bytes:

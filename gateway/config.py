@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from landbridge.config import AddressesField, AddressField, Settings
 
@@ -18,6 +18,8 @@ class IdentitySettings(Settings):
     """Who this gateway is: a directory as `landbridge certs issue` writes it."""
 
     directory: Path
+    # Seconds for which the certificates are valid that it signs, for itself and for hosts; they are renewed half way.
+    lifetime: float = Field(default=86_400.0, ge=4.0, le=90 * 86_400.0)
 
 
 class ListenSettings(Settings):
@@ -31,6 +33,8 @@ class ListenSettings(Settings):
     peers: AddressField
     # tunnel links, dialled by the gateways of other sites
     tunnel: AddressField
+    # gRPC, landbridge.v1.Enrolment, for new hosts, who have no certificate yet; nobody can enrol where it is missing
+    enrolment: AddressField | None = None
 
 
 class StoreSettings(Settings):
@@ -51,9 +55,18 @@ class SiteSettings(Settings):
     """Another site, and what it calls our pools and networks. A name without an entry must exist there as it is."""
 
     name: str
-    # of each of its gateways
-    peers: AddressesField
-    tunnel: AddressesField
+    # of each of its gateways; neither for a site that operators join with `landbridge sites join`, which then tells itself
+    peers: AddressesField = ()
+    tunnel: AddressesField = ()
+
+    @model_validator(mode="after")
+    def _check_addresses(self) -> SiteSettings:
+        if bool(self.peers) != bool(self.tunnel):
+            raise ValueError(
+                "peers and tunnel are both needed, or neither for a site that is joined with `landbridge sites join`"
+            )
+        return self
+
     pools: dict[str, str] = Field(default_factory=dict)
     networks: dict[str, str] = Field(default_factory=dict)
 

@@ -7,7 +7,8 @@ import contextlib
 import signal
 import sys
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
@@ -18,19 +19,27 @@ from certs import tls
 from certs.guard import SERVER_OPTIONS, Access, Guard
 from certs.identity import Role
 from certs.links import listen
+from certs.living import LivingIdentity
 from certs.store import StoredIdentity, load_identity
 from gateway.authorization.authority import Authority
 from gateway.authorization.policy_file import PolicyFile
 from gateway.authorization.requests import Requests
-from gateway.config import GatewayConfig
+from gateway.config import GatewayConfig, HostSettings, SiteSettings
+from gateway.identities.enrolment import Enrolment
+from gateway.identities.issuing import Issuing, revive
+from gateway.identities.joining import Joining
+from gateway.identities.listing import Listing
+from gateway.identities.records import Records
+from gateway.identities.trusting import Trusting
 from gateway.migration.coordinator import Coordinator
 from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory, RemoteSite
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
 from gateway.migration.succession import Succession
-from gateway.remote import AgentRemote, PeerRemote, now
+from gateway.remote import AgentRemote, PeerRemote, Remote, now
 from gateway.service.admission import ByRole
+from gateway.service.identities import EnrolmentService, IdentitiesService, RenewalService
 from gateway.service.operators import GatewayService
 from gateway.service.peers import PeerService
 from gateway.store import Store
@@ -38,6 +47,11 @@ from gateway.tunnel.tunnels import Tunnels
 from landbridge import config, log, memory
 from landbridge.config import Address
 from landbridge.errors import ConfigError, LandbridgeError
+from landbridge.v1.enrolment_pb2_grpc import (
+    add_EnrolmentServicer_to_server,
+    add_IdentitiesServicer_to_server,
+    add_RenewalServicer_to_server,
+)
 from landbridge.v1.gateway_pb2_grpc import add_GatewayServicer_to_server
 from landbridge.v1.peer_pb2_grpc import add_PeerServicer_to_server
 
@@ -65,6 +79,7 @@ def main(path: Path, verbose: bool) -> None:
     sys.setswitchinterval(SWITCH)
     try:
         settings = config.load(path, GatewayConfig)
+        revive(settings.identity.directory, timedelta(seconds=settings.identity.lifetime))
         identity = load_identity(settings.identity.directory, datetime.now(UTC))
         own = identity.identity
         if (own.role, own.site, own.name) != (Role.GATEWAY, settings.site, settings.name):
@@ -89,10 +104,10 @@ async def serve(settings: GatewayConfig, identity: StoredIdentity) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIterator[None]:
+async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncIterator[None]:
     """The gateway, serving for as long as the context is open."""
+    identity = LivingIdentity(stored)
     async with contextlib.AsyncExitStack() as stack:
-        policy = PolicyFile(settings.policy.file, identity.identity.home)
         store = Store(settings.store.url, settings.name)
         stack.callback(store.close)
         ledger = Ledger(store)
@@ -105,28 +120,42 @@ async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIte
         limits = Limits(store, tunnels)
         await limits.look()
         inventory = remotes(settings, identity, stack)
-        authority = Authority(policy, Requests(store, now), identity.identity.home, now)
+        authority = keep_policy(settings, identity, store, stack)
         coordinator = Coordinator(ledger, inventory, tunnels, settings.patience, authority)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, policy.reread)
-        stack.callback(asyncio.get_running_loop().remove_signal_handler, signal.SIGHUP)
-        policy.start()
-        stack.push_async_callback(policy.close)
+        keepers = await keep_identities(settings, identity, store, inventory, tunnels)
+        stack.push_async_callback(keepers.close)
 
         await listen_for_links(settings, identity, tunnels, stack)
         by_role = ByRole(Role.OPERATOR, settings.site, authority=authority)
-        operators = Guard(identity.trust, {"landbridge.v1.Gateway": by_role})
-        peers = Guard(identity.trust, {"landbridge.v1.Peer": Access(Role.GATEWAY, settings.site, local=False)})
+        operators = Guard(
+            identity,
+            {
+                "landbridge.v1.Gateway": by_role,
+                "landbridge.v1.Identities": by_role,
+                "landbridge.v1.Renewal": Access(Role.HOST, settings.site),
+            },
+        )
+        strangers = Guard(identity, {"landbridge.v1.Enrolment": None})
+        peers = Guard(identity, {"landbridge.v1.Peer": Access(Role.GATEWAY, settings.site, local=False)})
         for guard, address, section in (
             (operators, settings.listen.operators, "operators"),
             (peers, settings.listen.peers, "peers"),
+            (strangers, settings.listen.enrolment, "enrolment"),
         ):
+            if address is None:
+                continue
             server = aio.server(interceptors=[guard], options=SERVER_OPTIONS)
             if guard is operators:
                 add_GatewayServicer_to_server(
                     GatewayService(coordinator, ledger, inventory, tunnels, limits, authority), server
                 )
+                add_IdentitiesServicer_to_server(keepers.for_operators(), server)
+                add_RenewalServicer_to_server(RenewalService(keepers.issuing, keepers.trusting), server)
+            elif guard is peers:
+                incoming = Incoming(ledger, inventory, pump, authority)
+                add_PeerServicer_to_server(PeerService(incoming, inventory, keepers.trusting), server)
             else:
-                add_PeerServicer_to_server(PeerService(Incoming(ledger, inventory, pump, authority), inventory), server)
+                add_EnrolmentServicer_to_server(EnrolmentService(keepers.enrolment), server)
             bind(server, address, identity, section)
             await server.start()
             stack.push_async_callback(server.stop, 1.0)
@@ -139,23 +168,96 @@ async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIte
         yield
 
 
+def keep_policy(
+    settings: GatewayConfig, identity: LivingIdentity, store: Store, stack: contextlib.AsyncExitStack
+) -> Authority:
+    """Who may do what, by a file that is read again when it has changed, and on SIGHUP. Raises ConfigError."""
+    home, loop = identity.identity.home, asyncio.get_running_loop()
+    policy = PolicyFile(settings.policy.file, home)
+    loop.add_signal_handler(signal.SIGHUP, policy.reread)
+    stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+    policy.start()
+    stack.push_async_callback(policy.close)
+    return Authority(policy, Requests(store, now), home, now)
+
+
 async def leave(store: Store) -> None:
     """Let the other gateways of this site take over at once."""
     with contextlib.suppress(ConfigError):  # then they wait until we have been silent for long enough
         await store.leave()
 
 
-def remotes(settings: GatewayConfig, identity: StoredIdentity, stack: contextlib.AsyncExitStack) -> Inventory:
+def remotes(settings: GatewayConfig, identity: LivingIdentity, stack: contextlib.AsyncExitStack) -> Inventory:
     """Whom this gateway calls: the agents of its hosts, and the gateways of other sites."""
     agents = {host.name: AgentRemote(host.name, host.control, identity) for host in settings.hosts}
-    sites = {site.name: RemoteSite(PeerRemote(site.name, site.peers, identity), site) for site in settings.sites}
+    sites = {
+        site.name: RemoteSite(PeerRemote(site.name, site.peers, identity), site)
+        for site in settings.sites
+        if site.peers
+    }
     for remote in (*agents.values(), *(site.remote for site in sites.values())):
         stack.push_async_callback(remote.close)
     return Inventory(settings.site, agents, sites)
 
 
+@dataclass(frozen=True)
+class Keepers:
+    """Those who look after identities."""
+
+    issuing: Issuing
+    trusting: Trusting
+    enrolment: Enrolment
+    joining: Joining
+    listing: Listing
+    # Connections to hosts and sites that have come while this gateway ran.
+    added: list[Remote]
+
+    def for_operators(self) -> IdentitiesService:
+        """What operators ask of them."""
+        return IdentitiesService(self.enrolment, self.issuing, self.trusting, self.joining, self.listing)
+
+    async def close(self) -> None:
+        """The gateway stops."""
+        await self.trusting.close()
+        await asyncio.gather(*(remote.close() for remote in self.added))
+
+
+async def keep_identities(
+    settings: GatewayConfig, identity: LivingIdentity, store: Store, inventory: Inventory, tunnels: Tunnels
+) -> Keepers:
+    """Begin to renew this gateway's certificate, to follow what its site and others believe, and to know hosts and sites that come."""
+    records = Records(store)
+    issuing = Issuing(identity, timedelta(seconds=settings.identity.lifetime))
+    added: list[Remote] = []
+
+    def know_host(host: HostSettings) -> None:
+        remote = AgentRemote(host.name, host.control, identity)
+        added.append(remote)
+        inventory.add_host(host.name, remote)
+        tunnels.know_host(host)
+
+    def join(site: SiteSettings) -> None:
+        remote = PeerRemote(site.name, site.peers, identity)
+        added.append(remote)
+        inventory.add_site(site.name, RemoteSite(remote, site))
+        tunnels.join(site)
+
+    trusting = Trusting(
+        settings, identity, records, issuing, inventory, know_host, join, tunnels.is_up_or_leads_nowhere
+    )
+    await trusting.start()
+    return Keepers(
+        issuing,
+        trusting,
+        Enrolment(identity, records, issuing, trusting),
+        Joining(identity, records, trusting),
+        Listing(identity, records),
+        added,
+    )
+
+
 async def listen_for_links(
-    settings: GatewayConfig, identity: StoredIdentity, tunnels: Tunnels, stack: contextlib.AsyncExitStack
+    settings: GatewayConfig, identity: LivingIdentity, tunnels: Tunnels, stack: contextlib.AsyncExitStack
 ) -> None:
     """Accept links from this site's agents and from other sites' gateways."""
     hosts = Access(Role.HOST, settings.site)
@@ -166,10 +268,15 @@ async def listen_for_links(
     stack.callback(accepted.close)
 
 
-def bind(server: aio.Server, address: Address, identity: StoredIdentity, section: str) -> None:
+def bind(server: aio.Server, address: Address, identity: LivingIdentity, section: str) -> None:
     """Have a gRPC server listen. Raises ConfigError."""
+    credentials = tls.grpc_server_credentials(
+        lambda: identity.stored,
+        shows_root=section in {"peers", "enrolment"},
+        takes_strangers=section == "enrolment",
+    )
     try:
-        port = server.add_secure_port(str(address), tls.grpc_server_credentials(identity))
+        port = server.add_secure_port(str(address), credentials)
     except RuntimeError as error:  # what grpc raises when it cannot bind
         raise ConfigError(f"nothing can listen on {address}: see listen.{section} in the configuration") from error
     if port == 0:

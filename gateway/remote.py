@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import grpc
 from grpc import aio
 
-from certs import tls
+from certs.channels import LivingChannel
 from certs.identity import Role
-from certs.store import StoredIdentity
+from certs.living import LivingIdentity
 from landbridge.config import Address
 from landbridge.errors import CODE_KEY, HostUnreachable, LandbridgeError, Unreachable, from_status
 from landbridge.v1.agent_pb2_grpc import AgentStub
@@ -45,16 +45,18 @@ class Remote:
     """One agent or one gateway."""
 
     def __init__(
-        self, name: str, address: Address, local: StoredIdentity, role: Role, site: str, host: str | None
+        self, name: str, address: Address, local: LivingIdentity, role: Role, site: str, host: str | None
     ) -> None:
         # For messages: "host east-1", "site west".
         self.name = name
         self._where = str(address)
         self._is_host = role is Role.HOST
-        options = tls.grpc_channel_options(role, site, local.identity.trust_domain, host)
-        self.channel = aio.secure_channel(
-            str(address), tls.grpc_channel_credentials(local, site), options=[*options, *_OPTIONS]
-        )
+        self._channel = LivingChannel(str(address), local, role, site, host, _OPTIONS)
+
+    @property
+    def channel(self) -> aio.Channel:
+        """For a stub."""
+        return self._channel.for_stub()
 
     async def ask(
         self, method: aio.UnaryUnaryMultiCallable[Request, Response], request: Request, timeout: float = FACTS
@@ -88,13 +90,13 @@ class Remote:
 
     async def close(self) -> None:
         """Give up the connection."""
-        await self.channel.close()
+        await self._channel.close()
 
 
 class AgentRemote(Remote):
     """An agent of this site."""
 
-    def __init__(self, host: str, address: Address, local: StoredIdentity) -> None:
+    def __init__(self, host: str, address: Address, local: LivingIdentity) -> None:
         super().__init__(f"host {host}", address, local, Role.HOST, local.identity.site, host)
         self.stub: AgentAsyncStub = AgentStub(self.channel)
 
@@ -102,13 +104,15 @@ class AgentRemote(Remote):
 class PeerRemote(Remote):
     """The gateways of another site: whichever answers. All that peers are asked may be asked twice, and of any of them."""
 
-    def __init__(self, site: str, addresses: Sequence[Address], local: StoredIdentity) -> None:
+    def __init__(self, site: str, addresses: Sequence[Address], local: LivingIdentity) -> None:
         """The addresses in the order in which they are tried at first."""
         super().__init__(f"site {site}", addresses[0], local, Role.GATEWAY, site, None)
         self._where = ", ".join(map(str, addresses))
-        others = [Remote(self.name, address, local, Role.GATEWAY, site, None).channel for address in addresses[1:]]
-        self._channels = [self.channel, *others]
-        self.stub: PeerAsyncStub = PeerStub(cast("aio.Channel", _FirstThatAnswers(self._channels)))
+        others = [LivingChannel(str(each), local, Role.GATEWAY, site, None, _OPTIONS) for each in addresses[1:]]
+        self._channels = [self._channel, *others]
+        self.stub: PeerAsyncStub = PeerStub(
+            cast("aio.Channel", _FirstThatAnswers([each.for_stub() for each in self._channels]))
+        )
 
     async def close(self) -> None:
         """Give up the connections."""

@@ -199,7 +199,7 @@ class Store:
             connection.execute(insert)
 
         try:
-            await self._write(write)
+            await self.write(write)
         except ConfigError as error:
             if not isinstance(error.__cause__, IntegrityError):
                 raise
@@ -208,7 +208,7 @@ class Store:
                     f"another migration of {row.migration.vm} is under way: see `landbridge migrations`"
                 ) from error
             # Another gateway of this site has inserted the same row at the same time.
-            await self._write(write)
+            await self.write(write)
         row.coordinator = coordinator
 
     async def load(self, ids: Collection[str] | None = None) -> list[tuple[Row, int]]:
@@ -238,7 +238,7 @@ class Store:
                     for found in connection.execute(query)
                 ]
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def revisions(self) -> dict[str, int]:
         """The revision of every row by its id: what differs from a former answer was written since."""
@@ -248,7 +248,7 @@ class Store:
             with self._engine.connect() as connection:
                 return {found.id: found.revision for found in connection.execute(query)}
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def wish_cancelled(self, id_: str, who: str) -> None:
         """Record for a row's coordinator, which may be another gateway, that somebody wants it cancelled."""
@@ -257,7 +257,7 @@ class Store:
             .where(migrations.c.id == id_)
             .values(cancel_wish=who, revision=migrations.c.revision + 1)
         )
-        await self._write(lambda connection: connection.execute(wish))
+        await self.write(lambda connection: connection.execute(wish))
 
     async def limit_migration(self, id_: str, bytes_per_second: int) -> None:
         """Record what a migration may send over the WAN, for all gateways of this site, whoever coordinates it; 0: no limit."""
@@ -266,7 +266,7 @@ class Store:
             .where(migrations.c.id == id_)
             .values(bytes_per_second=bytes_per_second, revision=migrations.c.revision + 1)
         )
-        await self._write(lambda connection: connection.execute(limit))
+        await self.write(lambda connection: connection.execute(limit))
 
     # Tunnels
 
@@ -281,16 +281,16 @@ class Store:
                 connection.execute(insert)
 
         try:
-            await self._write(write)
+            await self.write(write)
         except ConfigError as error:
             if not isinstance(error.__cause__, IntegrityError):
                 raise
-            await self._write(write)  # another gateway has inserted the same row at the same time
+            await self.write(write)  # another gateway has inserted the same row at the same time
 
     async def forget_tunnel(self, site: str) -> None:
         """Undo `limit_tunnel`."""
         gone = tunnels.delete().where(tunnels.c.site == site)
-        await self._write(lambda connection: connection.execute(gone))
+        await self.write(lambda connection: connection.execute(gone))
 
     async def tunnel_limits(self) -> dict[str, TunnelLimits]:
         """What was set for tunnels, by site."""
@@ -302,7 +302,7 @@ class Store:
                     for found in connection.execute(sa.select(tunnels))
                 }
 
-        return await self._read(read)
+        return await self.read(read)
 
     # Gateways
 
@@ -315,7 +315,7 @@ class Store:
             if not connection.execute(update).rowcount:
                 connection.execute(insert)
 
-        await self._write(write)
+        await self.write(write)
 
     async def beats(self) -> dict[str, int]:
         """The last sign of life of every gateway, by its name."""
@@ -324,12 +324,12 @@ class Store:
             with self._engine.connect() as connection:
                 return {found.name: found.beat for found in connection.execute(sa.select(gateways))}
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def leave(self) -> None:
         """This gateway ends in good order: nobody has to wait before its rows can be taken over."""
         gone = gateways.delete().where(gateways.c.name == self.gateway)
-        await self._write(lambda connection: connection.execute(gone))
+        await self.write(lambda connection: connection.execute(gone))
 
     async def take_over(self, id_: str, was: str, beat: int | None) -> bool:
         """Become the coordinator of a row, in one atomic step, if `was` still is; whether that was so.
@@ -344,25 +344,16 @@ class Store:
         if beat is not None:
             alive = sa.exists().where(gateways.c.name == was, gateways.c.beat != beat)
             claim = claim.where(~alive)
-        return await self._write(lambda connection: connection.execute(claim).rowcount) == 1
+        return await self.write(lambda connection: connection.execute(claim).rowcount) == 1
 
     # Access
 
     async def write(self, work: Callable[[sa.Connection], R]) -> R:
-        """For those who keep tables of their own here: run `work`, which begins with a statement that writes, as one transaction."""
-        return await self._write(work)
+        """Do `work` in a transaction; also for other modules that keep tables here.
 
-    async def read(self, work: Callable[[sa.Connection], R]) -> R:
-        """The same for what only reads."""
+        It begins with a statement that writes: SQLite then waits for its turn, instead of failing halfway.
+        """
 
-        def read() -> R:
-            with self._engine.connect() as connection:
-                return work(connection)
-
-        return await self._read(read)
-
-    async def _write(self, work: Callable[[sa.Connection], R]) -> R:
-        # Each `work` begins with a statement that writes: SQLite then waits for its turn, instead of failing halfway.
         def write() -> R:
             with self._engine.begin() as connection:
                 return work(connection)
@@ -372,11 +363,17 @@ class Store:
         except SQLAlchemyError as error:
             raise self._error("written", error) from error
 
-    async def _read(self, work: Callable[[], R]) -> R:
+    async def read(self, work: Callable[[], R]) -> R:
+        """Do `work`, which reads; see `connect`."""
+
         try:
             return await self._run(work)
         except (SQLAlchemyError, DecodeError) as error:
             raise self._error("read", error) from error
+
+    def connect(self) -> sa.Connection:
+        """A connection, for what `read` is given."""
+        return self._engine.connect()
 
     async def _run(self, work: Callable[[], R]) -> R:
         # An fsync may take long on a busy disk, and bytes must go on moving meanwhile.

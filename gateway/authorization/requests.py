@@ -79,13 +79,14 @@ class Requests:
             query = query.where(requests.c.id.in_(ids))
             given = given.where(approvals.c.request.in_(ids))
 
-        def read(connection: sa.Connection) -> list[ApprovalRequest]:
+        def read() -> list[ApprovalRequest]:
             by_request: dict[str, list[Approval]] = {}
-            for found in connection.execute(given):
-                approval = Approval(approver=found.approver)
-                approval.at.FromNanoseconds(found.at)
-                by_request.setdefault(found.request, []).append(approval)
-            return [self._told(found, by_request.get(found.id, [])) for found in connection.execute(query)]
+            with self._store.connect() as connection:
+                for found in connection.execute(given):
+                    approval = Approval(approver=found.approver)
+                    approval.at.FromNanoseconds(found.at)
+                    by_request.setdefault(found.request, []).append(approval)
+                return [self._told(found, by_request.get(found.id, [])) for found in connection.execute(query)]
 
         return await self._store.read(read)
 
@@ -119,7 +120,12 @@ class Requests:
     async def bound_to(self, sha256: str) -> ApprovalRequest | None:
         """The request for exactly this that is not over, if there is one."""
         query = sa.select(requests.c.id).where(requests.c.sha256 == sha256)
-        ids = await self._store.read(lambda connection: list(connection.execute(query).scalars()))
+
+        def read() -> list[str]:
+            with self._store.connect() as connection:
+                return list(connection.execute(query).scalars())
+
+        ids = await self._store.read(read)
         return next((each for each in await self.all(ids) if each.state in OPEN), None) if ids else None
 
     async def approve(self, request: ApprovalRequest, who: Identity) -> ApprovalRequest:

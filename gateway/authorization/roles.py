@@ -28,11 +28,12 @@ class OperatorRole(StrEnum):
 _ALL = frozenset(OperatorRole)
 _OPERATOR = frozenset({OperatorRole.OPERATOR})
 _APPROVER = frozenset({OperatorRole.APPROVER})
+_ADMIN = frozenset({OperatorRole.ADMIN})
 
 # Calls that every operator of this site may make, also one without a role: they say who one is here.
 OPEN = frozenset({"GetPolicy"})
 
-# By the names of landbridge.v1.Gateway. Operators are bound further by the rules, for each VM.
+# By the names of landbridge.v1.Gateway, and of landbridge.v1.Identities. Operators are bound further by the rules, for each VM.
 CALLS: Mapping[str, frozenset[OperatorRole]] = {
     "ListSites": _ALL,
     "ListHosts": _ALL,
@@ -50,6 +51,14 @@ CALLS: Mapping[str, frozenset[OperatorRole]] = {
     "SetLimit": frozenset({OperatorRole.OPERATOR, OperatorRole.ADMIN}),
     "ApproveRequest": _APPROVER,
     "DenyRequest": _APPROVER,
+    "ListCertificates": _ALL,
+    "CreateToken": _ADMIN,
+    "Revoke": _ADMIN,
+    "LookAtSite": _ADMIN,
+    "JoinSite": _ADMIN,
+    "RequestIssuer": _ADMIN,
+    "InstallIssuer": _ADMIN,
+    "InstallRoots": _ADMIN,
 }
 
 

@@ -3,7 +3,7 @@
     sites hosts vms migrations show settle limit          ask once and print
     policy requests approve deny                          likewise: who may do what
     migrate watch cancel                                  and then follow a migration to its end
-    certs, policy test                                    work on files, ask no gateway
+    certs, policy test                                    work on files; of certs, status, revoke, renew and rotate ask a gateway
 
     arguments -> connection -> verb -> output | json_lines | follow -> views | live -> summary
     checked      a Client              tables   for programs           while it goes    at its end

@@ -25,7 +25,7 @@ _RATE_UNITS = {
 _MOST_BYTES_PER_S = 10**14
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9}(\.[0-9]{1,3})?) *(?P<unit>[a-z]+)")
 # Milliseconds of one unit.
-_DURATION_UNITS = {"ms": 1, "s": 1000, "min": 60_000, "m": 60_000, "h": 3_600_000}
+_DURATION_UNITS = {"ms": 1, "s": 1000, "min": 60_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class _RateType(click.ParamType[int]):
 
 
 class _DurationType(click.ParamType[int]):
-    """Milliseconds, at least 1; written as a number and a unit: ms, s, min (or m), h."""
+    """Milliseconds, at least 1; written as a number and a unit: ms, s, min (or m), h, d."""
 
     name = "DURATION"
 

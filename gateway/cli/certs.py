@@ -1,10 +1,14 @@
-"""`landbridge certs`: a site's CA, the identities that it issues, and the other sites that they trust.
+"""`landbridge certs`: a site's CA, the identities that it issues, and the other sites that they trust. `living` has the verbs that ask
+a gateway.
 
 With --json, each command writes one object on one line:
 
     init    {"ca": dir, "site": s, "trust_domain": d, "spiffe_id": id, "not_after": t, "fingerprint": f}
     issue   {"directory": dir, "identity": id, "role": r, "name": n, "site": s, "not_after": t,
              "fingerprint": f}
+    request {"directory": dir, "identity": id, "request": file}
+    sign    {"answer": file, "identity": id, "not_after": t, "fingerprint": f}
+    install {"directory": dir, "identity": id, "not_after": t}
     trust   {"directory": dir, "site": s, "spiffe_id": id}
     show    {"directory": dir, "kind": "identity"|"ca", "identity": id, "issuer": id, "not_before": t,
              "not_after": t, "expired": bool, "fingerprint": f, "trusts": [id, ...]}
@@ -17,20 +21,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 
 from certs import authority, store
-from certs.identity import Identity, Role, Site
+from certs.identity import Identity, Role, Site, issuer_of
+from certs.trust import TrustBundles, fingerprint, load_certificates, pem_of
+from gateway.cli.living import renew, revoke, rotate, status
 from landbridge.errors import IdentityError, UsageError
 
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
+REQUEST = "request.pem"
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
 
 
 @click.group()
 def certs() -> None:
-    """Create a site's CA, issue identities, and trust other sites."""
+    """Create a site's CA, issue and renew identities, and trust other sites."""
 
 
 @certs.command()
@@ -52,7 +57,7 @@ def init(site: str, trust_domain: str, out: Path, *, as_json: bool) -> None:
         "trust_domain": home.trust_domain,
         "spiffe_id": str(home),
         "not_after": _time(created.certificate.not_valid_after_utc),
-        "fingerprint": _fingerprint(created.certificate),
+        "fingerprint": fingerprint(created.certificate),
     }
     _say(facts, f"Created the CA of {home} in {out}. Keep {out / store.CA_KEY} offline.", as_json=as_json)
 
@@ -62,18 +67,25 @@ def init(site: str, trust_domain: str, out: Path, *, as_json: bool) -> None:
 @click.argument("role", type=click.Choice([role.value for role in Role]))
 @click.argument("name")
 @click.option("--out", required=True, type=_DIRECTORY, help="Where to write cert.pem, key.pem and trust/.")
-@click.option("--days", type=int, help="Days of validity. [default: 90; operators: 30]")
+@click.option("--days", type=int, help="Days of validity. [default: 90; operators: 30; gateways: 1, and they renew it]")
 @click.option("--force", is_flag=True, help="Replace the identity in --out.")
 @_JSON
 def issue(ca: Path, role: str, name: str, out: Path, days: int | None, *, force: bool, as_json: bool) -> None:
-    """Issue an identity with a new key."""
+    """Issue an identity with a new key.
+
+    A gateway also gets an issuer of its own, by which it renews its certificate, and those of the hosts.
+    """
     issuer = store.load_authority(ca)
     try:
         identity = Identity(issuer.site.trust_domain, issuer.site.site, Role(role), name)
     except IdentityError as error:
         raise UsageError(error.message) from error
-    leaf = authority.issue(issuer, identity, datetime.now(UTC), days=days)
+    now = datetime.now(UTC)
+    own = authority.make_issuer(issuer, name, now) if identity.role is Role.GATEWAY else None
+    leaf = authority.issue(own or issuer, identity, now, days=days)
     store.save_identity(out, leaf, force=force)
+    if own is not None:
+        store.save_issuer(out, own)
     until = _time(leaf.certificate.not_valid_after_utc)
     facts = {
         "directory": str(out),
@@ -82,9 +94,86 @@ def issue(ca: Path, role: str, name: str, out: Path, days: int | None, *, force:
         "name": name,
         "site": identity.site,
         "not_after": until,
-        "fingerprint": _fingerprint(leaf.certificate),
+        "fingerprint": fingerprint(leaf.certificate),
     }
     _say(facts, f"Issued {identity} in {out}, valid until {until}.", as_json=as_json)
+
+
+# A gateway on another machine than the CA: a request goes there, and the answer comes back; keys stay where they are.
+
+
+@certs.command()
+@click.argument("name")
+@click.option("--site", required=True, help="The site's name: one DNS label.")
+@click.option("--trust-domain", required=True, help="The organisation's trust domain, as example.org.")
+@click.option("--out", required=True, type=_DIRECTORY, help="Where the identity of the gateway will be.")
+@_JSON
+def request(name: str, site: str, trust_domain: str, out: Path, *, as_json: bool) -> None:
+    """Ask for the issuer of a new gateway NAME.
+
+    Its key is made here and stays here. Writes request.pem, for `landbridge certs sign` where the CA is.
+    """
+    try:
+        identity = Identity(trust_domain, site, Role.GATEWAY, name)
+    except IdentityError as error:
+        raise UsageError(error.message) from error
+    path = out / REQUEST
+    store.save_public(path, authority.request(store.pending_key(out), identity))
+    facts = {"directory": str(out), "identity": str(identity), "request": str(path)}
+    _say(facts, f"Take {path} to where the CA of site {site} is, and there: landbridge certs sign.", as_json=as_json)
+
+
+@certs.command()
+@click.option("--ca", required=True, type=_DIRECTORY, help="The CA's directory.")
+@click.argument("name")
+@click.argument("request_pem", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Where to write the answer.")
+@_JSON
+def sign(ca: Path, name: str, request_pem: Path, out: Path, *, as_json: bool) -> None:
+    """Sign the request of gateway NAME.
+
+    The answer has its issuer's certificate and the roots, and no secret.
+    """
+    root = store.load_authority(ca)
+    key = authority.requested_key(store.read_public(request_pem, "give the request.pem of `landbridge certs request`"))
+    try:
+        issuer = authority.create_issuer(root, name, key, datetime.now(UTC))
+    except IdentityError as error:
+        raise UsageError(error.message) from error
+    store.save_public(out, pem_of([issuer, *store.load_roots(ca)]))
+    until = _time(issuer.not_valid_after_utc)
+    who = str(Identity(root.site.trust_domain, root.site.site, Role.GATEWAY, name))
+    facts = {"answer": str(out), "identity": who, "not_after": until, "fingerprint": fingerprint(issuer)}
+    _say(
+        facts,
+        f"Signed the issuer of {who} until {until}. Take {out} back to it: landbridge certs install.",
+        as_json=as_json,
+    )
+
+
+@certs.command()
+@click.argument("directory", type=_DIRECTORY)
+@click.argument("answer_pem", type=click.Path(path_type=Path))
+@_JSON
+def install(directory: Path, answer_pem: Path, *, as_json: bool) -> None:
+    """Take the answer to a gateway's request.
+
+    DIRECTORY is where the request was made; the gateway's certificate is made there as well.
+    """
+    found = load_certificates(store.read_public(answer_pem, "give what `landbridge certs sign` has written"))
+    if len(found) < 2:
+        raise UsageError(
+            f"{answer_pem} holds {len(found)} certificates: give what `landbridge certs sign` has written."
+        )
+    issuer = store.install_issuer(directory, found[0], TrustBundles.of(found[1:]))
+    who = issuer_of(found[0])
+    identity = Identity(who.home.trust_domain, who.home.site, Role.GATEWAY, who.gateway)
+    leaf = authority.issue(issuer, identity, datetime.now(UTC))
+    store.save_identity(directory, leaf, force=True)
+    store.save_trust(directory, TrustBundles.of(found[1:]))
+    until = _time(leaf.certificate.not_valid_after_utc)
+    facts = {"directory": str(directory), "identity": str(identity), "not_after": until}
+    _say(facts, f"{directory} is {identity}, valid until {until}; the gateway renews it.", as_json=as_json)
 
 
 @certs.command()
@@ -120,7 +209,7 @@ def show(directory: Path, *, as_json: bool) -> None:
         "not_before": _time(certificate.not_valid_before_utc),
         "not_after": _time(certificate.not_valid_after_utc),
         "expired": expired,
-        "fingerprint": _fingerprint(certificate),
+        "fingerprint": fingerprint(certificate),
         "trusts": trusts,
     }
     lines = [
@@ -137,9 +226,9 @@ def _time(moment: datetime) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _fingerprint(certificate: x509.Certificate) -> str:
-    return certificate.fingerprint(hashes.SHA256()).hex()
-
-
 def _say(facts: dict[str, object] | dict[str, str], sentence: str, *, as_json: bool) -> None:
     click.echo(json.dumps(facts) if as_json else sentence)
+
+
+for _verb in (status, revoke, renew, rotate):
+    certs.add_command(_verb)

@@ -22,20 +22,31 @@ class Access:
     identity: Path | None
 
 
-def connect(ctx: click.Context) -> Client:
+def connect(ctx: click.Context, gateway: str | None = None, name: str | None = None) -> Client:
     """The Client that a verb uses: the gateway must be one of the site that the identity belongs to.
 
+    `gateway` is one of the addresses that were given, instead of all; `name`, whose certificate must answer there.
     Verbs call it as `connection.connect`, which tests replace.
     """
-    access = ctx.find_object(Access)
-    if access is None or access.gateway is None:
-        raise UsageError("No gateway is given: use --gateway HOST:PORT or set LANDBRIDGE_GATEWAY.")
+    access = _access(ctx)
     if access.identity is None:
         raise UsageError("No identity is given: use --identity DIR or set LANDBRIDGE_IDENTITY.")
     local = load_identity(access.identity, datetime.now(UTC))
     site = local.identity.site
     return connect_client(
-        access.gateway,
+        gateway or str(access.gateway),
         grpc_channel_credentials(local, site),
-        grpc_channel_options(Role.GATEWAY, site, local.identity.trust_domain),
+        grpc_channel_options(Role.GATEWAY, site, local.identity.trust_domain, name),
     )
+
+
+def gateways(ctx: click.Context) -> list[str]:
+    """The addresses that were given."""
+    return str(_access(ctx).gateway).split(",")
+
+
+def _access(ctx: click.Context) -> Access:
+    access = ctx.find_object(Access)
+    if access is None or access.gateway is None:
+        raise UsageError("No gateway is given: use --gateway HOST:PORT or set LANDBRIDGE_GATEWAY.")
+    return access

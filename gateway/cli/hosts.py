@@ -1,4 +1,4 @@
-"""`landbridge hosts`"""
+"""`landbridge hosts`, and `landbridge hosts enroll`"""
 
 import click
 
@@ -19,11 +19,13 @@ _COLUMNS = (
 )
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @arguments.as_json
 @click.pass_context
 def hosts(ctx: click.Context, *, as_json: bool) -> None:
     """List the hosts of this site and of the sites that it is joined with."""
+    if ctx.invoked_subcommand is not None:
+        return
     with connection.connect(ctx) as gateway:
         found = gateway.hosts()
     if as_json:
@@ -31,6 +33,25 @@ def hosts(ctx: click.Context, *, as_json: bool) -> None:
             json_lines.write("host", host)
     else:
         output.table(_COLUMNS, [_row(host) for host in found], "The gateway knows no host.")
+
+
+@hosts.command()
+@click.argument("name")
+@arguments.as_json
+@click.pass_context
+def enroll(ctx: click.Context, name: str, *, as_json: bool) -> None:
+    """Print a token for a new host NAME.
+
+    With it, `landbridge-agent enroll` makes a machine this host of the site. It is good once, for an hour, and for this
+    name. Whoever has it can become that host: carry it as you would a password.
+    """
+    with connection.connect(ctx) as gateway:
+        made = gateway.create_token(name)
+    if as_json:
+        json_lines.write("token", made)
+        return
+    click.echo(f"On {words.safe(name)}, as root, before {words.moment(made.expires_at)}:")
+    click.echo(f"landbridge-agent enroll {made.token}")
 
 
 def _row(host: Host) -> output.Row:

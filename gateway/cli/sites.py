@@ -1,8 +1,14 @@
-"""`landbridge sites`"""
+"""`landbridge sites`, and `landbridge sites join`"""
+
+import json
+import sys
 
 import click
 
+from certs import trust
+from certs.identity import parse_site
 from gateway.cli import arguments, connection, json_lines, output, words
+from landbridge.errors import PermissionDenied, UsageError
 from landbridge.v1.gateway_pb2 import Site
 
 _COLUMNS = (
@@ -15,7 +21,7 @@ _COLUMNS = (
 )
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @arguments.as_json
 @click.pass_context
 def sites(ctx: click.Context, *, as_json: bool) -> None:
@@ -24,6 +30,8 @@ def sites(ctx: click.Context, *, as_json: bool) -> None:
     TUNNEL is whether the tunnel to a site is up, and how many of its links are, of how many there should
     be. HOSTS is how many of a site's hosts answer, of how many it has. LIMIT is what may be sent to it.
     """
+    if ctx.invoked_subcommand is not None:
+        return
     with connection.connect(ctx) as gateway:
         found = gateway.sites()
     if as_json:
@@ -31,6 +39,54 @@ def sites(ctx: click.Context, *, as_json: bool) -> None:
             json_lines.write("site", site)
     else:
         output.table(_COLUMNS, [_row(site) for site in found], "The gateway knows no site.")
+
+
+@sites.command()
+@click.argument("site", type=arguments.SITE)
+@click.option("--at", "addresses", type=arguments.ADDRESSES, required=True, help="Where its gateways listen for peers.")
+@click.option("--fingerprint", help="What the other site's operator has read out; without it, you are asked.")
+@arguments.as_json
+@click.pass_context
+def join(ctx: click.Context, site: str, addresses: str, fingerprint: str | None, *, as_json: bool) -> None:
+    """Join SITE, to move VMs there and from there.
+
+    What its CA says is believed from now on. Its operator does the same with this site. Both see both fingerprints, and
+    read them to each other: only if they are
+    the same on both sides has nobody come in between. From then on each site tells the other its addresses, its new roots
+    and what it has revoked.
+    """
+    peers = addresses.split(",")
+    with connection.connect(ctx) as gateway:
+        found = gateway.look_at_site(peers[0])
+        theirs, ours = (trust.spoken(_fingerprint(pem)) for pem in (found.root, found.own_root))
+        name = parse_site(found.site).site
+        if name != site:
+            raise UsageError(f"The gateway at {peers[0]} is of site {name}, and not of {site}: check the address.")
+        if fingerprint is None and not as_json:
+            output.facts(((words.safe(parse_site(found.own_site).site), ours), (words.safe(name), theirs)))
+        if fingerprint is None:
+            _ask(name)
+        elif "".join(fingerprint.split()).lower() != theirs.replace(" ", ""):
+            raise PermissionDenied(
+                f"The fingerprint of {name} is {theirs}, and not the one that you gave: nothing was changed. If its operator sees "
+                "another one, somebody is in between."
+            )
+        gateway.join_site(found.site, found.root, peers)
+    if as_json:
+        click.echo(json.dumps({"type": "joined", "site": found.site, "fingerprint": theirs, "own_fingerprint": ours}))
+    else:
+        output.say(f"Joined {name}. Its tunnel comes up when {name} has joined this site too: see `landbridge sites`.")
+
+
+def _fingerprint(pem: str) -> str:
+    return trust.fingerprint(trust.load_certificates(pem.encode())[0])
+
+
+def _ask(name: str) -> None:
+    if not sys.stdin.isatty():
+        raise UsageError(f"Nobody can be asked here: give what the operator of {name} has read out with --fingerprint.")
+    if not click.confirm(f"Does the operator of {name} see the same two lines?"):
+        raise PermissionDenied("Not joined: nothing was changed.")
 
 
 def _row(site: Site) -> output.Row:

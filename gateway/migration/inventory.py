@@ -45,8 +45,16 @@ class Inventory:
 
     def __init__(self, site: str, hosts: Mapping[str, AgentRemote], sites: Mapping[str, RemoteSite]) -> None:
         self.site = site
-        self._hosts = hosts
-        self._sites = sites
+        self._hosts = dict(hosts)
+        self._sites = dict(sites)
+
+    def add_host(self, name: str, agent: AgentRemote) -> None:
+        """A host has come, or has a new address. Calls that are under way go on at the old one."""
+        self._hosts[name] = agent
+
+    def add_site(self, name: str, site: RemoteSite) -> None:
+        """A site has joined, or has new addresses. Calls that are under way go on at the old ones."""
+        self._sites[name] = site
 
     def agent(self, host: str) -> AgentRemote:
         """The agent of a host of this site. Raises NotFound."""

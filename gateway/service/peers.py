@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from certs.guard import caller
+from gateway.identities.trusting import Trusting
 from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory
 from landbridge.v1 import peer_pb2 as pb
@@ -14,9 +15,10 @@ from landbridge.v1 import peer_pb2_grpc
 class PeerService(peer_pb2_grpc.PeerServicer):
     """What the coordinators of other sites ask."""
 
-    def __init__(self, incoming: Incoming, inventory: Inventory) -> None:
+    def __init__(self, incoming: Incoming, inventory: Inventory, trusting: Trusting) -> None:
         self._incoming = incoming
         self._inventory = inventory
+        self._trusting = trusting
 
     async def GetSite(self, request: pb.GetSiteRequest, context: Any) -> pb.GetSiteResponse:
         """This site."""
@@ -48,3 +50,8 @@ class PeerService(peer_pb2_grpc.PeerServicer):
         """How it stands at the source."""
         await self._incoming.report(request.migration, caller.get().site)
         return pb.PeerReportResponse()
+
+    async def ExchangeTrust(self, request: pb.ExchangeTrustRequest, context: Any) -> pb.ExchangeTrustResponse:
+        """Whom to believe there, and here."""
+        await self._trusting.heard(caller.get().site, request.trust)
+        return pb.ExchangeTrustResponse(trust=await self._trusting.own_trust())

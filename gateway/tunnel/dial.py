@@ -30,6 +30,11 @@ class TunnelDialler:
         self._at = 0
         self._keeper: asyncio.Task[None] | None = None
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether it is known where to dial."""
+        return bool(self._targets)
+
     def keep_up(self) -> None:
         """Dial now, and again whenever a link has ended, until `close`."""
         self._keeper = asyncio.create_task(self._keep_up(), name=f"tunnel to site {self.tunnel.site}")
@@ -43,12 +48,19 @@ class TunnelDialler:
             self._keeper.cancel()
             self.keep_up()
 
+    def set_targets(self, targets: Sequence[Target]) -> None:
+        """Dial others from now on; links that are up stay."""
+        self._targets, self._at = list(targets), 0
+        if self._keeper is not None:
+            self._keeper.cancel()
+            self.keep_up()
+
     async def _keep_up(self) -> None:
         loop = asyncio.get_running_loop()
         pause, dialled_at = BACK_OFF[0], float("-inf")
         while True:
             changed = self.tunnel.changed
-            if len(self.tunnel.links) >= self.wanted:
+            if len(self.tunnel.links) >= self.wanted or not self._targets:
                 await changed.wait()
                 continue
             if loop.time() - dialled_at < BACK_OFF[1]:

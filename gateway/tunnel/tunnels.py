@@ -12,11 +12,10 @@ from uuid import UUID
 
 import structlog
 
-from certs import tls
 from certs.identity import Identity, Role
 from certs.links import Target
-from certs.store import StoredIdentity
-from gateway.config import MOST_LINKS, GatewayConfig
+from certs.living import LivingIdentity
+from gateway.config import MOST_LINKS, GatewayConfig, HostSettings, SiteSettings
 from gateway.store import TunnelLimits
 from gateway.stream.dedup import History
 from gateway.stream.page_log import GENERATION, PageLog
@@ -40,36 +39,55 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 class Tunnels:
     """Owned by the event loop."""
 
-    def __init__(self, settings: GatewayConfig, identity: StoredIdentity) -> None:
-        domain = identity.identity.trust_domain
+    def __init__(self, settings: GatewayConfig, identity: LivingIdentity) -> None:
         self._site = settings.site
+        self._identity = identity
         # By the other site; and by the gateway that dialled, for those that were accepted.
         self._outgoing: dict[str, Tunnel] = {}
         self._incoming: dict[tuple[str, str], Tunnel] = {}
         self._pages = settings.pages
         # By the other gateway: one for all tunnels with it.
         self._codecs: dict[tuple[str, str], Codec] = {}
-        hosts = {}
-        for host in settings.hosts:
-            name = tls.server_name(Role.HOST, settings.site, domain, host.name)
-            context = tls.client_context(identity, settings.site)
-            hosts[host.name] = Target(f"host {host.name}", host.stream, context, name)
-        self.pump = Pump(SiteRoutes(settings.site, self._outgoing, hosts, settings.pages))
+        self._hosts: dict[str, Target] = {}
+        self.pump = Pump(SiteRoutes(settings.site, self._outgoing, self._hosts, settings.pages))
         self._diallers: dict[str, TunnelDialler] = {}
         # As configured: bytes per second, and links.
         self._configured = (int(settings.tunnel.limit * _MBIT), settings.tunnel.links)
+        self._limits: Mapping[str, TunnelLimits] = {}
         self._migration_limits: dict[str, int] = {}
+        self._keeps_up = False
+        for host in settings.hosts:
+            self.know_host(host)
         for site in settings.sites:
-            name = tls.server_name(Role.GATEWAY, site.name, domain)
-            context = tls.client_context(identity, site.name)
-            who = f"the gateway of site {site.name}"
-            targets = [Target(who, address, context, name, is_tunnel=True) for address in site.tunnel]
-            tunnel = self._outgoing[site.name] = Tunnel(site.name, who, self.pump, self._codec_for)
-            self._diallers[site.name] = TunnelDialler(tunnel, targets, settings.tunnel.links)
-        self.set_limits({})
+            if site.tunnel:
+                self.join(site)
+
+    def know_host(self, host: HostSettings) -> None:
+        """Channels may lead to a host of this site from now on, or lead elsewhere than before."""
+        self._hosts[host.name] = Target(
+            f"host {host.name}", host.stream, self._identity, Role.HOST, self._site, host.name
+        )
+
+    def join(self, site: SiteSettings) -> None:
+        """Have a tunnel to a site, or have it lead elsewhere than before."""
+        who = f"the gateway of site {site.name}"
+        targets = [
+            Target(who, address, self._identity, Role.GATEWAY, site.name, is_tunnel=True) for address in site.tunnel
+        ]
+        if site.name in self._diallers:
+            self._diallers[site.name].set_targets(targets)
+            return
+        tunnel = self._outgoing[site.name] = Tunnel(site.name, who, self.pump, self._codec_for)
+        self._diallers[site.name] = TunnelDialler(tunnel, targets, self._configured[1])
+        for migration, limit in self._migration_limits.items():
+            tunnel.set_migration_limit(migration, limit)
+        self.set_limits(self._limits)
+        if self._keeps_up:
+            self._diallers[site.name].keep_up()
 
     def keep_up(self) -> None:
         """Dial, and go on dialling."""
+        self._keeps_up = True
         for dialler in self._diallers.values():
             dialler.keep_up()
 
@@ -105,6 +123,10 @@ class Tunnels:
         """Whether the tunnel to a site has a link."""
         return site in self._outgoing and self._outgoing[site].is_up
 
+    def is_up_or_leads_nowhere(self, site: str) -> bool:
+        """Whether the tunnel to a site has a link, or nobody has told where that would be dialled."""
+        return self.is_up(site) or (site in self._diallers and not self._diallers[site].has_targets)
+
     def is_coded(self, site: str) -> bool:
         """Whether what goes to a site is compressed. Raises NotFound."""
         return self.to_site(site).tunnel.is_coded
@@ -120,6 +142,7 @@ class Tunnels:
     def set_limits(self, limits: Mapping[str, TunnelLimits]) -> None:
         """Limit, grow and shrink the tunnels, by site, as operators have set; what they have not is as it is configured."""
         rate, links = self._configured
+        self._limits = limits
         for site, dialler in self._diallers.items():
             wanted = limits.get(site, TunnelLimits())
             bytes_per_second = rate if wanted.bytes_per_second is None else wanted.bytes_per_second

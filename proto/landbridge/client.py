@@ -25,8 +25,10 @@ from landbridge.errors import (
     UsageError,
     from_status,
 )
+from landbridge.v1 import enrolment_pb2 as identities
 from landbridge.v1 import gateway_pb2 as api
 from landbridge.v1.authorization_pb2 import ApprovalRequest, PolicyStatus
+from landbridge.v1.enrolment_pb2_grpc import IdentitiesStub
 from landbridge.v1.gateway_pb2_grpc import GatewayStub
 from landbridge.v1.types_pb2 import (
     MIGRATION_STATE_CANCELLED,
@@ -125,11 +127,19 @@ def connect(
     return Client({each: grpc.secure_channel(each, credentials, channel_options) for each in target.split(",")})
 
 
+class _Stub(GatewayStub, IdentitiesStub):
+    """Both services that a gateway has for operators."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        GatewayStub.__init__(self, channel)  # type: ignore[call-arg]  # the generated types have __new__ only
+        IdentitiesStub.__init__(self, channel)  # type: ignore[call-arg]  # see above
+
+
 @dataclass(frozen=True)
 class _Gateway:
     target: str
     channel: grpc.Channel
-    stub: GatewayStub
+    stub: _Stub
 
 
 class Client:
@@ -137,7 +147,7 @@ class Client:
 
     def __init__(self, channels: Mapping[str, grpc.Channel]) -> None:
         """At least one channel, which belongs to the Client from now on, by how errors name its gateway."""
-        self._gateways = [_Gateway(target, channel, GatewayStub(channel)) for target, channel in channels.items()]
+        self._gateways = [_Gateway(target, channel, _Stub(channel)) for target, channel in channels.items()]
         # The one that answered last. One reference, replaced as a whole: threads need no lock.
         self._last = 0
         self._closed = False
@@ -336,9 +346,47 @@ class Client:
         denial = api.DenyRequestRequest(id=_text(request_id), reason=_text(reason))
         return self._ask(lambda stub: stub.DenyRequest, denial).request
 
+    # Identities
+
+    def create_token(self, host: str) -> identities.CreateTokenResponse:
+        """A token, good once and for an hour, with which `landbridge-agent enroll` makes a machine this host of the site."""
+        return self._ask(lambda stub: stub.CreateToken, identities.CreateTokenRequest(name=_text(host)))
+
+    def certificates(self) -> identities.ListCertificatesResponse:
+        """The certificates of the site, as far as its gateways know them, and all that was revoked."""
+        return self._ask(lambda stub: stub.ListCertificates, identities.ListCertificatesRequest())
+
+    def revoke(self, subject: str, reason: str = "") -> None:
+        """Believe somebody, or one certificate, no more: a SPIFFE ID, ROLE/NAME of this site, or a serial number in hex.
+
+        What is open is closed within seconds, here and at the sites that this one is joined with. UsageError if it names nothing.
+        """
+        self._ask(lambda stub: stub.Revoke, identities.RevokeRequest(subject=_text(subject), reason=_text(reason)))
+
+    def look_at_site(self, address: str) -> identities.LookAtSiteResponse:
+        """The root of the site whose gateway listens for peers at an address, beside this site's; nothing is believed yet."""
+        return self._ask(lambda stub: stub.LookAtSite, identities.LookAtSiteRequest(address=_text(address)))
+
+    def join_site(self, site: str, root: str, peers: Sequence[str]) -> None:
+        """Believe what `look_at_site` has shown. Conflict if a site of this name is known by another root."""
+        request = identities.JoinSiteRequest(site=_text(site), root=_text(root), peers=[_text(each) for each in peers])
+        self._ask(lambda stub: stub.JoinSite, request)
+
+    def request_issuer(self) -> identities.RequestIssuerResponse:
+        """What the gateway that answers wants signed by its site's root."""
+        return self._ask(lambda stub: stub.RequestIssuer, identities.RequestIssuerRequest())
+
+    def install_issuer(self, certificate: str) -> identities.InstallIssuerResponse:
+        """What was signed, at the gateway that has asked for it; when it comes into use."""
+        return self._ask(lambda stub: stub.InstallIssuer, identities.InstallIssuerRequest(certificate=certificate))
+
+    def install_roots(self, roots: str) -> None:
+        """New roots of this site, PEM, with the handovers by which the present ones have signed them off."""
+        self._ask(lambda stub: stub.InstallRoots, identities.InstallRootsRequest(roots=roots))
+
     def _ask(
         self,
-        verb: "Callable[[GatewayStub], grpc.UnaryUnaryMultiCallable[_Request, _Response]]",
+        verb: "Callable[[_Stub], grpc.UnaryUnaryMultiCallable[_Request, _Response]]",
         request: _Request,
         seconds: float = ANSWER_S,
         doubt: str = "",

@@ -49,10 +49,11 @@ def test_logging_is_configured_in_one_place() -> None:
 
 def test_credentials_are_made_in_one_place() -> None:
     makers = [
-        f"grpc.{name}" for name in ("ssl_channel_credentials", "ssl_server_credentials", "ssl_server_certificate")
+        f"grpc.{name}"
+        for name in ("ssl_channel_credentials", "ssl_server_credentials", "dynamic_ssl_server_credentials")
     ]
     assert users_of(*makers) == {"certs/tls.py"}
-    assert users_of("ssl.SSLContext", "ssl.create_default_context") - {"certs/links.py"} == {"certs/tls.py"}
+    assert users_of("ssl.SSLContext", "ssl.create_default_context") - {"certs/living.py"} == {"certs/tls.py"}
 
 
 def test_no_port_is_opened_without_tls() -> None:

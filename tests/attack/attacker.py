@@ -22,10 +22,10 @@ from typing import Any
 from agent.hypervisor import domain_xml as definitions
 from agent.stream.libvirt_rpc import Message, MessageReader, Procedure, Status
 from agent.stream.rpc_error import error_text
-from certs import tls
 from certs.identity import Role
 from certs.links import Target, dial
-from certs.store import StoredIdentity, load_identity
+from certs.living import LivingIdentity
+from certs.store import load_identity
 from gateway.remote import WORK, AgentRemote
 from landbridge.channel import LARGEST_SEGMENT, Accepted, Channel, Data, Reset
 from landbridge.config import parse_address
@@ -178,11 +178,10 @@ class Attacker:
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
-        self._identity: StoredIdentity = load_identity(Path(arena.identity), datetime.now(UTC))
-        site, domain = self._identity.identity.site, self._identity.identity.trust_domain
-        context, name = tls.client_context(self._identity, site), tls.server_name(Role.HOST, site, domain, arena.host)
-        self._target = Target(f"host {arena.host}", parse_address(arena.stream), context, name)
-        self._agent = AgentRemote(arena.host, parse_address(arena.control), self._identity)
+        gateway = LivingIdentity(load_identity(Path(arena.identity), datetime.now(UTC)))
+        self._site = site = gateway.identity.site
+        self._target = Target(f"host {arena.host}", parse_address(arena.stream), gateway, Role.HOST, site, arena.host)
+        self._agent = AgentRemote(arena.host, parse_address(arena.control), gateway)
         # Honest calls that libvirtd has answered, by their digests; all of the attack under way.
         self._honest: list[str] = []
 
@@ -304,7 +303,7 @@ class Attacker:
             index=index,
             source_site=SITE,
             source_host=HOST,
-            destination_site=self._identity.identity.site,
+            destination_site=self._site,
             destination_host=self._arena.host,
             vm_uuid=vm.uuid,
             vm_name=vm.name,
@@ -321,7 +320,7 @@ class Attacker:
             role=pb.Role.ROLE_DESTINATION,
             vm=described,
             domain_xml=approved,
-            destination_site=self._identity.identity.site,
+            destination_site=self._site,
             destination_host=self._arena.host,
             source_site=SITE,
             source_host=HOST,

@@ -24,10 +24,10 @@ import structlog
 
 from agent.channels import Gateways, Incoming, LocalSockets, Way, make_directory
 from agent.relay import Traffic
-from certs import tls
 from certs.guard import Access
 from certs.identity import Role
 from certs.links import Target, listen
+from certs.living import LivingIdentity
 from certs.store import load_identity
 from landbridge import log, memory, ticket
 from landbridge.config import parse_address
@@ -199,10 +199,9 @@ def source(directory: Path, gateway: str, sockets: Path, destination_host: str) 
     """Make a channel of each connection to one of its sockets."""
 
     async def serve() -> None:
-        identity = load_identity(directory, datetime.now(UTC))
+        identity = LivingIdentity(load_identity(directory, datetime.now(UTC)))
         own = identity.identity
-        server_name = tls.server_name(Role.GATEWAY, own.site, own.trust_domain)
-        target = Target("the gateway", parse_address(gateway), tls.client_context(identity, own.site), server_name)
+        target = Target("the gateway", parse_address(gateway), identity, Role.GATEWAY, own.site)
         local = LocalSockets(Gateways([target]), sockets, Traffic())
         other = next(site for site in SITES if site != own.site)
         local.way = Way(MIGRATION, own.site, own.name, other, destination_host, SECRET, "bench", "bench")
@@ -221,7 +220,7 @@ def destination(directory: Path, address: str, sink: str) -> None:
     """Connect each channel that a gateway brings to the sink."""
 
     async def serve() -> None:
-        identity = load_identity(directory, datetime.now(UTC))
+        identity = LivingIdentity(load_identity(directory, datetime.now(UTC)))
 
         def admit(opening: ChannelOpen) -> tuple[str, Traffic]:
             if not ticket.is_good(SECRET, opening):

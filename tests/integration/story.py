@@ -209,10 +209,14 @@ def kill_and_restart(lab: Lab, name: str, seconds: float = RESTART_AFTER) -> Non
     lab.product.restart(name)
 
 
-def reconfigure(lab: Lab, *, standby: bool = False, outage: float = 0.0, pages: bool = False) -> None:
-    """Start the product anew, as LabSettings says."""
+def reconfigure(
+    lab: Lab, *, standby: bool = False, outage: float = 0.0, pages: bool = False, lifetime: float = 0.0
+) -> None:
+    """Start the product anew, as LabSettings says; with certificates that live for so many seconds, if that is said."""
     lab.product.stop()
-    lab.product.configure(standby=standby, outage=outage, pages=pages)
+    lab.product.configure(standby=standby, outage=outage, pages=pages, lifetime=lifetime)
+    if lifetime:
+        lab.product.renew(lifetime)
     lab.product.start()
     for site in ("east", "west"):
         wait_for_site(lab, site)

@@ -23,6 +23,7 @@ PRIVATE = (
     "/etc/libvirt",
     "/var/log/libvirt",
     "/var/cache/libvirt",
+    "/etc/landbridge",
     "/run/landbridge",
     "/var/lib/landbridge",
 )

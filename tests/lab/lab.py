@@ -91,7 +91,7 @@ class Lab:
             host.configure(tcp=settings.direct_lan)
             host.start_libvirtd()
         with ThreadPoolExecutor() as pool:
-            certificates = pool.submit(self.product.issue) if product else None
+            certificates = pool.submit(self.product.issue, strangers=settings.strangers) if product else None
             for host in self.hosts.values():
                 host.wait_for_libvirtd()
             list(pool.map(HostNode.define_resources, self.hosts.values()))
@@ -99,7 +99,12 @@ class Lab:
             if certificates is not None:
                 certificates.result()
         if product:
-            self.product.configure(standby=settings.standby, outage=settings.outage, pages=settings.pages)
+            self.product.configure(
+                standby=settings.standby,
+                outage=settings.outage,
+                pages=settings.pages,
+                strangers=settings.strangers,
+            )
             self.product.start()
 
     def _start_wan(self, settings: LabSettings) -> None:

@@ -8,13 +8,23 @@ import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from certs.authority import create, issue
+from certs.authority import create, issue, make_issuer
 from certs.identity import Identity, Role, Site
-from certs.store import add_trust, save_authority, save_identity
+from certs.store import (
+    add_trust,
+    load_authority,
+    load_issuers,
+    load_trust,
+    renew_identity,
+    save_authority,
+    save_identity,
+    save_issuer,
+    save_trust,
+)
 from tests.lab import processes
 from tests.lab.hosts import HostNode
 from tests.lab.network import NODES, SITES, WAN_ADDRESS, Network, node
@@ -26,7 +36,7 @@ TRUST_DOMAIN = "landbridge.test"
 AGENT_CAPABILITIES = "-all,+chown,+dac_override,+fowner"
 GATEWAY_CAPABILITIES = "-all,+net_admin"
 # Operators of each site, and what the policies make of them.
-OPERATORS = {"alice": "operator", "carol": "approver", "dave": "approver"}
+OPERATORS = {"alice": ("operator", "admin"), "carol": ("approver",), "dave": ("approver",)}
 # Bytes of a channel that a hostile gateway leaves as they are: some, and not all of a small guest's.
 FLIPPED_FROM = {"ram": 30 << 20, "disk": 3 << 20}
 
@@ -69,6 +79,11 @@ class GatewaySeat:
         return f"{WAN_ADDRESS[self.site]}:{self._port(7443)}"
 
     @property
+    def enrolment(self) -> str:
+        """Where new hosts of its site reach it."""
+        return f"{node(f'{self.site}-gw').lan}:{self._port(7446)}"
+
+    @property
     def tunnel_port(self) -> int:
         """The port that the links of a tunnel to it have at this end."""
         return self._port(7445)
@@ -96,26 +111,36 @@ class Product:
         self._run = run_directory
         self._big = big_directory
         self._records = run_directory / "processes"
+        self._lifetime, self._strangers = 0.0, False
 
     # Certificates
 
-    def issue(self) -> None:
-        """A CA for each site, an identity for each gateway, host and operator, and trust between the gateways."""
+    def issue(self, *, strangers: bool = False) -> None:
+        """A CA for each site, an identity for each gateway, host and operator, and trust between the gateways.
+
+        `strangers` as in LabSettings.
+        """
         now, authorities = datetime.now(UTC), {}
         for site in SITES:
             authorities[site] = create(Site(TRUST_DOMAIN, site), now)
             save_authority(self.authority(site), authorities[site])
         for site, other in (SITES, SITES[::-1]):
             hosts = [n.name for n in NODES if n.site == site and not n.is_gateway]
-            for role, name in (
-                *((Role.GATEWAY, seat.name) for seat in SEATS if seat.site == site),
-                *((Role.OPERATOR, name) for name in OPERATORS),
-                *((Role.HOST, h) for h in hosts),
-            ):
-                leaf = issue(authorities[site], Identity(TRUST_DOMAIN, site, role, name), now)
-                save_identity(self.identity(site, role, name), leaf)
+            for name in OPERATORS:
+                leaf = issue(authorities[site], Identity(TRUST_DOMAIN, site, Role.OPERATOR, name), now)
+                save_identity(self.identity(site, "operator", name), leaf)
             for seat in (seat for seat in SEATS if seat.site == site):
-                add_trust(self.identity(site, "gateway", seat.name), self.authority(other) / "ca.pem")
+                directory, issuer = (
+                    self.identity(site, "gateway", seat.name),
+                    make_issuer(authorities[site], seat.name, now),
+                )
+                save_identity(directory, issue(issuer, Identity(TRUST_DOMAIN, site, Role.GATEWAY, seat.name), now))
+                save_issuer(directory, issuer)
+                if not strangers:
+                    add_trust(directory, self.authority(other) / "ca.pem")
+            for host in () if strangers else hosts:
+                leaf = issue(issuer, Identity(TRUST_DOMAIN, site, Role.HOST, host), now)
+                save_identity(self.identity(site, "host", host), leaf)
 
     def authority(self, site: str) -> Path:
         """The directory of a site's CA."""
@@ -127,8 +152,37 @@ class Product:
 
     # Processes
 
-    def configure(self, *, standby: bool = False, outage: float = 0.0, pages: bool = True) -> None:
-        """Write every configuration file, for one gateway at each site or two; `outage` and `pages` as in LabSettings."""
+    def renew(self, lifetime: float) -> None:
+        """Issue the certificates of gateways and hosts anew, for so many seconds, while nobody runs."""
+        now = datetime.now(UTC)
+        for site in SITES:
+            trust = load_trust(self.identity(site, "gateway", "gw-1"))
+            for seat in (seat for seat in SEATS if seat.site == site):
+                gateway = self.identity(site, "gateway", seat.name)
+                save_trust(gateway, trust)
+                if not load_issuers(gateway, trust):  # it did not run when the root has changed
+                    save_issuer(gateway, make_issuer(load_authority(self.authority(site)), seat.name, now))
+                issuer = load_issuers(gateway, trust)[-1]
+                for role, name in (("gateway", seat.name), *(("host", n.name) for n in NODES if n.site == site)):
+                    if (directory := self.identity(site, role, name)).exists():
+                        who = Identity(TRUST_DOMAIN, site, Role(role), name)
+                        leaf = issue(issuer, who, now, lifetime=timedelta(seconds=lifetime))
+                        renew_identity(directory, leaf.chain_pem, leaf.key)
+
+    def configure(
+        self,
+        *,
+        standby: bool = False,
+        outage: float = 0.0,
+        pages: bool = True,
+        strangers: bool = False,
+        lifetime: float = 0.0,
+    ) -> None:
+        """Write every configuration file, for one gateway at each site or two; the others as in LabSettings.
+
+        `lifetime` is that of certificates in seconds, 0: as the product has it.
+        """
+        self._lifetime, self._strangers = lifetime, strangers
         seats = [seat for seat in SEATS if standby or seat.number == 1]
         for site in SITES:
             self.set_policy(site, policy_of(site))
@@ -137,7 +191,10 @@ class Product:
         for seat in seats:
             self._gateway_toml(seat, [s for s in seats if s.site != seat.site], outage, pages)
         for n in NODES:
-            if not n.is_gateway:
+            if n.is_gateway:
+                continue
+            self._config(n.name).unlink(missing_ok=True)
+            if not strangers:
                 self._agent_toml(n.name, [s for s in seats if s.site == n.site])
 
     def seats(self, site: str | None = None) -> list[GatewaySeat]:
@@ -146,7 +203,8 @@ class Product:
 
     def start(self) -> None:
         """Start everything and wait until it serves."""
-        for host in self._hosts:
+        hosts = [host for host in self._hosts if self._config(host).exists()]
+        for host in hosts:
             self.launch_agent(host)
         for number in (1, 2):  # one after the other: who comes first makes the site's store
             seats = [seat for seat in self.seats() if seat.number == number]
@@ -154,7 +212,7 @@ class Product:
                 self.launch_gateway(seat.site, number)
             for seat in seats:
                 self.wait_ready(seat.label)
-        for host in self._hosts:
+        for host in hosts:
             self.wait_ready(host)
 
     def stop(self) -> None:
@@ -263,6 +321,7 @@ directory = "{self.identity(n.site, "host", host)}"
 control = "{n.lan}:7443"
 stream = "{n.lan}:7444"
 [gateway]
+control = {json.dumps([seat.operators for seat in seats])}
 stream = {json.dumps([seat.agents for seat in seats])}
 [firewall]
 kernel = [{json.dumps(str(self._big / "boot"))}]
@@ -290,19 +349,31 @@ serial = [{json.dumps(str(self._run / "console"))}]
         hosts = "".join(
             f'[[hosts]]\nname = "{n.name}"\ncontrol = "{n.lan}:7443"\nstream = "{n.lan}:7444"\n'
             for n in NODES
-            if n.site == site and not n.is_gateway
+            if n.site == site and not n.is_gateway and not self._strangers
         )
+        joined = f"""\
+[[sites]]
+name = "{others[0].site}"
+peers = {_one_or_several([s.peers for s in others])}
+tunnel = {_one_or_several([s.tunnel for s in others])}
+[sites.pools]
+default = "default"
+[sites.networks]
+lan = "lan"
+"""
+        lifetime = f"\nlifetime = {self._lifetime}" if self._lifetime else ""
         limit = f"\noutage = {outage}" if outage else ""
         self._config(seat.label).write_text(f"""\
 site = "{site}"
 name = "{seat.name}"
 [identity]
-directory = "{self.identity(site, "gateway", seat.name)}"
+directory = "{self.identity(site, "gateway", seat.name)}"{lifetime}
 [listen]
 operators = "{seat.operators}"
 agents = "{seat.agents}"
 peers = "{seat.peers}"
 tunnel = "{seat.tunnel}"
+enrolment = "{seat.enrolment}"
 [store]
 url = "sqlite:///{state}/gateway.db"
 [pages]
@@ -313,22 +384,14 @@ file = "{self.policy(site)}"
 agent = 10.0
 cleanup = 5.0{limit}
 {hosts}
-[[sites]]
-name = "{others[0].site}"
-peers = {_one_or_several([s.peers for s in others])}
-tunnel = {_one_or_several([s.tunnel for s in others])}
-[sites.pools]
-default = "default"
-[sites.networks]
-lan = "lan"
-""")
+{"" if self._strangers else joined}""")
 
 
 def policy_of(site: str, more: str = "") -> str:
     """A policy that has alice of each site move every VM, either way; `more` is further TOML."""
     roles = "\n".join(
-        f"{role} = {json.dumps([who for who, what in OPERATORS.items() if what == role])}"
-        for role in sorted(set(OPERATORS.values()))
+        f"{role} = {json.dumps([who for who, roles in OPERATORS.items() if role in roles])}"
+        for role in sorted({role for roles in OPERATORS.values() for role in roles})
     )
     return f"""\
 site = "{site}"

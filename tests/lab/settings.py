@@ -39,6 +39,8 @@ class LabSettings:
     """Seconds that the sites may be apart before a migration ends, 0: as the product has it."""
     pages: bool = True
     """Whether gateways keep page logs; without them each byte crosses the WAN as it is."""
+    strangers: bool = False
+    """Nobody knows anybody yet: the sites are to be joined, and their hosts to be enrolled. No agent runs."""
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,11 @@ from certs.identity import (
     Identity,
     Role,
     Site,
-    TrustBundles,
-    authenticate,
     dns_names,
     parse,
     parse_site,
 )
+from certs.trust import TrustBundles, judge
 from landbridge.errors import IdentityError
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -70,10 +69,10 @@ def test_no_flipped_byte_of_a_certificate_is_accepted(position: int, flip: int) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # cryptography warns of odd encodings, which are what we make here
         with pytest.raises(IdentityError):
-            authenticate(bytes(forged), TRUST, NOW)
+            judge(bytes(forged), TRUST, NOW)
 
 
 @given(st.binary())
 def test_arbitrary_bytes_are_an_identity_error(data: bytes) -> None:
     with pytest.raises(IdentityError):
-        authenticate(data, TRUST, NOW)
+        judge(data, TRUST, NOW)

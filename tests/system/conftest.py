@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from agent import relay, service, source
+from agent import relay, renewal, service, source
 from gateway.authorization import policy_file
+from gateway.identities import trusting
 from gateway.migration import coordinator, reports, succession
 from gateway.tunnel import dial
 from tests.system.sites import TwoSites, make_identities
@@ -43,6 +44,9 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reports, "INTERVAL", 0.1)
     monkeypatch.setattr(dial, "BACK_OFF", (0.05, 0.1))
     monkeypatch.setattr(policy_file, "INTERVAL", 0.02)
+    monkeypatch.setattr(trusting, "ROUND", 0.1)
+    monkeypatch.setattr(renewal, "RETRY", 0.1)
+    monkeypatch.setattr(renewal, "TICK", 0.05)
     monkeypatch.setattr(succession, "ROUND", 0.05)
     monkeypatch.setattr(succession, "BEAT", 0.1)
     monkeypatch.setattr(succession, "EXPIRED", 0.5)

@@ -14,7 +14,7 @@ import pwd
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -25,9 +25,10 @@ from agent.config import IdentitySettings as AgentIdentity
 from agent.config import ListenSettings as AgentListen
 from agent.hypervisor.base import MoveRequest, Presence
 from agent.hypervisor.fake import FakeHypervisor
-from certs.authority import create, issue
+from certs.authority import ISSUED, create, issue, make_issuer
 from certs.identity import Identity, Role, Site
-from certs.store import StoredIdentity, add_trust, load_identity, save_authority, save_identity
+from certs.living import LivingIdentity
+from certs.store import StoredIdentity, add_trust, load_identity, save_authority, save_identity, save_issuer
 from gateway.config import (
     GatewayConfig,
     HostSettings,
@@ -45,7 +46,7 @@ from landbridge.config import Address
 from landbridge.v1 import gateway_pb2 as api
 from landbridge.v1.authorization_pb2 import ApprovalRequest, PolicyStatus
 from landbridge.v1.gateway_pb2_grpc import GatewayStub
-from landbridge.v1.types_pb2 import Migration, Policy
+from landbridge.v1.types_pb2 import Host, Migration, Policy
 
 if TYPE_CHECKING:  # the stubs of an aio channel exist for type checkers only
     from landbridge.v1.gateway_pb2_grpc import GatewayAsyncStub
@@ -82,19 +83,23 @@ def free_port(host: str) -> int:
     raise AssertionError("the range has no end")
 
 
-def make_identities(directory: Path) -> None:
-    """A CA for each site, its gateway, host and operator, and trust between the gateways."""
+def make_identities(directory: Path, lifetime: timedelta = ISSUED) -> None:
+    """A CA for each site, its gateways with their issuers, a host, an operator, and trust between the gateways."""
     now = datetime.now(UTC)
     for site in SITES:
         authority = create(Site(TRUST_DOMAIN, site), now)
         save_authority(directory / site / "ca", authority)
-        for role, name in (
-            *((Role.GATEWAY, name) for name in GATEWAYS),
-            (Role.HOST, f"{site}-1"),
-            *((Role.OPERATOR, name) for name in (*OPERATORS, STRANGER)),
-        ):
-            leaf = issue(authority, Identity(TRUST_DOMAIN, site, role, name), now)
-            save_identity(directory / site / (role if role is Role.HOST else name), leaf)
+        for name in (*OPERATORS, STRANGER):
+            save_identity(
+                directory / site / name, issue(authority, Identity(TRUST_DOMAIN, site, Role.OPERATOR, name), now)
+            )
+        for name in GATEWAYS:
+            issuer = make_issuer(authority, name, now)
+            leaf = issue(issuer, Identity(TRUST_DOMAIN, site, Role.GATEWAY, name), now, lifetime=lifetime)
+            save_identity(directory / site / name, leaf)
+            save_issuer(directory / site / name, issuer)
+        host = issue(issuer, Identity(TRUST_DOMAIN, site, Role.HOST, f"{site}-1"), now, lifetime=lifetime)
+        save_identity(directory / site / Role.HOST, host)
     for site, other in (("fra", "ams"), ("ams", "fra")):
         for name in GATEWAYS:
             add_trust(directory / site / name, directory / other / "ca" / "ca.pem")
@@ -226,12 +231,16 @@ class SiteUnderTest:
         self.addresses = self._free_addresses("control", "stream")
         # Where each gateway listens.
         self.listens = {
-            name: ListenSettings.model_validate(self._free_addresses("operators", "agents", "peers", "tunnel"))
+            name: ListenSettings.model_validate(
+                self._free_addresses("operators", "agents", "peers", "tunnel", "enrolment")
+            )
             for name in GATEWAYS
         }
         self.hypervisor = HostHypervisor(self.host, self.directory / "libvirt.sock")
         self.patience = PatienceSettings()
         self.firewall = FirewallSettings()
+        # Seconds for which its gateways sign.
+        self.lifetime = 86_400.0
         self.store_url = f"sqlite:///{self.directory}/gateway.db"
         self.other: SiteUnderTest | None = None
         # Whether the gateway's configuration names the other site.
@@ -248,9 +257,9 @@ class SiteUnderTest:
     def _free_addresses(self, *uses: str) -> dict[str, Address]:
         return {use: Address(self._address, free_port(self._address)) for use in uses}
 
-    def identity(self, who: Role | str) -> StoredIdentity:
+    def identity(self, who: Role | str, *, checked: bool = True) -> StoredIdentity:
         """The identity of the site's host, or of a gateway or an operator by name."""
-        return load_identity(self._identities / who, datetime.now(UTC))
+        return load_identity(self._identities / who, datetime.now(UTC) if checked else None)
 
     def person(self, name: str, gateway: str = "gw-1") -> Operator:
         """One of the site's operators."""
@@ -267,7 +276,10 @@ class SiteUnderTest:
             name=self.host,
             identity=AgentIdentity(directory=self._identities / "host"),
             listen=AgentListen(control=self.addresses["control"], stream=self.addresses["stream"]),
-            gateway=GatewaySettings(stream=tuple(listen.agents for listen in self.listens.values())),
+            gateway=GatewaySettings(
+                stream=tuple(listen.agents for listen in self.listens.values()),
+                control=tuple(listen.operators for listen in self.listens.values()),
+            ),
             libvirt=LibvirtSettings(
                 socket=self.directory / "libvirt.sock", qemu_user=pwd.getpwuid(os.getuid()).pw_name
             ),
@@ -288,7 +300,7 @@ class SiteUnderTest:
         settings = GatewayConfig(
             site=self.name,
             name=name,
-            identity=IdentitySettings(directory=self._identities / name),
+            identity=IdentitySettings(directory=self._identities / name, lifetime=self.lifetime),
             listen=self.listens[name],
             store=StoreSettings(url=self.store_url),
             pages=PagesSettings(directory=self.directory / f"{name}-pages", size=1 / 16),
@@ -319,7 +331,9 @@ class Operator:
 
     async def __aenter__(self) -> Self:
         address = self._site.listens[self._gateway].operators
-        self._remote = Remote("the gateway", address, self._identity, Role.GATEWAY, self._site.name, None)
+        self._remote = Remote(
+            "the gateway", address, LivingIdentity(self._identity), Role.GATEWAY, self._site.name, None
+        )
         self._stub: GatewayAsyncStub = GatewayStub(self._remote.channel)
         return self
 
@@ -342,6 +356,11 @@ class Operator:
     def stub(self) -> GatewayAsyncStub:
         """All that can be called."""
         return self._stub
+
+    async def hosts(self) -> dict[str, Host]:
+        """Of all sites, by name."""
+        answer = await self.remote.ask(self._stub.ListHosts, api.ListHostsRequest())
+        return {host.name: host for host in answer.hosts}
 
     async def preflight(self, vm: str, site: str, policy: Policy | None = None) -> api.PreflightResponse:
         """Findings."""

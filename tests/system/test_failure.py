@@ -6,6 +6,7 @@ import pytest
 
 import agent.source
 from agent.hypervisor.base import Presence
+from certs.living import LivingIdentity
 from gateway.migration import incoming
 from gateway.migration.states import State
 from gateway.remote import AgentRemote
@@ -56,7 +57,7 @@ async def test_a_move_that_ends_while_no_gateway_answers_is_told_to_the_destinat
     await two.fra.operator.until(id_, State.COPYING_DISKS)
     await eventually(lambda: two.ams.hypervisor.presence(vm) is Presence.INCOMING)
     await two.fra.gateway.stop()
-    source = AgentRemote("fra-1", two.fra.addresses["control"], two.fra.identity("gw-1"))
+    source = AgentRemote("fra-1", two.fra.addresses["control"], LivingIdentity(two.fra.identity("gw-1")))
     await source.ask(source.stub.Cancel, CancelRequest(migration=id_))
     await source.close()
     assert two.fra.hypervisor.presence(vm) is Presence.RUNNING

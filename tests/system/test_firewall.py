@@ -14,9 +14,9 @@ from agent.config import FirewallSettings
 from agent.hypervisor import domain_xml as definitions
 from agent.hypervisor.base import Presence
 from agent.stream.libvirt_rpc import Status
-from certs import tls
 from certs.identity import Role
 from certs.links import Target
+from certs.living import LivingIdentity
 from gateway.migration.states import State
 from gateway.remote import WORK, AgentRemote
 from landbridge.errors import PermissionDenied
@@ -24,7 +24,7 @@ from landbridge.ticket import SECRET_SIZE, ticket
 from landbridge.v1 import agent_pb2 as pb
 from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
 from tests.attack.attacker import CutOffError, HostileChannel
-from tests.system.sites import TRUST_DOMAIN, TwoSites, eventually
+from tests.system.sites import TwoSites, eventually
 from tests.system.test_failure import failed
 from tests.unit.rpc_made import GREETING, call
 
@@ -85,7 +85,7 @@ class Attacked:
 
     def __init__(self, two: TwoSites) -> None:
         self.two = two
-        self.agent = AgentRemote("ams-1", two.ams.addresses["control"], two.ams.identity("gw-1"))
+        self.agent = AgentRemote("ams-1", two.ams.addresses["control"], LivingIdentity(two.ams.identity("gw-1")))
         self.id = str(uuid.uuid4())
         self.secret = secrets.token_bytes(SECRET_SIZE)
 
@@ -118,10 +118,9 @@ class Attacked:
             destination_host="ams-1",
         )
         opening.ticket = ticket(self.secret, opening)
-        context = tls.client_context(self.two.ams.identity("gw-1"), "ams")
-        name = tls.server_name(Role.HOST, "ams", TRUST_DOMAIN)
+        gateway = LivingIdentity(self.two.ams.identity("gw-1"))
         channel = HostileChannel(opening)
-        await channel.open(Target("host ams-1", self.two.ams.addresses["stream"], context, name))
+        await channel.open(Target("host ams-1", self.two.ams.addresses["stream"], gateway, Role.HOST, "ams", "ams-1"))
         return channel
 
 

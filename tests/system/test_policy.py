@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from certs.living import LivingIdentity
 from gateway.authorization import policy_file
 from gateway.authorization.request import domain_digest
 from gateway.migration.states import State
@@ -487,7 +488,7 @@ async def test_a_gateway_does_not_start_with_a_policy_of_another_site(two: TwoSi
 @pytest.fixture
 async def liar(two: TwoSites) -> AsyncIterator[PeerRemote]:
     await two.fra.gateway.stop()
-    remote = PeerRemote("ams", [two.ams.listens["gw-1"].peers], two.fra.identity("gw-1"))
+    remote = PeerRemote("ams", [two.ams.listens["gw-1"].peers], LivingIdentity(two.fra.identity("gw-1")))
     yield remote
     await remote.close()
 

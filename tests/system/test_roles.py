@@ -1,4 +1,4 @@
-"""Every role makes every call of landbridge.v1.Gateway, over the wire: those that the matrix has go through, all others do not."""
+"""Every role makes every call that operators have, over the wire: those that the matrix has go through, all others do not."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from grpc import aio
 
 from gateway.authorization.roles import OperatorRole
 from landbridge.errors import LandbridgeError, PermissionDenied
-from landbridge.v1.gateway_pb2 import DESCRIPTOR
+from landbridge.v1.enrolment_pb2_grpc import IdentitiesStub
 from tests.system.sites import OPERATORS, STRANGER, Operator, TwoSites
-from tests.unit.test_roles import matrix
+from tests.unit.test_roles import SERVICES, matrix
 
-CALLS = {method.name: method for method in DESCRIPTOR.services_by_name["Gateway"].methods}
+CALLS = {method.name: method for service in SERVICES for method in service.methods}
 
 
 async def refusal(who: Operator, call: str) -> str:
     """Why a call is refused for who calls; empty if it came through, whatever became of it."""
     request: Message = GetMessageClass(CALLS[call].input_type)()
-    method = getattr(who.stub, call)
+    stub = who.stub if hasattr(who.stub, call) else IdentitiesStub(who.remote.channel)
+    method = getattr(stub, call)
     try:
         if isinstance(method, aio.UnaryStreamMultiCallable):
             async with contextlib.aclosing(who.remote.follow(method, request)) as answers:  # type: ignore[type-var]  # an async generator

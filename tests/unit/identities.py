@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 from certs import authority, store
-from certs.identity import Identity, Role, Site, TrustBundles
+from certs.identity import Identity, Role, Site
+from certs.links import Target
+from certs.living import LivingIdentity
 from certs.store import StoredIdentity
+from certs.trust import TrustBundles
+from landbridge.config import Address
 
 DOMAIN = "example.org"
 
@@ -37,3 +42,8 @@ class Identities:
         return StoredIdentity(
             directory, loaded.identity, loaded.certificate, loaded.certificate_pem, loaded.key_pem, trust
         )
+
+
+def nowhere(name: str) -> Target:
+    """A target that nobody dials."""
+    return Target(name, Address("127.0.0.1", 1), cast("LivingIdentity", None), Role.HOST, "a")

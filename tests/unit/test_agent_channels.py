@@ -9,7 +9,6 @@ import stat
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from ssl import PROTOCOL_TLS_CLIENT, SSLContext
 from typing import cast
 
 import pytest
@@ -23,13 +22,13 @@ from agent.journal import Journal, Record
 from agent.move import HostContext
 from agent.relay import KINDS, Traffic
 from certs.links import Target
-from landbridge.config import Address
 from landbridge.errors import Conflict, LandbridgeError, PermissionDenied, Unreachable
 from landbridge.frame import Acknowledgement, Frame, FrameType, reason_of, reset
 from landbridge.link import Link
 from landbridge.ticket import is_good, ticket
 from landbridge.v1.agent_pb2 import PrepareRequest, Role, Stage
 from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
+from tests.unit.identities import nowhere
 from tests.unit.locals import Local
 from tests.unit.rpc_made import prepared
 from tests.unit.wires import SECONDS, End, no_exceptions, nothing_left, settled, until, wire
@@ -55,7 +54,7 @@ def directory() -> Iterator[Path]:
 
 
 def target(name: str) -> Target:
-    return Target(name, Address("127.0.0.1", 1), SSLContext(PROTOCOL_TLS_CLIENT), name)
+    return nowhere(name)
 
 
 def said(kind: FrameType, channel: int, delivered: int = 0) -> Frame:

@@ -11,11 +11,11 @@ from landbridge.errors import ConfigError, IdentityError, UsageError
 from tests.unit.test_identity import GATEWAY, NOW, A, B
 
 
-def test_a_root_signs_leaves_and_no_other_ca() -> None:
+def test_a_root_signs_issuers_which_sign_no_other_ca() -> None:
     ca = authority.create(A, NOW)
     constraints = ca.certificate.extensions.get_extension_for_class(x509.BasicConstraints)
     assert constraints.critical
-    assert (constraints.value.ca, constraints.value.path_length) == (True, 0)
+    assert (constraints.value.ca, constraints.value.path_length) == (True, 2)
     assert ca.site == A
 
 

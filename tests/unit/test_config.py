@@ -135,3 +135,12 @@ def test_a_file_that_is_not_there_or_is_no_text_is_named(path: Path) -> None:
         load(path, AgentSettings)
     with pytest.raises(ConfigError, match="Is a directory"):
         load(path.parent, AgentSettings)
+
+
+def test_a_site_has_both_kinds_of_addresses_or_neither(path: Path) -> None:
+    peers, tunnel = 'peers = "198.51.100.1:7443"\n', 'tunnel = "198.51.100.1:7445"\n'
+    path.write_text(GATEWAY.replace(peers, "").replace(tunnel, ""))
+    assert load(path, GatewayConfig).sites[0].peers == ()
+    path.write_text(GATEWAY.replace(tunnel, ""))
+    with pytest.raises(ConfigError, match=r"at sites\.0: .*peers and tunnel are both needed"):
+        load(path, GatewayConfig)

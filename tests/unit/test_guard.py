@@ -14,6 +14,7 @@ from grpc import aio
 from certs import tls
 from certs.guard import SERVER_OPTIONS, Access, Guard, caller
 from certs.identity import Role
+from certs.living import LivingIdentity
 from certs.store import StoredIdentity
 from landbridge.errors import (
     CODE_KEY,
@@ -67,10 +68,11 @@ def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
 async def served(identities: Identities, access: Access) -> AsyncIterator[int]:
     """Gateway by `access`, and Agent, which nobody may call; the port."""
     own = identities.of("a", Role.GATEWAY)
-    server = aio.server(interceptors=[Guard(own.trust, {"landbridge.v1.Gateway": access})], options=SERVER_OPTIONS)
+    living = LivingIdentity(own)
+    server = aio.server(interceptors=[Guard(living, {"landbridge.v1.Gateway": access})], options=SERVER_OPTIONS)
     gateway_pb2_grpc.add_GatewayServicer_to_server(Service(), server)  # type: ignore[abstract]  # what is not called is not there
     add_AgentServicer_to_server(AgentServicer(), server)  # type: ignore[abstract]  # see above
-    port = server.add_secure_port("127.0.0.1:0", tls.grpc_server_credentials(own))
+    port = server.add_secure_port("127.0.0.1:0", tls.grpc_server_credentials(lambda: living.stored))
     await server.start()
     try:
         yield port

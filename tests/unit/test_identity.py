@@ -16,14 +16,13 @@ from certs.identity import (
     Identity,
     Role,
     Site,
-    TrustBundles,
-    authenticate,
     dns_names,
     parse,
     parse_site,
     server_name,
     site_of,
 )
+from certs.trust import TrustBundles, judge
 from landbridge.errors import IdentityError
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -147,31 +146,31 @@ def test_anything_else_is_no_identity(uri: str) -> None:
 
 def test_an_issued_leaf_proves_its_identity(ca_a: Authority, trust: TrustBundles) -> None:
     leaf = authority.issue(ca_a, GATEWAY, NOW).certificate
-    assert authenticate(leaf.public_bytes(Encoding.DER), trust, NOW) == GATEWAY
-    assert authenticate(leaf.public_bytes(Encoding.PEM), trust, NOW) == GATEWAY
-    assert authenticate(forge(ca_a, [str(GATEWAY)]).certificate, trust, NOW) == GATEWAY
+    assert judge(leaf.public_bytes(Encoding.DER), trust, NOW).identity == GATEWAY
+    assert judge(leaf.public_bytes(Encoding.PEM), trust, NOW).identity == GATEWAY
+    assert judge(forge(ca_a, [str(GATEWAY)]).certificate, trust, NOW).identity == GATEWAY
 
 
 def test_the_ca_of_one_site_cannot_vouch_for_another(ca_b: Authority, trust: TrustBundles) -> None:
     with pytest.raises(IdentityError, match="not issued by a valid root of site a"):
-        authenticate(forge(ca_b, [str(GATEWAY)]).certificate, trust, NOW)
+        judge(forge(ca_b, [str(GATEWAY)]).certificate, trust, NOW)
 
 
 def test_a_site_in_another_trust_domain_is_another_site(ca_a: Authority, trust: TrustBundles) -> None:
     with pytest.raises(IdentityError, match="not trusted"):
-        authenticate(forge(ca_a, ["spiffe://other.org/site/a/gateway/gw1"]).certificate, trust, NOW)
+        judge(forge(ca_a, ["spiffe://other.org/site/a/gateway/gw1"]).certificate, trust, NOW)
 
 
 def test_a_ca_of_the_same_name_with_another_key_is_refused(trust: TrustBundles) -> None:
     with pytest.raises(IdentityError, match="not issued"):
-        authenticate(forge(authority.create(A, NOW), [str(GATEWAY)]).certificate, trust, NOW)
+        judge(forge(authority.create(A, NOW), [str(GATEWAY)]).certificate, trust, NOW)
 
 
 def test_a_second_root_of_a_site_is_accepted_beside_the_first(ca_a: Authority) -> None:
     new = authority.create(A, NOW)
     trust = TrustBundles.of([ca_a.certificate, new.certificate])
     for ca in (ca_a, new):
-        assert authenticate(authority.issue(ca, GATEWAY, NOW).certificate, trust, NOW) == GATEWAY
+        assert judge(authority.issue(ca, GATEWAY, NOW).certificate, trust, NOW).identity == GATEWAY
 
 
 @pytest.mark.parametrize("late", [timedelta(days=2), -timedelta(minutes=6)])
@@ -179,13 +178,13 @@ def test_a_leaf_outside_its_validity_is_refused(ca_a: Authority, late: timedelta
     root = authority.create(A, NOW - timedelta(days=9))
     leaf = authority.issue(root, GATEWAY, NOW, days=1).certificate
     with pytest.raises(IdentityError, match="is valid from"):
-        authenticate(leaf, TrustBundles.of([root.certificate]), NOW + late)
+        judge(leaf, TrustBundles.of([root.certificate]), NOW + late)
 
 
 def test_a_leaf_of_an_expired_root_is_refused() -> None:
     root = authority.create(A, NOW - timedelta(days=9), days=8)
     with pytest.raises(IdentityError, match="valid root"):
-        authenticate(forge(root, [str(GATEWAY)]).certificate, TrustBundles.of([root.certificate]), NOW)
+        judge(forge(root, [str(GATEWAY)]).certificate, TrustBundles.of([root.certificate]), NOW)
 
 
 def test_leaves_that_break_the_spiffe_rules_are_refused(ca_a: Authority, trust: TrustBundles) -> None:
@@ -205,7 +204,7 @@ def test_leaves_that_break_the_spiffe_rules_are_refused(ca_a: Authority, trust: 
     }
     for why, leaf in broken.items():
         with pytest.raises(IdentityError, match=why):
-            authenticate(leaf.certificate, trust, NOW)
+            judge(leaf.certificate, trust, NOW)
 
 
 def test_a_certificate_has_one_spelling(ca_a: Authority, trust: TrustBundles) -> None:
@@ -213,16 +212,16 @@ def test_a_certificate_has_one_spelling(ca_a: Authority, trust: TrustBundles) ->
     for _ in range(40):  # until the last bit of a signature is 0, so that it can be called unused
         leaf = authority.issue(ca_a, GATEWAY, NOW).certificate
         spelt = bytearray(leaf.public_bytes(Encoding.DER))
-        accepted += authenticate(bytes(spelt), trust, NOW) == GATEWAY
+        accepted += judge(bytes(spelt), trust, NOW).identity == GATEWAY
         spelt[-len(leaf.signature) - 1] = 1
         with pytest.raises(IdentityError):
-            authenticate(bytes(spelt), trust, NOW)
+            judge(bytes(spelt), trust, NOW)
     assert accepted == 40
 
 
 def test_a_root_is_no_identity(ca_a: Authority, trust: TrustBundles) -> None:
     with pytest.raises(IdentityError, match="CA certificate"):
-        authenticate(ca_a.certificate, trust, NOW)
+        judge(ca_a.certificate, trust, NOW)
 
 
 def test_a_leaf_is_no_root(ca_a: Authority, ca_b: Authority) -> None:
@@ -235,4 +234,4 @@ def test_a_leaf_is_no_root(ca_a: Authority, ca_b: Authority) -> None:
 @pytest.mark.parametrize("data", [b"", b"x", b"-----BEGIN CERTIFICATE-----\n", b"\x30" * 70_000])
 def test_what_is_no_certificate_is_refused(data: bytes, trust: TrustBundles) -> None:
     with pytest.raises(IdentityError):
-        authenticate(data, trust, NOW)
+        judge(data, trust, NOW)

@@ -38,11 +38,15 @@ def test_one_gateway_at_each_site_is_configured_with_single_addresses(product: P
         "agents": "10.71.1.1:7444",
         "peers": "10.71.0.1:7443",
         "tunnel": "10.71.0.1:7445",
+        "enrolment": "10.71.1.1:7446",
     }
     (site,) = gateway["sites"]
     assert (site["name"], site["peers"], site["tunnel"]) == ("west", "10.71.0.2:7443", "10.71.0.2:7445")
     assert gateway["patience"] == {"agent": 10.0, "cleanup": 5.0}
-    assert written(product, "east-1")["gateway"] == {"stream": ["10.71.1.1:7444"]}
+    assert written(product, "east-1")["gateway"] == {
+        "control": ["10.71.1.1:7443"],
+        "stream": ["10.71.1.1:7444"],
+    }
     assert product.operator_environment("east")["LANDBRIDGE_GATEWAY"] == "10.71.1.1:7443"
 
 
@@ -69,7 +73,10 @@ def test_with_a_standby_everybody_knows_both_the_first_one_first(product: Produc
     (site,) = written(product, "east-gw")["sites"]
     assert site["peers"] == ["10.71.0.2:7443", "10.71.0.2:8443"]
     assert site["tunnel"] == ["10.71.0.2:7445", "10.71.0.2:8445"]
-    assert written(product, "east-2")["gateway"] == {"stream": ["10.71.1.1:7444", "10.71.1.1:8444"]}
+    assert written(product, "east-2")["gateway"] == {
+        "control": ["10.71.1.1:7443", "10.71.1.1:8443"],
+        "stream": ["10.71.1.1:7444", "10.71.1.1:8444"],
+    }
     assert product.operator_environment("west")["LANDBRIDGE_GATEWAY"] == "10.71.2.1:7443,10.71.2.1:8443"
 
 

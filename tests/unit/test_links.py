@@ -12,16 +12,17 @@ from dataclasses import replace
 
 import pytest
 
-from certs import links, tls
+from certs import links
 from certs.guard import Access
 from certs.identity import Identity, Role
 from certs.links import Listener, Target, dial, listen
+from certs.living import LivingIdentity
 from certs.store import StoredIdentity
 from landbridge.config import Address
 from landbridge.errors import ConfigError, Unreachable
 from landbridge.frame import Frame, FrameType
 from landbridge.link import Link
-from tests.unit.identities import DOMAIN, Identities
+from tests.unit.identities import Identities
 from tests.unit.wires import SECONDS, End, no_exceptions, nothing_left, settled, until
 
 HOSTS_OF_A = Access(Role.HOST, "a")
@@ -42,9 +43,9 @@ class Attached:
 
     def target(self, own: StoredIdentity, role: Role = Role.GATEWAY, site: str = "a") -> Target:
         """How `own` dials it, expecting a role of a site."""
-        name = tls.server_name(role, site, DOMAIN, "x1" if role is Role.HOST else None)
         address = Address("127.0.0.1", self.port)
-        return Target(f"the {role} of site {site}", address, tls.client_context(own, site), name)
+        name = "x1" if role is Role.HOST else ""
+        return Target(f"the {role} of site {site}", address, LivingIdentity(own), role, site, name)
 
     async def next(self) -> tuple[End, Identity]:
         """The next link that was let in, with a test at our end of it."""
@@ -66,7 +67,7 @@ async def listening(
     attached = Attached(None, 0)
     listener = await listen(
         Address("127.0.0.1", 0),
-        own,
+        LivingIdentity(own),
         access,
         lambda link, peer: attached.links.put_nowait((link, peer)),
         is_tunnel=is_tunnel,
@@ -357,4 +358,4 @@ async def test_an_address_on_which_nothing_can_listen_is_a_config_error(identiti
     gateway = identities.of("a", Role.GATEWAY)
     async with listening(gateway) as attached:
         with pytest.raises(ConfigError, match=r"nothing can listen on 127.0.0.1:\d+ .*see \[listen\]"):
-            await listen(Address("127.0.0.1", attached.port), gateway, HOSTS_OF_A, lambda *_: None)
+            await listen(Address("127.0.0.1", attached.port), LivingIdentity(gateway), HOSTS_OF_A, lambda *_: None)

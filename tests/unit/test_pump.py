@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from ssl import PROTOCOL_TLS_CLIENT, SSLContext
 
 import pytest
 import pytest_asyncio
@@ -16,12 +15,12 @@ from gateway.tunnel import pump as module
 from gateway.tunnel.pump import Pump
 from gateway.tunnel.routes import SiteRoutes
 from gateway.tunnel.tunnel import Tunnel
-from landbridge.config import Address
 from landbridge.errors import Unreachable
 from landbridge.frame import Frame, FrameType, reason_of, reset
 from landbridge.link import Link
 from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
 from landbridge.v1.types_pb2 import Fate, Saving
+from tests.unit.identities import nowhere
 from tests.unit.wires import End, no_exceptions, nothing_left, settled, until, wire
 
 SMALL = 16 << 10
@@ -66,10 +65,7 @@ class Middle:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._ends: list[End] = []
         tunnels: dict[str, Tunnel] = {}
-        hosts = {
-            name: Target(name, Address("127.0.0.1", 1), SSLContext(PROTOCOL_TLS_CLIENT), name)
-            for name in ("fra-1", "fra-2")
-        }
+        hosts = {name: nowhere(name) for name in ("fra-1", "fra-2")}
         self.pump = Pump(SiteRoutes("fra", tunnels, hosts))
         self.outgoing = tunnels["ams"] = Tunnel("ams", "the gateway of site ams", self.pump)
         self._tunnels = [self.outgoing]

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from gateway.authorization.roles import CALLS, OPEN, OperatorRole, may_call, needed
-from landbridge.v1.gateway_pb2 import DESCRIPTOR
+from landbridge.v1 import enrolment_pb2, gateway_pb2
+
+# What operators call.
+SERVICES = (
+    gateway_pb2.DESCRIPTOR.services_by_name["Gateway"],
+    enrolment_pb2.DESCRIPTOR.services_by_name["Identities"],
+)
 
 # x: may. Written by hand, and held against the table: whoever changes one changes the other, and is seen.
 MATRIX = """
@@ -26,6 +32,14 @@ SettleMigration   .       x         .         .        .      .
 SetLimit          .       x         .         .        x      .
 ApproveRequest    .       .         x         .        .      .
 DenyRequest       .       .         x         .        .      .
+ListCertificates  x       x         x         x        x      .
+CreateToken       .       .         .         .        x      .
+Revoke            .       .         .         .        x      .
+LookAtSite        .       .         .         .        x      .
+JoinSite          .       .         .         .        x      .
+RequestIssuer     .       .         .         .        x      .
+InstallIssuer     .       .         .         .        x      .
+InstallRoots      .       .         .         .        x      .
 """
 
 
@@ -46,7 +60,7 @@ def test_a_role_may_make_the_calls_of_the_matrix_and_no_others(call: str, role: 
 
 
 def test_the_matrix_has_every_call_and_every_role() -> None:
-    calls = {method.name for method in DESCRIPTOR.services_by_name["Gateway"].methods}
+    calls = {method.name for service in SERVICES for method in service.methods}
     assert {call for call, _ in matrix()} == calls == CALLS.keys() | OPEN
     assert {role for _, role in matrix()} == {*OperatorRole, "nobody"}
     assert not CALLS.keys() & OPEN

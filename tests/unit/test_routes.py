@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from ssl import PROTOCOL_TLS_CLIENT, SSLContext
 from typing import cast
 
 import pytest
 
-from certs.links import Target
 from gateway.tunnel.routes import SiteRoutes
 from gateway.tunnel.tunnel import Tunnel
-from landbridge.config import Address
 from landbridge.errors import NotFound, PermissionDenied, ProtocolError
 from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
+from tests.unit.identities import nowhere
 
 TO_AMS = cast("Tunnel", object())
 TO_LON = cast("Tunnel", object())
-FRA_1 = Target("host fra-1", Address("127.0.0.1", 1), SSLContext(PROTOCOL_TLS_CLIENT), "fra-1")
+FRA_1 = nowhere("host fra-1")
 ROUTES = SiteRoutes("fra", {"ams": TO_AMS, "lon": TO_LON}, {"fra-1": FRA_1})
 # An unknown kind, as a newer or hostile end may send it.
 STRANGE = 77

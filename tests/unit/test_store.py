@@ -1,5 +1,6 @@
 """The directories: what is written, what is refused, what loading says; and the commands over them."""
 
+import contextlib
 import json
 import stat
 from datetime import UTC, datetime, timedelta
@@ -8,10 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from certs import authority, store
+from certs import authority, store, tls
 from certs.identity import Identity, Role
+from certs.trust import Denial
 from gateway.cli.certs import certs
-from landbridge.errors import AlreadyExists, ConfigError, Conflict, LandbridgeError, NotFound, UsageError
+from landbridge.errors import AlreadyExists, ConfigError, Conflict, IdentityError, LandbridgeError, NotFound, UsageError
 from tests.unit.test_identity import GATEWAY, NOW, A, B, forge
 
 
@@ -135,6 +137,98 @@ def test_a_leaf_of_a_foreign_ca_is_refused_at_loading(tmp_path: Path) -> None:
     store.save_identity(tmp_path / "x", leaf)
     with pytest.raises(ConfigError, match="holds the root of site b"):
         store.load_identity(tmp_path / "x", NOW)
+
+
+# Certificates and keys that change together.
+
+
+class Crash(Exception):  # noqa: N818 - the noun says it
+    """The machine stops here."""
+
+
+def _crash_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let no more than so many files take their place, and stop before the next one."""
+    left, real = step, Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        nonlocal left
+        if not left:
+            raise Crash
+        left -= 1
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+
+
+@pytest.mark.parametrize(("step", "is_new"), [(0, False), (1, False), (2, True), (3, True)])
+def test_a_crash_while_an_identity_is_renewed_leaves_the_old_or_the_new_one(
+    home: Path, ca: authority.Authority, monkeypatch: pytest.MonkeyPatch, step: int, is_new: bool
+) -> None:
+    before, leaf = store.load_identity(home, NOW), authority.issue(ca, GATEWAY, NOW)
+    _crash_before(monkeypatch, step)
+    with contextlib.suppress(Crash):
+        store.renew_identity(home, leaf.chain_pem, leaf.key)
+    monkeypatch.undo()
+    after = store.load_identity(home, NOW)
+    assert after.certificate == (leaf.certificate if is_new else before.certificate)
+    # And files are as TLS loads them.
+    tls.server_context(after)
+    # What was left is no obstacle to the next one.
+    following = authority.issue(ca, GATEWAY, NOW)
+    store.renew_identity(home, following.chain_pem, following.key)
+    assert store.load_identity(home, NOW).certificate == following.certificate
+
+
+@pytest.mark.parametrize(("step", "is_new"), [(0, False), (1, False), (2, True), (3, True)])
+def test_a_crash_while_a_root_changes_leaves_the_old_or_the_new_one(
+    tmp_path: Path, ca: authority.Authority, monkeypatch: pytest.MonkeyPatch, step: int, is_new: bool
+) -> None:
+    store.save_authority(tmp_path / "ca", ca)
+    new, handover = authority.hand_over(ca, NOW)
+    _crash_before(monkeypatch, step)
+    with contextlib.suppress(Crash):
+        store.replace_authority(tmp_path / "ca", new, handover, NOW)
+    monkeypatch.undo()
+    kept = store.load_authority(tmp_path / "ca")
+    assert kept.certificate == (new if is_new else ca).certificate
+    assert len(store.load_roots(tmp_path / "ca")) == (3 if is_new else 1)
+
+
+def test_an_issuers_certificate_is_taken_for_the_key_that_waits_and_no_other(
+    home: Path, ca: authority.Authority
+) -> None:
+    trust = store.load_trust(home)
+    key = store.pending_key(home)
+    assert store.pending_key(home).public_key() == key.public_key()
+    other = authority.create_issuer(ca, "gw1", authority.new_key().public_key(), NOW)
+    with pytest.raises(Conflict, match="is for another key"):
+        store.install_issuer(home, other, trust)
+    certificate = authority.create_issuer(ca, "gw1", key.public_key(), NOW)
+    store.install_issuer(home, certificate, trust)
+    assert [each.certificate for each in store.load_issuers(home, trust)] == [certificate]
+    with pytest.raises(Conflict, match="ask for a new one"):
+        store.install_issuer(home, certificate, trust)
+    stranger = authority.create(A, NOW)
+    forged = authority.create_issuer(stranger, "gw1", store.pending_key(home).public_key(), NOW)
+    with pytest.raises(IdentityError, match="was not issued by a root"):
+        store.install_issuer(home, forged, trust)
+
+
+def test_private_files_of_issuers_are_private(home: Path) -> None:
+    store.pending_key(home)
+    assert {path.stat().st_mode & 0o777 for path in home.rglob("*.key")} == {0o600}
+    assert (home / "issuers").stat().st_mode & 0o777 == 0o700
+
+
+def test_denials_survive_a_restart_and_garbage_is_a_config_error(home: Path) -> None:
+    assert store.load_denials(home) == frozenset()
+    denials = frozenset({Denial(str(GATEWAY), A, NOW), Denial("1f", B, NOW + timedelta(days=1))})
+    store.save_denials(home, denials)
+    assert store.load_denials(home) == denials
+    for garbage in ("x", "x y z", f"{GATEWAY} {A} 99999999999999999", f"{GATEWAY} {GATEWAY} 1"):
+        (home / "denied").write_text(garbage)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            store.load_denials(home)
 
 
 # The commands.

@@ -24,8 +24,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs import authority, floor, store, tls
 from certs.authority import Authority, Leaf
-from certs.identity import Identity, Role, Site, TrustBundles
+from certs.identity import Identity, Role, Site
 from certs.store import StoredIdentity
+from certs.trust import TrustBundles
 from landbridge.errors import (
     IdentityError,
     LandbridgeError,
@@ -116,7 +117,7 @@ def connect(server: ssl.SSLContext, client: ssl.SSLContext, trust: TrustBundles,
         with raw:
             try:
                 with server.wrap_socket(raw, server_side=True) as connection:
-                    identity = tls.peer_identity(connection, trust, NOW)
+                    identity = tls.peer_credential(connection, trust, NOW).identity
                     connection.sendall(b"welcome")
                     return identity
             except (OSError, LandbridgeError) as error:
@@ -128,7 +129,7 @@ def connect(server: ssl.SSLContext, client: ssl.SSLContext, trust: TrustBundles,
                 with client.wrap_socket(raw, server_hostname=hostname) as connection:
                     if connection.recv(7) != b"welcome":
                         return ConnectionError("turned away")
-                    return tls.peer_identity(connection, trust, NOW)
+                    return tls.peer_credential(connection, trust, NOW).identity
             except (OSError, LandbridgeError) as error:
                 return error
 
@@ -221,7 +222,7 @@ async def test_asyncio_streams_use_the_same_contexts(
     seen: asyncio.Future[Identity] = asyncio.get_running_loop().create_future()
 
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        seen.set_result(tls.peer_identity(writer.get_extra_info("ssl_object"), world.trust, NOW))
+        seen.set_result(tls.peer_credential(writer.get_extra_info("ssl_object"), world.trust, NOW).identity)
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls.server_context(gateway_b))
@@ -244,7 +245,7 @@ def who(world: World) -> Callable[[bytes, Any], bytes]:
 
     def method(_: bytes, context: Any) -> bytes:
         try:
-            return str(tls.grpc_peer_identity(context, world.trust, NOW)).encode()
+            return str(tls.grpc_peer_credential(context, world.trust, NOW).identity).encode()
         except LandbridgeError as error:
             name, message, trailing = to_status(error)
             context.set_trailing_metadata(tuple(trailing.items()))
@@ -259,7 +260,7 @@ def serving(local: StoredIdentity, world: World) -> Iterator[str]:
     handler: Any = grpc.unary_unary_rpc_method_handler(who(world))
     server = grpc.server(ThreadPoolExecutor(2))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Test", {"Who": handler}),))
-    port = server.add_secure_port("127.0.0.1:0", tls.grpc_server_credentials(local))
+    port = server.add_secure_port("127.0.0.1:0", tls.grpc_server_credentials(lambda: local))
     server.start()
     try:
         yield f"127.0.0.1:{port}"
@@ -327,12 +328,12 @@ async def test_grpc_aio_uses_the_same_credentials(
     world: World, gateway_a: StoredIdentity, gateway_b: StoredIdentity
 ) -> None:
     async def method(_: bytes, context: Any) -> bytes:
-        return str(tls.grpc_peer_identity(context, world.trust, NOW)).encode()
+        return str(tls.grpc_peer_credential(context, world.trust, NOW).identity).encode()
 
     server = grpc.aio.server()
     handler: Any = grpc.unary_unary_rpc_method_handler(cast("Any", method))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Test", {"Who": handler}),))
-    port = server.add_secure_port("127.0.0.1:0", tls.grpc_server_credentials(gateway_b))
+    port = server.add_secure_port("127.0.0.1:0", tls.grpc_server_credentials(lambda: gateway_b))
     await server.start()
     credentials = tls.grpc_channel_credentials(gateway_a, "b")
     async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options()) as channel:
@@ -353,10 +354,10 @@ class Facts:
 
 def test_a_call_without_certificate_or_over_an_old_version_is_refused(world: World, gateway_a: StoredIdentity) -> None:
     good = {"x509_pem_cert": [gateway_a.certificate_pem], "ssl_tls_version": [b"TLSv1.3"]}
-    assert tls.grpc_peer_identity(Facts(good), world.trust, NOW) == gateway_a.identity
+    assert tls.grpc_peer_credential(Facts(good), world.trust, NOW).identity == gateway_a.identity
     for bad in (dict[str, list[bytes]](x509_pem_cert=[]), {"ssl_tls_version": [b"TLSv1.2"]}):
         with pytest.raises(NotAuthenticated):
-            tls.grpc_peer_identity(Facts({**good, **bad}), world.trust, NOW)
+            tls.grpc_peer_credential(Facts({**good, **bad}), world.trust, NOW)
 
 
 # The TLS floor of gRPC.
@@ -426,7 +427,7 @@ from landbridge.errors import InternalError
 local = store.load_identity(directory, datetime.now(UTC))
 try:
     certs.tls.grpc_channel_credentials(local, "b")
-    credentials, made = certs.tls.grpc_server_credentials(local), "made"
+    credentials, made = certs.tls.grpc_server_credentials(lambda: local), "made"
 except InternalError:
     roots = (directory / "trust" / "b.pem").read_bytes()
     pair = (local.key_pem, local.certificate_pem)

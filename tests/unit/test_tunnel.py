@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from ssl import PROTOCOL_TLS_CLIENT, SSLContext
 
 import pytest
 
@@ -14,10 +13,10 @@ from gateway.tunnel import dial as module
 from gateway.tunnel.dial import TunnelDialler
 from gateway.tunnel.tunnel import MOST_URGENT, Cargo, Tunnel
 from landbridge import link as link_module
-from landbridge.config import Address
 from landbridge.errors import Unreachable
 from landbridge.frame import Frame, FrameType
 from landbridge.link import Link
+from tests.unit.identities import nowhere
 from tests.unit.wires import SECONDS, End, no_exceptions, nothing_left, settled, until, wire
 
 
@@ -326,7 +325,7 @@ class Far:
 
     @asynccontextmanager
     async def dialler(self, *names: str, links: int) -> AsyncIterator[TunnelDialler]:
-        targets = [Target(n, Address("127.0.0.1", 1), SSLContext(PROTOCOL_TLS_CLIENT), n) for n in names]
+        targets = [nowhere(n) for n in names]
         with no_exceptions():
             async with nothing_left():
                 made = TunnelDialler(Tunnel("ams", "ams", User()), targets, links)

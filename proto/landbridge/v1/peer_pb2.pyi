@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from landbridge.v1 import agent_pb2 as _agent_pb2
 from landbridge.v1 import decision_pb2 as _decision_pb2
+from landbridge.v1 import enrolment_pb2 as _enrolment_pb2
 from landbridge.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -329,3 +330,79 @@ class PeerAuthorizeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PeerAuthorizeResponse: _TypeAlias = PeerAuthorizeResponse  # noqa: Y015
+
+@_typing.final
+class SiteTrust(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOTS_FIELD_NUMBER: _builtins.int
+    DENIALS_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    TUNNEL_FIELD_NUMBER: _builtins.int
+    roots: _builtins.str
+    """Roots and handovers of the site that tells, PEM."""
+    @_builtins.property
+    def denials(self) -> _containers.RepeatedCompositeFieldContainer[_enrolment_pb2.DenialEntry]:
+        """What it has revoked."""
+
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where its gateways are reached: by calls, and by links."""
+
+    @_builtins.property
+    def tunnel(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        roots: _builtins.str = ...,
+        denials: _abc.Iterable[_enrolment_pb2.DenialEntry] | None = ...,
+        peers: _abc.Iterable[_builtins.str] | None = ...,
+        tunnel: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denials", b"denials", "peers", b"peers", "roots", b"roots", "tunnel", b"tunnel"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SiteTrust: _TypeAlias = SiteTrust  # noqa: Y015
+
+@_typing.final
+class ExchangeTrustRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def trust(self) -> Global___SiteTrust: ...
+    def __init__(
+        self,
+        *,
+        trust: Global___SiteTrust | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trust", b"trust"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trust", b"trust"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExchangeTrustRequest: _TypeAlias = ExchangeTrustRequest  # noqa: Y015
+
+@_typing.final
+class ExchangeTrustResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def trust(self) -> Global___SiteTrust: ...
+    def __init__(
+        self,
+        *,
+        trust: Global___SiteTrust | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trust", b"trust"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trust", b"trust"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExchangeTrustResponse: _TypeAlias = ExchangeTrustResponse  # noqa: Y015

@@ -69,6 +69,11 @@ class PeerStub:
                 request_serializer=landbridge_dot_v1_dot_peer__pb2.PeerReportRequest.SerializeToString,
                 response_deserializer=landbridge_dot_v1_dot_peer__pb2.PeerReportResponse.FromString,
                 _registered_method=True)
+        self.ExchangeTrust = channel.unary_unary(
+                '/landbridge.v1.Peer/ExchangeTrust',
+                request_serializer=landbridge_dot_v1_dot_peer__pb2.ExchangeTrustRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_peer__pb2.ExchangeTrustResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -118,6 +123,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExchangeTrust(self, request, context):
+        """What each site believes of itself, told regularly.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -155,6 +167,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=landbridge_dot_v1_dot_peer__pb2.PeerReportRequest.FromString,
                     response_serializer=landbridge_dot_v1_dot_peer__pb2.PeerReportResponse.SerializeToString,
+            ),
+            'ExchangeTrust': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExchangeTrust,
+                    request_deserializer=landbridge_dot_v1_dot_peer__pb2.ExchangeTrustRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_peer__pb2.ExchangeTrustResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -346,6 +363,33 @@ class Peer:
             '/landbridge.v1.Peer/Report',
             landbridge_dot_v1_dot_peer__pb2.PeerReportRequest.SerializeToString,
             landbridge_dot_v1_dot_peer__pb2.PeerReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExchangeTrust(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Peer/ExchangeTrust',
+            landbridge_dot_v1_dot_peer__pb2.ExchangeTrustRequest.SerializeToString,
+            landbridge_dot_v1_dot_peer__pb2.ExchangeTrustResponse.FromString,
             options,
             channel_credentials,
             insecure,

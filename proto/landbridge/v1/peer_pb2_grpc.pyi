@@ -40,6 +40,8 @@ class PeerStub:
     Cancel: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PeerCancelRequest, _peer_pb2.PeerCancelResponse]
     Report: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PeerReportRequest, _peer_pb2.PeerReportResponse]
     """How the migration stands at the source, so that both sites tell the same story."""
+    ExchangeTrust: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ExchangeTrustRequest, _peer_pb2.ExchangeTrustResponse]
+    """What each site believes of itself, told regularly."""
 
 @_typing.type_check_only
 class PeerAsyncStub(PeerStub):
@@ -53,6 +55,8 @@ class PeerAsyncStub(PeerStub):
     Cancel: _aio.UnaryUnaryMultiCallable[_peer_pb2.PeerCancelRequest, _peer_pb2.PeerCancelResponse]  # type: ignore[assignment]
     Report: _aio.UnaryUnaryMultiCallable[_peer_pb2.PeerReportRequest, _peer_pb2.PeerReportResponse]  # type: ignore[assignment]
     """How the migration stands at the source, so that both sites tell the same story."""
+    ExchangeTrust: _aio.UnaryUnaryMultiCallable[_peer_pb2.ExchangeTrustRequest, _peer_pb2.ExchangeTrustResponse]  # type: ignore[assignment]
+    """What each site believes of itself, told regularly."""
 
 class PeerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -105,5 +109,13 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.PeerReportResponse, _abc.Awaitable[_peer_pb2.PeerReportResponse]]:
         """How the migration stands at the source, so that both sites tell the same story."""
+
+    @_abc_1.abstractmethod
+    def ExchangeTrust(
+        self,
+        request: _peer_pb2.ExchangeTrustRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.ExchangeTrustResponse, _abc.Awaitable[_peer_pb2.ExchangeTrustResponse]]:
+        """What each site believes of itself, told regularly."""
 
 def add_PeerServicer_to_server(servicer: PeerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
