@@ -9,6 +9,9 @@ than the last one, until the rest fits into the downtime that is allowed. Two si
 
 The rate that counts is that of the guest's memory (`Progress.memory_rate`): a page that travels as a few bytes is a page that is done.
 While the other host is not heard, nothing is judged: an outage is no fault of the guest's.
+
+The downtime that is allowed is granted late. The hypervisor switches over as soon as the rest fits into its limit, and where pages
+travel as a few bytes, tens of megabytes fit into a third of a second. Another pass over them takes no longer, and leaves less.
 """
 
 from __future__ import annotations
@@ -27,6 +30,11 @@ WINDOW_MS = 10_000
 FIRST_TELLING_PASS = 2
 # Passes whose rests are compared, at least; one that began before the first look does not count, since its whole rest was not seen.
 COMPARED_PASSES = 4
+# Of the downtime that is allowed, what has to do at first. On a line of 100 Mbit/s and 50 ms, a guest that wrote 5,000 pages per second
+# stood still for 0.46 to 0.65 s with it and for 0.72 to 0.84 s without; with a half or a quarter of it, for as long.
+EAGER_DOWNTIME_MS = 100
+# The pass from which on all of it is granted, so that two were tried.
+GRANTING_PASS = 4
 # A rest that is not smaller than this share of an earlier one has not shrunk.
 HARDLY = 0.9
 
@@ -98,6 +106,8 @@ class Steering:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._samples: deque[Sample] = deque()
+        # What the hypervisor is to take for the longest downtime.
+        self.downtime_ms = min(policy.max_downtime_ms, EAGER_DOWNTIME_MS)
         # Why the policy has acted; empty while it has not, or if what it asked for could not be done, to be tried again.
         self.reason = ""
 
@@ -110,6 +120,8 @@ class Steering:
             self._samples.clear()
         elif progress.memory_total:
             self._add(progress)
+        if progress.iteration >= GRANTING_PASS:
+            self.downtime_ms = self._policy.max_downtime_ms
         verdict = judge(self._samples, self._policy.max_downtime_ms)
         if verdict is not None:
             progress.converges = verdict

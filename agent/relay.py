@@ -51,12 +51,12 @@ ACCEPT_TIMEOUT = 20.0
 LOST_GRACE = 3.0
 # Seconds of silence that are told; an agent that is well is heard every two seconds (`landbridge.channel.KEEPALIVE`).
 SILENCE = 5.0
-# Seconds for which the end that was called answers repetitions after a channel has ended well.
+# Seconds for which the end that was called waits, after a channel has ended well, to hear that the other end knows it.
 LINGER = 30.0
 # Seconds that the last frames of a channel have to leave before its link is closed.
 FAREWELL = 0.5
-# Seconds for which the end that opened a channel, and has given it up, tries to say so, unless the outage limit is shorter; and since when
-# it must have heard the other end for once to be enough.
+# Seconds for which the end that opened a channel, which is over, tries to say so, unless the outage limit is shorter; and, where it was
+# given up, since when it must have heard the other end for once to be enough.
 TELLING = 60.0
 HEARD_LATELY = 3.0
 # Seconds between two looks at how long the other agent has been silent.
@@ -576,12 +576,13 @@ class Carrier:
             return False
         now = self._loop.time()
         if self._tells_until is None:
-            if self.link is not None and now - self.channel.heard_at < HEARD_LATELY:
+            was_given_up = self.channel.state is ChannelState.RESET
+            if was_given_up and self.link is not None and now - self.channel.heard_at < HEARD_LATELY:
                 self._tells_until = now
                 return False
             self._tells_until = now + min(TELLING, self._traffic.outage_limit)
             self._telling = self._loop.call_at(self._tells_until, self._give_up_telling)
-            if self.link is not None:
+            if was_given_up and self.link is not None:
                 self.channel.connect(now)
                 self._after()
         return now < self._tells_until

@@ -60,6 +60,7 @@ class SourceMove(Move):
         self.traffic.on_lost = self._on_lost
         self._aborting: asyncio.Task[None] | None = None
         self._steering = convergence.Steering(Policy())
+        self._granted_ms = 0
 
     @classmethod
     def prepare(cls, host: HostContext, request: PrepareRequest) -> SourceMove:
@@ -94,6 +95,7 @@ class SourceMove(Move):
             raise Conflict(f"migration {self.record.migration} has ended on {self.host.name}; begin a new one")
         if self._run is None:
             self._steering = convergence.Steering(request.policy)
+            self._granted_ms = self._steering.downtime_ms
             self._run = asyncio.create_task(self._move(request), name=f"move of {self.record.vm}")
 
     async def _move(self, wanted: StartRequest) -> None:
@@ -110,7 +112,7 @@ class SourceMove(Move):
             disk_socket=self._sockets.path("disk"),
             disks=tuple(disk.target for disk in self._vm.disks if not disk.read_only),
             throttle=wanted.policy.on_no_convergence == NonConvergence.NON_CONVERGENCE_THROTTLE,
-            max_downtime_ms=wanted.policy.max_downtime_ms or MoveRequest.max_downtime_ms,
+            max_downtime_ms=self._granted_ms,
         )
         try:
             # The record comes first: if this agent is killed in between, the next run sets autostart as it was.
@@ -213,6 +215,10 @@ class SourceMove(Move):
             self.advance(Stage.STAGE_COPYING_MEMORY)
         if act is convergence.Act.PAUSE and self.stage == Stage.STAGE_COPYING_MEMORY:
             await self._pause()
+        if self._granted_ms != self._steering.downtime_ms and await call(
+            self.host.hypervisor.allow_downtime, self.record.vm_uuid, self._steering.downtime_ms
+        ):
+            self._granted_ms = self._steering.downtime_ms
 
     async def _pause(self) -> None:
         # The record comes first: a guest that a killed agent has paused is let run by the next run.

@@ -49,7 +49,7 @@ class MoveRequest:
     disk_socket: str
     # Targets of the disks to copy, such as "vda"; the writable ones.
     disks: tuple[str, ...]
-    # QEMU switches over when it expects the guest to stand still for no longer than this.
+    # QEMU switches over when it expects the guest to stand still for no longer than this; see `Hypervisor.allow_downtime`.
     max_downtime_ms: int = 300
     # Bytes per second for disks and for memory, each, rounded up to MiB; 0 is as fast as it goes.
     max_rate: int = 0
@@ -153,6 +153,10 @@ class Hypervisor(Protocol):
 
         False if no move of it is under way. It arrives paused, as always; if the move fails, it runs here again.
         """
+        ...
+
+    def allow_downtime(self, uuid: str, max_downtime_ms: int) -> bool:
+        """Change what the outgoing move was begun with; False if none is under way."""
         ...
 
     def abort(self, uuid: str) -> None:

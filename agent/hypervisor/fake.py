@@ -46,6 +46,8 @@ class _Guest:
     autostart: bool = False
     moved_by: str = ""
     move: Outgoing | None = None
+    # Of its last move.
+    max_downtime_ms: int = 0
 
 
 class FakeHypervisor:
@@ -108,6 +110,10 @@ class FakeHypervisor:
     def memory(self, uuid: str) -> bytes:
         """What a VM's memory holds."""
         return self._guest(uuid).memory
+
+    def max_downtime(self, uuid: str) -> int:
+        """What its move was allowed last, in ms."""
+        return self._guest(uuid).max_downtime_ms
 
     def set_presence(self, uuid: str, presence: Presence) -> None:
         """Stop, pause or start a VM, as its owner would."""
@@ -238,7 +244,7 @@ class FakeHypervisor:
                 raise Conflict(f"The VM {_name(guest)} is being moved already.")
             if guest.presence is not Presence.RUNNING:
                 raise Conflict(f"The VM {_name(guest)} does not run: only a running VM is moved.")
-            guest.move = move
+            guest.move, guest.max_downtime_ms = move, request.max_downtime_ms
         try:
             self._enter("move")
             vm = definitions.facts(guest.xml)
@@ -269,6 +275,14 @@ class FakeHypervisor:
         if self._guest(uuid).presence is Presence.RUNNING:
             self._suspend(uuid)
         move.pause()
+        return True
+
+    def allow_downtime(self, uuid: str, max_downtime_ms: int) -> bool:
+        """See `Hypervisor`."""
+        self._enter("allow_downtime")
+        if self._guest(uuid).move is None:
+            return False
+        self._guest(uuid).max_downtime_ms = max_downtime_ms
         return True
 
     def _take_back(self, uuid: str) -> None:

@@ -261,6 +261,15 @@ class LibvirtHypervisor:
             domain.suspend()
         return True
 
+    def allow_downtime(self, uuid: str, max_downtime_ms: int) -> bool:
+        """See `Hypervisor`."""
+        with self._lock:
+            if uuid not in self._moves:
+                return False
+        with self._connection.use("set a move's downtime") as link:
+            libvirt_domain.find(link, uuid).migrateSetMaxDowntime(max_downtime_ms)
+        return True
+
     def abort(self, uuid: str) -> None:
         """See `Hypervisor`. Comes through even if libvirt has not begun what `move` is about to begin."""
         with self._lock:

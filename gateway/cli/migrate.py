@@ -61,8 +61,8 @@ class Wanted:
     "--max-downtime",
     type=click.IntRange(10, 60_000),
     metavar="MS",
-    help="Switch over when the last memory can be sent within so many milliseconds; 300 if nothing is said. The switch "
-    "itself adds some round trips of the WAN.",
+    help="Switch over when the last memory can be sent within so many milliseconds at most; 300 if nothing is said. Less is "
+    "tried for at first. The switch itself adds some round trips of the WAN.",
 )
 @click.option(
     "--on-no-convergence",

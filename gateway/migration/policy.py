@@ -2,8 +2,8 @@
 
 The default for the downtime is QEMU's own, 300 ms. It bounds the sending of the last memory only. What comes on top over a WAN, the
 switch with its round trips between the sites, was measured at 340 to 740 ms on a line of 40 ms (`make demo`): together about a second,
-which TCP connections survive and the heartbeats of clusters mostly do. A shorter limit would gain little of that sum and demand
-much more, since what the guest writes again and again must fit into it; a longer one is the operator's to grant.
+which TCP connections survive and the heartbeats of clusters mostly do. The agent tries for less at first, and grants all of it to a guest
+that writes too much for that (`agent.convergence`); a longer one is the operator's to grant.
 
 There is no post-copy. In it the guest runs at the destination before its memory is complete there, and the source cannot go on: while
 that lasts, a WAN or a host that fails leaves the guest whole on neither side. That cannot be had with what is promised, that the source

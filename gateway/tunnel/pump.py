@@ -218,8 +218,7 @@ class Pump:
                 port.put(Frame(FrameType.UNKNOWN, frame.channel))
             return
         self._send(route, frame)
-        if frame.type in {FrameType.RESET, FrameType.CLOSE}:
-            self._forget(frame.channel)
+        self._forget_if_last(frame, is_from_opener=route.is_outgoing)
 
     def _open_from_agent(self, port: Port, frame: Frame) -> None:
         try:
@@ -312,8 +311,7 @@ class Pump:
         if frame.type is FrameType.UNKNOWN and not route.is_outgoing:
             return  # the other site has lost it; its agent, who opened it, will do so again
         route.port.put(frame)
-        if frame.type in {FrameType.RESET, FrameType.CLOSE}:
-            self._forget(frame.channel)
+        self._forget_if_last(frame, is_from_opener=not route.is_outgoing)
 
     def _open_from_tunnel(self, tunnel: Tunnel, frame: Frame) -> None:
         try:
@@ -385,6 +383,11 @@ class Pump:
                 self._forget(channel)
                 route.port.put(reset(channel, reason))
                 self._answer(route.tunnel, reset(channel, reason), migration)
+
+    def _forget_if_last(self, frame: Frame, *, is_from_opener: bool) -> None:
+        # The end that was called answers each CLOSE by one, after which nobody needs the channel.
+        if frame.type is FrameType.RESET or (frame.type is FrameType.CLOSE and not is_from_opener):
+            self._forget(frame.channel)
 
     def _forget(self, channel: int) -> None:
         route = self._routes.pop(channel)

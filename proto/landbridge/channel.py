@@ -28,10 +28,12 @@ is refused.
 The end (theory):
 
 An end is FINISHED when it has delivered all and everything of its own is delivered. The far end may not know that yet, for its
-last acknowledgement can be lost: a finished end goes on to answer what is repeated. The end that opened says CLOSE, and can be
-forgotten at once; whatever of the last frames is lost, it says so again, on a new way if need be, for as long as it is kept.
-The other end `may_be_forgotten` when it has heard CLOSE. An end that was RESET says so again, too, to whoever goes on. If it is the one
-that opened, the other end may wait in vain until it opens again: while `may_be_unknown`, `connect` has it do so, until a RESET comes back.
+last acknowledgement can be lost, and with it the way: a finished end goes on to answer what is repeated. The end that opened says
+CLOSE, and says it again, with an OPEN for a way that has forgotten the channel, until a CLOSE comes back, which the other end says
+to each. Both then `may_be_forgotten`. An end that was RESET says so again, too, to whoever goes on.
+
+As only one end can open a way, the other one may wait in vain for the end: while the opener `may_be_unknown`, which has finished or
+given up and has heard no CLOSE or RESET since, it is to be kept, and given a link.
 
 Work per frame does not depend on how much is under way: queues are taken from at their ends, and runs of segments that are
 known to have arrived are passed over as one.
@@ -84,7 +86,8 @@ UNSENT = 128 << 10
 # Bytes after which a digest goes with the data, so that an alteration is found early and located.
 CHECKPOINT = 4 << 20
 # Seconds: bounds of the loss delay, and of the silence after which a PROBE or another OPEN is sent. Much less than 0.5 s
-# sends again what TCP is about to mend: on a line of 20 ms that loses 1 %, two round trips and 0.1 s took a third of the goodput.
+# sends again what TCP is about to mend: on a line of 20 ms that loses 1 %, two round trips and 0.1 s took a third of the goodput. With 1 s,
+# a move of 300 MB over 4 links sent 0 to 3 MB again instead of 3 to 21; but behind a link that has died, all would wait for so long.
 LOSS_DELAY = (0.5, 10.0)
 PROBE_DELAY = (0.5, 2.0)
 # PROBEs of which an answer is still of use: more than are sent in the longest round trip that LOSS_DELAY can follow.
@@ -535,9 +538,7 @@ class Channel:
         self._opening = opening or b""
         self._has_been_open = False
         self._opened_at = float("-inf")
-        # The other end has said CLOSE.
-        self._is_closed = False
-        # The RESET that this end has sent; and whether the other end has said the same.
+        # The RESET that this end has sent; and whether the other end has said that it knows of the end.
         self._farewell: Frame | None = None
         self._is_end_known = False
         self._has_said_open = False
@@ -549,14 +550,15 @@ class Channel:
 
     @property
     def may_be_forgotten(self) -> bool:
-        """Whether it has ended well, and the far end knows or is the one that waits for nothing more."""
-        return self.state is ChannelState.FINISHED and (self.opened_by_us or self._is_closed)
+        """Whether it has ended well, and the far end knows."""
+        return self.state is ChannelState.FINISHED and self._is_end_known
 
     @property
     def may_be_unknown(self) -> bool:
-        """Whether this end, which has opened the channel, has given it up, and the other one may not know that."""
+        """Whether the channel, which this end has opened, has ended here, and the other end may not know that."""
         has_given_up = self.state is ChannelState.RESET and self._farewell is not None
-        return has_given_up and self.opened_by_us and self._has_said_open and not self._is_end_known
+        is_over = has_given_up or self.state is ChannelState.FINISHED
+        return is_over and self.opened_by_us and self._has_said_open and not self._is_end_known
 
     @property
     def room(self) -> int:
@@ -567,7 +569,8 @@ class Channel:
 
     def connect(self, now: float) -> None:
         """There is a link to a gateway, a new one: (re-)open the channel on it. Only at the end that opens."""
-        if not self.opened_by_us or (self.state is ChannelState.RESET and not self.may_be_unknown):
+        is_over = self.state in {ChannelState.RESET, ChannelState.FINISHED}
+        if not self.opened_by_us or (is_over and not self.may_be_unknown):
             return
         self._control.clear()
         self._reopen(now)
@@ -619,10 +622,9 @@ class Channel:
 
     def delivered_eof(self, now: float) -> None:
         """Say that the local socket was told the end of the stream."""
-        del now
         self.incoming.delivered += 1
         self.incoming.owes_acknowledgement = True
-        self._finish_if_done()
+        self._finish_if_done(now)
 
     def reset(self, reason: str) -> None:
         """End the channel at once, in both directions."""
@@ -635,8 +637,7 @@ class Channel:
         """Take a frame of this channel. Raises ProtocolError if it breaks the rules; the caller then resets the channel."""
         if self.state is ChannelState.RESET:
             if frame.type is FrameType.RESET:
-                self._is_end_known = True
-                self._rest()
+                self._end_is_known()
             if self._farewell is not None and frame.type not in _LAST_WORDS:
                 self._say(self._farewell)
             return []
@@ -657,7 +658,7 @@ class Channel:
             case _ if self.opened_by_us:
                 return self._heard_about_opening(frame, now)
             case _:
-                self._heard_from_opener(frame)
+                self._heard_from_opener(frame, now)
         return []
 
     def next_frame(self, now: float) -> Frame | None:
@@ -711,22 +712,17 @@ class Channel:
 
     def _reopen(self, now: float) -> None:
         self._patience = PROBE_DELAY[0]
-        if self.state is ChannelState.FINISHED:
-            self._say_open()
-            self._say(Frame(FrameType.CLOSE, self.identity))
-        else:
-            # One that was given up is opened to be asked for, and answers that it is over.
-            if self.state is not ChannelState.RESET:
-                self.state = ChannelState.OPENING
-            self._open(now)
+        if self.state in {ChannelState.OPEN, ChannelState.OPENING}:
+            self.state = ChannelState.OPENING
+        self._open(now)
 
     def _open(self, now: float) -> None:
-        self._say_open()
-        self._wait_longer(now)
-
-    def _say_open(self) -> None:
         self._has_said_open = True
         self._say(Frame(FrameType.OPEN, self.identity, 0, self._opening))
+        # One that was given up is opened to be asked for, and answers that it is over.
+        if self.state is ChannelState.FINISHED:
+            self._say(Frame(FrameType.CLOSE, self.identity))
+        self._wait_longer(now)
 
     def _heard_about_opening(self, frame: Frame, now: float) -> list[Event]:
         match frame.type:
@@ -734,19 +730,20 @@ class Channel:
                 return self._accepted(frame, now)
             case FrameType.UNKNOWN:
                 # Each of the frames that were under way may be answered so: what follows an ACCEPT at once is old.
-                if (
-                    self.state is not ChannelState.OPENING
-                    and now - self._opened_at > self.outgoing.estimator.loss_delay
-                ):
+                is_old = now - self._opened_at <= self.outgoing.estimator.loss_delay
+                if self.state is not ChannelState.OPENING and not is_old and not self.may_be_forgotten:
                     self._reopen(now)
+                return []
+            case FrameType.CLOSE if self.state is ChannelState.FINISHED:
+                self._end_is_known()
                 return []
             case _:
                 raise _misplaced(frame)
 
-    def _heard_from_opener(self, frame: Frame) -> None:
+    def _heard_from_opener(self, frame: Frame, now: float) -> None:
         match frame.type:
             case FrameType.CLOSE:
-                self._close()
+                self._close(now)
             case FrameType.OPEN | FrameType.UNKNOWN:
                 pass  # the caller answers the one with `accept`, and the end that opens answers the other with an OPEN
             case _:
@@ -754,9 +751,16 @@ class Channel:
 
     def _was_reset(self, frame: Frame) -> list[Event]:
         if self.state is ChannelState.FINISHED:
+            # The other end had given up before it could hear that all was well, or remembers nothing any more.
+            self._end_is_known()
             return []
         self._end_at_once()
         return [Reset(reason_of(frame))]
+
+    def _end_is_known(self) -> None:
+        self._is_end_known = True
+        self._control.clear()
+        self._rest()
 
     def _end_at_once(self) -> None:
         # Whoever has a record of the channel keeps none of its bytes.
@@ -768,7 +772,7 @@ class Channel:
     def _accepted(self, frame: Frame, now: float) -> list[Event]:
         if self.state is not ChannelState.OPENING:
             self._acknowledged(frame, now)  # an answer to an OPEN that was sent twice
-            if self.state is ChannelState.FINISHED:
+            if self.may_be_unknown:
                 self._say(Frame(FrameType.CLOSE, self.identity))
             return []
         self.state = ChannelState.OPEN
@@ -786,18 +790,19 @@ class Channel:
         if self.outgoing.acknowledge(Acknowledgement.of(frame), now):
             self._progressed(now)
         self._loss_at = self.outgoing.find_lost(now)
-        self._finish_if_done()
+        self._finish_if_done(now)
 
-    def _close(self) -> None:
+    def _close(self, now: float) -> None:
         outgoing, incoming = self.outgoing, self.incoming
         has_sent_all = outgoing.is_ended and outgoing.has_all_been_sent
         if not (has_sent_all and incoming.is_ended and incoming.delivered == incoming.received):
             raise ProtocolError("the other end closed the channel before its streams had ended")
-        self._is_closed = True
+        self._is_end_known = True
         outgoing.acknowledge_all()
-        self._finish_if_done()
+        self._finish_if_done(now)
+        self._say(Frame(FrameType.CLOSE, self.identity))
 
-    def _finish_if_done(self) -> None:
+    def _finish_if_done(self, now: float) -> None:
         outgoing, incoming = self.outgoing, self.incoming
         is_done = outgoing.is_ended and not outgoing.is_outstanding
         if (
@@ -812,6 +817,8 @@ class Channel:
                 # After the last acknowledgement, which the other end need not wait for then.
                 self._say(incoming.acknowledgement().frame(FrameType.ACK, self.identity))
                 self._say(Frame(FrameType.CLOSE, self.identity))
+                self._patience = PROBE_DELAY[0]
+                self._wait_longer(now)
 
     def _heard(self, now: float) -> None:
         self.heard_at = now
@@ -836,7 +843,7 @@ class Channel:
 
 
 # Frames that an end which is over does not answer.
-_LAST_WORDS = frozenset({FrameType.RESET, FrameType.CLOSE, FrameType.UNKNOWN})
+_LAST_WORDS = frozenset({FrameType.RESET, FrameType.UNKNOWN})
 
 
 def _misplaced(frame: Frame) -> ProtocolError:

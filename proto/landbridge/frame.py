@@ -62,7 +62,8 @@ class FrameType(IntEnum):
     FIN = 6
     # The channel is over in both directions; payload: why, UTF-8.
     RESET = 7
-    # The opener has all that it wants of a channel that has ended in both directions; it can be forgotten on the way.
+    # From the opener: the channel has ended in both directions. The same comes back from the other end, for each; with that one,
+    # the channel can be forgotten on the way.
     CLOSE = 8
     # Whoever says so knows nothing of the channel: its opener is to open it again. Payload: why, UTF-8, or nothing.
     UNKNOWN = 9

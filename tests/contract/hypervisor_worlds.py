@@ -146,6 +146,10 @@ class World:
         """Pause a VM at the source, as its owner would."""
         raise NotImplementedError
 
+    def max_downtime(self, uuid: str) -> int:
+        """What a move of a VM of the source is allowed, in ms."""
+        raise NotImplementedError
+
     def image(self, side: str, path: str) -> bytes:
         """Content of an image."""
         raise NotImplementedError
@@ -191,6 +195,9 @@ class FakeWorld(World):
 
     def pause(self, uuid: str) -> None:
         self._source.set_presence(uuid, Presence.PAUSED)
+
+    def max_downtime(self, uuid: str) -> int:
+        return self._source.max_downtime(uuid)
 
     def image(self, side: str, path: str) -> bytes:
         return (self._source if side == "source" else self._destination).images[path]
@@ -252,6 +259,9 @@ class LibvirtWorld(World):
 
     def pause(self, uuid: str) -> None:
         self.hosts["source"].virsh("suspend", uuid)
+
+    def max_downtime(self, uuid: str) -> int:
+        return int(self.hosts["source"].virsh("migrate-getmaxdowntime", uuid))
 
     def image(self, side: str, path: str) -> bytes:
         return self._at(side, path).read_bytes()

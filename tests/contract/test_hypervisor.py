@@ -365,6 +365,23 @@ def test_a_vm_that_is_paused_during_its_move_arrives_all_the_same(world: World) 
     assert world.destination.presence(uuid) is Presence.RUNNING
 
 
+def test_what_a_move_is_allowed_is_changed_while_it_goes(world: World) -> None:
+    uuid = world.new_vm()
+    request = replace(prepared(world, uuid), max_downtime_ms=120)
+    assert not world.source.allow_downtime(uuid, 700)
+    world.relay.hold("ram", 64 * 1024)
+    move = started(world, request)
+    world.relay.wait_for("ram", 64 * 1024)
+    assert world.max_downtime(uuid) == 120
+
+    assert world.source.allow_downtime(uuid, 700)
+
+    assert world.max_downtime(uuid) == 700
+    world.relay.release("ram")
+    move.result(60)
+    assert not world.source.allow_downtime(uuid, 120)
+
+
 @pytest.mark.parametrize("how", ["abort", "cut"])
 def test_a_vm_that_was_paused_for_a_move_that_fails_goes_on_at_the_source(world: World, how: str) -> None:
     uuid = world.new_vm()

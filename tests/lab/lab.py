@@ -204,6 +204,6 @@ def _require_machine() -> None:
         raise LabError("the lab needs root, for its namespaces: run it with sudo")
     if not Path("/dev/net/tun").exists():
         raise LabError("/dev/net/tun is missing, and the WAN needs it: modprobe tun")
-    for tool in ("libvirtd", "virsh", "qemu-system-x86_64", "qemu-img", "ip", "nsenter", "unshare", "gcc"):
+    for tool in ("libvirtd", "virsh", "qemu-system-x86_64", "qemu-img", "ip", "nsenter", "setpriv", "unshare", "gcc"):
         if shutil.which(tool) is None:
             raise LabError(f"{tool} is missing: make install")

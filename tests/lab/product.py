@@ -24,8 +24,16 @@ BIN = Path(sys.executable).parent
 TRUST_DOMAIN = "landbridge.test"
 # Operators of each site, and what the policies make of them.
 OPERATORS = {"alice": "operator", "carol": "approver", "dave": "approver"}
+# The privileges that docs/systemd leaves to an agent; and to a gateway, but for one by which it may use BBR without the sysctl there.
+AGENT_CAPABILITIES = "-all,+chown,+dac_override,+fowner"
+GATEWAY_CAPABILITIES = "-all,+net_admin"
 # Bytes of a channel that a hostile gateway leaves as they are: some, and not all of a small guest's.
 FLIPPED_FROM = {"ram": 30 << 20, "disk": 3 << 20}
+
+
+def with_capabilities(which: str) -> list[str]:
+    """The words before a command that leave it no other privileges, as root."""
+    return ["setpriv", f"--bounding-set={which}", "--inh-caps=-all", "--no-new-privs", "--"]
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,7 @@ class Product:
         """Start the agent of a host."""
         argv = [
             *self._hosts[host].enter(),
+            *with_capabilities(AGENT_CAPABILITIES),
             str(BIN / "landbridge-agent"),
             "--config",
             str(self._config(host)),
@@ -172,7 +181,7 @@ class Product:
             program = [sys.executable, "-m", "tests.lab.hostile_gateway"]
             flip = {"LANDBRIDGE_FLIP": hostile, "LANDBRIDGE_FLIP_FROM": str(FLIPPED_FROM[hostile])}
             environment = {**os.environ, **flip, "PYTHONPATH": str(SOURCE_DIRECTORY.parents[1])}
-        space = ["ip", "netns", "exec", self._network.namespace(f"{site}-gw")]
+        space = ["ip", "netns", "exec", self._network.namespace(f"{site}-gw"), *with_capabilities(GATEWAY_CAPABILITIES)]
         self._launch(label, [*space, *program, "--config", str(self._config(label))], environment)
 
     def kill(self, name: str, sign: signal.Signals = signal.SIGKILL) -> None:

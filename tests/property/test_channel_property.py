@@ -143,11 +143,8 @@ class Way:
         return False
 
     def forget(self) -> None:
-        """The middle forgets the channel. An opener that has finished learns it only if it loses its link."""
+        """The middle forgets the channel."""
         self.is_known = False
-        if self.opener.has_ended:
-            self.cut()
-            self.connect()
 
     def pass_time(self, seconds: float) -> None:
         """The clock goes on, and both ends are told if they have asked for it."""
@@ -197,7 +194,7 @@ class Way:
         if not self.opener.is_linked:
             self.connect()
         began = self.now
-        while not all(side.has_ended for side in self.sides):
+        while not all(side.channel.may_be_forgotten for side in self.sides):
             assert self.now - began < PATIENCE, [
                 (side.channel.state, side.channel.outgoing.acknowledged, side.sent, side.at_end) for side in self.sides
             ]
@@ -336,6 +333,23 @@ class HostileWay(RuleBasedStateMachine):
             for side in self.way.sides:
                 assert side.received == self.way.other(side).source
                 assert self.way.other(side).channel.outgoing.acknowledged == len(side.received) + 1
+
+
+def test_an_end_that_the_middle_forgets_just_as_its_opener_has_finished_is_told() -> None:
+    way = HostileWay()
+    way.begin(there=0, back=200_000)
+    way.all_goes_well_for_a_while(turns=1, most=10_000)
+    way.a_gateway_answers()
+    way.the_middle_forgets_the_channel()
+    way.all_goes_well_for_a_while(turns=6, most=10_000)
+    way.a_socket_has_ended(which=0)
+    way.a_socket_has_ended(which=1)
+    way.all_goes_well_for_a_while(turns=4, most=10_000)
+    way.a_gateway_answers()
+    way.time_passes(seconds=0.25)
+    way.all_goes_well_for_a_while(turns=4, most=10_000)
+    way.the_middle_forgets_the_channel()
+    assert way.way.run_to_the_end() < PATIENCE
 
 
 TestHostileWay = HostileWay.TestCase

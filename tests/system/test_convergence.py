@@ -104,6 +104,8 @@ async def test_one_that_is_throttled_converges(two: TwoSites) -> None:
     id_ = await two.fra.operator.migrate("web-01", "ams", throttle)
 
     assert State((await two.fra.operator.ended(id_)).state) is State.COMPLETED
+    # Not at first: see `agent.convergence`.
+    assert two.fra.hypervisor.max_downtime(vm) == 300
     assert two.ams.hypervisor.presence(vm) is Presence.RUNNING
 
 

@@ -734,7 +734,6 @@ def test_both_ends_finish_when_both_have_ended_and_all_is_handed_on() -> None:
     acceptor.delivered_eof(0.0)
     carry(acceptor, opener)
     assert opener.state is ChannelState.FINISHED
-    assert opener.may_be_forgotten
     frames = frames_of(opener)
     assert types(frames) == [K.ACK, K.CLOSE]
     give(frames[:1], acceptor)
@@ -742,6 +741,11 @@ def test_both_ends_finish_when_both_have_ended_and_all_is_handed_on() -> None:
     before = acceptor.may_be_forgotten
     give(frames[1:], acceptor)
     assert (before, acceptor.may_be_forgotten) == (False, True)
+    assert (opener.may_be_forgotten, opener.may_be_unknown) == (False, True)
+    frames = frames_of(acceptor)
+    assert types(frames) == [K.CLOSE]
+    give(frames, opener)
+    assert (opener.may_be_forgotten, opener.may_be_unknown) == (True, False)
     assert opener.next_timeout() is None
 
 
@@ -795,6 +799,42 @@ def test_an_end_that_has_finished_answers_what_is_repeated() -> None:
     assert frames_of(acceptor, at) == []
 
 
+def test_an_opener_that_has_finished_opens_again_until_it_hears_that_the_other_end_knows() -> None:
+    opener, acceptor = pair()
+    finish(opener, acceptor)
+    carry(acceptor, opener)
+    frames_of(opener)  # all of it is lost, and the way has forgotten the channel
+    for _ in range(3):
+        at = wait(opener)
+        assert types(frames_of(opener, at)) == [K.OPEN, K.CLOSE]
+    at = wait(opener)
+    carry(opener, acceptor, at)
+    assert acceptor.may_be_forgotten
+    frames_of(acceptor)  # its answer is lost, too
+    at = wait(opener)
+    carry(opener, acceptor, at)
+    carry(acceptor, opener, at)
+    assert opener.may_be_forgotten
+    assert opener.next_timeout() is None
+    opener.connect(at)
+    opener.receive_frame(Frame(K.UNKNOWN, 7), at + 9.0)
+    assert frames_of(opener, at + 9.0) == []
+
+
+def test_an_opener_that_has_finished_asks_nobody_who_has_given_up() -> None:
+    opener, acceptor = pair()
+    finish(opener, acceptor)
+    carry(acceptor, opener)
+    frames_of(opener)  # all of it is lost
+    acceptor.reset("nothing was heard")
+    frames_of(acceptor)
+    at = wait(opener)
+    give([frame for frame in frames_of(opener, at) if frame.type is K.CLOSE], acceptor, at)
+    carry(acceptor, opener, at)
+    assert opener.state is ChannelState.FINISHED
+    assert opener.may_be_forgotten
+
+
 @pytest.mark.parametrize("learns", ["a new link", "unknown"])
 def test_an_opener_that_has_finished_says_so_again_on_a_new_way(learns: str) -> None:
     opener, acceptor = pair()
@@ -821,6 +861,7 @@ def test_a_finished_channel_is_not_reset_any_more() -> None:
     finish(opener, acceptor)
     carry(acceptor, opener)
     carry(opener, acceptor)
+    frames_of(acceptor)
     acceptor.reset("too late")
     assert frames_of(acceptor) == []
     assert opener.receive_frame(Frame(K.RESET, 7, 0, b"too late"), 0.0) == []

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from agent.convergence import WINDOW_MS, Act, Sample, Steering, add_eta, judge
+from agent.convergence import EAGER_DOWNTIME_MS, WINDOW_MS, Act, Sample, Steering, add_eta, judge
 from landbridge.v1.types_pb2 import NonConvergence, Policy, Progress
 
 MIB = 2**20
@@ -126,6 +126,21 @@ def test_progress_says_whether_it_converges_once_that_is_known() -> None:
     assert not looks[0].HasField("converges")
     assert looks[-1].HasField("converges")
     assert not looks[-1].converges
+
+
+def test_a_short_downtime_is_tried_for_two_passes_before_all_of_it_is_granted() -> None:
+    steering = Steering(policy(WAIT))
+    granted = [steering.downtime_ms]
+    for at, iteration in enumerate([1, 2, 3, 4, 5]):
+        look = progress(at * INTERVAL_MS)
+        look.iteration = iteration
+        steering.look(look, heard=True)
+        granted.append(steering.downtime_ms)
+    assert granted == [EAGER_DOWNTIME_MS] * 4 + [DOWNTIME_MS] * 2
+
+
+def test_no_more_is_tried_for_than_is_allowed() -> None:
+    assert Steering(Policy(max_downtime_ms=30)).downtime_ms == 30
 
 
 def test_an_outage_is_no_fault_of_the_guests() -> None:

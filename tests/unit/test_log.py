@@ -42,6 +42,21 @@ def test_an_event_is_one_line_of_json_with_its_facts_time_level_and_program(caps
     assert str(line["timestamp"]).endswith("Z")
 
 
+def test_a_trace_says_where_and_not_with_what(capsys: pytest.CaptureFixture[str]) -> None:
+    def unlock(passphrase: str) -> None:
+        secret = passphrase.upper()
+        raise ZeroDivisionError(len(secret))
+
+    log.configure("gateway")
+    try:
+        unlock("hunter2")
+    except ZeroDivisionError:
+        structlog.get_logger().exception("call.defect")
+    written = capsys.readouterr().err
+    assert "unlock" in written
+    assert "hunter2" not in written.lower()
+
+
 def test_a_defect_is_written_with_its_trace_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure("gateway")
     structlog.get_logger().error("call.defect", exc_info=ZeroDivisionError("a\nb"))

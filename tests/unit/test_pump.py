@@ -285,8 +285,8 @@ async def test_last_words_of_a_channel_that_it_does_not_know_are_not_answered(mi
 
 async def test_an_agent_whose_channel_was_forgotten_is_told_and_may_open_it_again(middle: Middle) -> None:
     agent = await middle.opened(1)
-    agent.send(Frame(FrameType.CLOSE, 1))
-    assert (await middle.ams.next()).type is FrameType.CLOSE
+    agent.send(reset(1, "x"))
+    assert (await middle.ams.next()).type is FrameType.RESET
     agent.send(data(1, b"x"))
     assert await agent.next() == Frame(FrameType.UNKNOWN, 1)
     agent.send(Frame(FrameType.CLOSE, 1), opens(1))
@@ -307,8 +307,31 @@ async def test_unknown_from_the_site_that_opened_does_not_reach_the_agent_here(m
     assert await agent.next() == data(1, b"x")
 
 
-@pytest.mark.parametrize("last", [reset(1, "the disk is full"), Frame(FrameType.CLOSE, 1)])
-async def test_last_words_reach_the_other_end_and_the_channel_is_forgotten(middle: Middle, last: Frame) -> None:
+async def test_a_close_from_the_opener_is_answered_before_the_channel_is_forgotten(middle: Middle) -> None:
+    close = Frame(FrameType.CLOSE, 1)
+    agent = await middle.opened(1)
+    agent.send(close)
+    assert await middle.ams.next() == close
+    assert middle.channels == 1
+    middle.ams.send(close)
+    assert await agent.next() == close
+    assert middle.channels == 0
+
+
+async def test_a_close_from_the_other_site_is_answered_before_the_channel_is_forgotten(middle: Middle) -> None:
+    close = Frame(FrameType.CLOSE, 1)
+    site = middle.incoming()
+    agent = await middle.arrived(site)
+    site.send(close)
+    assert await agent.next() == close
+    assert middle.channels == 1
+    agent.send(close)
+    assert await site.next() == close
+    assert middle.channels == 0
+
+
+async def test_a_reset_reaches_the_other_end_and_the_channel_is_forgotten(middle: Middle) -> None:
+    last = reset(1, "the disk is full")
     agent = await middle.opened(1)
     agent.send(last)
     assert await middle.ams.next() == last
