@@ -148,7 +148,7 @@ class Authority:
             if operator(text).home != source.home:
                 raise PermissionDenied(f"site {source.site} cannot speak for {text[:200]}")
 
-    def oversee(self, who: Identity, action: str, migration: Migration) -> None:
+    def oversee(self, who: Identity, action: str, migration: Migration) -> pb.Decision:
         """Raises PolicyRefused unless somebody may move the VM of a migration this way, whatever the time. Logged."""
         rules = self._rules()
         asked = Migration()
@@ -162,6 +162,7 @@ class Authority:
         self.record(told, asked)
         if error := refusal(told):
             raise error
+        return told
 
     # Requests
 

@@ -24,7 +24,10 @@ def show(decisions: Iterable[Decision]) -> None:
     console = output.terminal()
     for decision in decisions:
         verdict = click.style(_verdict(decision), fg=_STYLES.get(decision.verdict))
-        click.echo(f"{words.safe(decision.site)}: {verdict}")
+        whose = words.safe(decision.site)
+        if decision.action not in {"", "migrate"}:
+            whose = f"{whose}, {words.safe(decision.action)} by {words.safe(decision.requester)}"
+        click.echo(f"{whose}: {verdict}")
         for step in decision.steps:
             mark = "yes" if step.passed else "no"
             lines = output.wrapped(words.safe(step.sentence), _MARGIN + 2, console)

@@ -234,7 +234,7 @@ class Coordinator:
             raise Conflict(
                 f"migration {migration.id} is coordinated at its source: ask the gateway of site {migration.source_site} to cancel it"
             )
-        self.authority.oversee(who, "cancel", migration)
+        decision = self.authority.oversee(who, "cancel", migration)
         state = state_of(row)
         if has_ended(row):
             raise Conflict(f"migration {migration.id} has ended already ({state.name.lower()})")
@@ -247,6 +247,7 @@ class Coordinator:
             return row
         row.cancel_requested = True
         row.cause = f"cancelled by {who}"
+        migration.decisions.append(decision)
         await self.ledger.save(row)
         self._interrupt(row)
         return row
@@ -262,7 +263,7 @@ class Coordinator:
             raise Conflict(
                 f"migration {migration.id} left nothing here: ask the gateway of site {migration.source_site} to settle it"
             )
-        self.authority.oversee(who, "settle", migration)
+        decision = self.authority.oversee(who, "settle", migration)
         if state_of(row) is State.SETTLED:
             return row, []
         if state_of(row) is not State.COMPLETED:
@@ -275,6 +276,7 @@ class Coordinator:
         request = agent_pb2.SettleRequest(migration=migration.id, vm_uuid=migration.vm_uuid)
         removed = list((await agent.ask(agent.stub.Settle, request, SETTLE)).removed)
         row.peer_pending = True
+        migration.decisions.append(decision)
         await self.ledger.advance(row, Input.SETTLE)
         self._reports.send(row)
         return row, removed

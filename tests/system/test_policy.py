@@ -439,6 +439,10 @@ async def test_cancel_limit_and_settle_are_for_those_who_may_move_the_vm(
         with pytest.raises(PolicyRefused):
             await other.settle(id_)
     await two.fra.operator.settle(id_)
+    kept = [(d.site, d.action, d.requester) for d in (await two.fra.operator.migration(id_)).decisions]
+    assert kept == [(site, "migrate", person("alice")) for site in ("fra", "ams")] + [
+        ("fra", "settle", person("alice"))
+    ]
     for action in ("cancel", "limit", "settle"):
         assert decided(logged, action=action, verdict="refused", requester=person("nobody"))
     assert decided(logged, action="settle", verdict="allowed", requester=person("alice"))

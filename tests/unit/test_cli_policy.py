@@ -377,7 +377,11 @@ def test_show_has_the_decisions_of_both_sites(fake: FakeGateway, run: Run) -> No
     fake.know(
         [
             completed(
-                decisions=[allowed(break_glass="the roof leaks"), allowed("ams", request="r-2")],
+                decisions=[
+                    allowed(break_glass="the roof leaks"),
+                    allowed("ams", request="r-2"),
+                    Decision(site="fra", action="cancel", requester=KIM, verdict=Verdict.VERDICT_ALLOWED, rule="r"),
+                ],
                 labels=Labels(tags=["prod"]),
                 approvals=[Approval(approver=CAROL)],
                 break_glass="the roof leaks",
@@ -396,4 +400,5 @@ def test_show_has_the_decisions_of_both_sites(fake: FakeGateway, run: Run) -> No
         'ams: allowed by permit "web"; request r-2 (policy 5f3c5f3c5f3c)\n'
         "  yes  role        kim is an operator here\n"
         '  yes  permit      the rule "web" permits it\n'
+        f"fra, cancel by {KIM}: allowed by r\n"
     )
