@@ -161,11 +161,12 @@ class Verdict:
 _PASS = Verdict(Action.PASS)
 
 
-class _BrokenError(ProtocolError):
-    """A rule is broken; `message` is a clause, and `part` says where."""
+class _BrokenError(Exception):
+    """A rule is broken; `message` is a clause, and `part` says where. It never leaves this file."""
 
-    def __init__(self, clause: str, part: str = "") -> None:
-        super().__init__(clause)
+    def __init__(self, message: str, part: str = "") -> None:
+        super().__init__(message)
+        self.message = message
         self.part = part
 
 
