@@ -14,7 +14,7 @@ from pathlib import Path
 from agent.config import FirewallSettings
 from agent.hypervisor import domain_xml as definitions
 from agent.hypervisor import placement
-from agent.stream import bounded_xml, domain_rules, rpc_calls
+from agent.stream import bounded_xml, domain_rules
 from agent.stream.domain_rules import FIRMWARE, IMAGE, KERNEL, NVRAM, SERIAL, Allowed, NamedPath
 from agent.stream.firewall import Approval
 from agent.stream.vocabulary import Problem
@@ -117,8 +117,8 @@ def made_files(xml: str) -> list[str]:
     return [named.path for named in domain_rules.named_paths(root) if named.kind == NVRAM]
 
 
-def approve(xml: str, vm: Vm, rules: Allowed, directory: Path, libvirt: str) -> Approval:
-    """What the firewall holds libvirt's calls against; `directory` is where QEMU will listen, `libvirt` the version that calls."""
+def approve(xml: str, vm: Vm, rules: Allowed, directory: Path) -> Approval:
+    """What the firewall holds libvirt's calls against; `directory` is where QEMU will listen."""
     return Approval(
         name=vm.name,
         uuid=vm.uuid,
@@ -127,5 +127,4 @@ def approve(xml: str, vm: Vm, rules: Allowed, directory: Path, libvirt: str) -> 
         ram_uri=f"unix://{directory}/ram.sock",
         disk_uri=f"unix://{directory}/disk.sock",
         allowed=rules,
-        table=rpc_calls.table_for(libvirt),
     )

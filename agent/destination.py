@@ -134,7 +134,7 @@ class DestinationMove(Move):
             _not_approved(host, request, str(problem), enforces=enforces)
         record.images, record.files = images, approval.made_files(record.domain_xml)
         move = cls(host, record)
-        approved = approval.approve(record.domain_xml, vm, rules, move.directory, request.source_libvirt)
+        approved = approval.approve(record.domain_xml, vm, rules, move.directory)
         move.traffic.firewall = Firewall(approved, enforces=enforces)
         move.agree(request)
         move.advance(Stage.STAGE_PREPARED)

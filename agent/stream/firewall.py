@@ -31,7 +31,7 @@ from types import MappingProxyType
 from agent.stream import bounded_xml, domain_rules, rpc_calls
 from agent.stream.domain_rules import Allowed
 from agent.stream.libvirt_rpc import REMOTE_PROGRAM, Message, MessageType, Procedure, Status
-from agent.stream.rpc_calls import DISK_FLAG, FLAGS, Arguments, Call, Finish, Prepare, Table
+from agent.stream.rpc_calls import DISK_FLAG, FLAGS, PARAMETERS, Arguments, Call, Finish, Prepare
 from agent.stream.rpc_error import error_reply
 from agent.stream.vocabulary import shown
 from landbridge.errors import ProtocolError
@@ -124,7 +124,6 @@ class Approval:
     ram_uri: str
     disk_uri: str
     allowed: Allowed
-    table: Table = rpc_calls.TABLES[-1]
 
 
 class Action(Enum):
@@ -162,11 +161,12 @@ class Verdict:
 _PASS = Verdict(Action.PASS)
 
 
-class _BrokenError(ProtocolError):
-    """A rule is broken; `message` is a clause, and `part` says where."""
+class _BrokenError(Exception):
+    """A rule is broken; `message` is a clause, and `part` says where. It never leaves this file."""
 
-    def __init__(self, clause: str, part: str = "") -> None:
-        super().__init__(clause)
+    def __init__(self, message: str, part: str = "") -> None:
+        super().__init__(message)
+        self.message = message
         self.part = part
 
 
@@ -209,7 +209,7 @@ class Firewall:
         if self._calls > MOST_CALLS:
             raise _BrokenError(f"more than {MOST_CALLS} calls are not part of a migration")
         try:
-            return rpc_calls.decode(call, self._approval.table)
+            return rpc_calls.decode(call)
         except ProtocolError as error:
             raise _BrokenError(error.message) from None
 
@@ -241,7 +241,7 @@ class Firewall:
         texts = {"destination_name": approval.name, "migrate_uri": approval.ram_uri, "disks_uri": approval.disk_uri}
         for parameter in arguments.parameters:
             field, value = parameter.field, parameter.value
-            if approval.table.parameters.get(field) is not parameter.type:
+            if PARAMETERS.get(field) is not parameter.type:
                 raise _BrokenError(f"its parameter {shown(field)} is not part of a migration", shown(field))
             if field in seen and field != "migrate_disks":
                 raise _BrokenError(f"its parameter {field} comes twice", field)

@@ -159,7 +159,7 @@ def test_a_call_that_was_changed_passes_only_if_it_decodes_to_what_is_approved(c
 
 def assert_is_approved(call: Message) -> None:
     """By other means than the firewall's own."""
-    kind, arguments = rpc_calls.decode(call, rpc_calls.TABLES[-1])
+    kind, arguments = rpc_calls.decode(call)
     if arguments is None:
         return
     given = {parameter.field: parameter.value for parameter in arguments.parameters}

@@ -190,7 +190,7 @@ def test_a_vm_may_use_the_networks_that_its_own_are_mapped_to_and_the_images_tha
 
 def test_an_approval_names_the_sockets_on_which_qemu_listens_and_the_disks_that_are_copied() -> None:
     vm = facts(DOMAIN.replace("<memballoon", "<disk type='file' device='cdrom'><source file='/x'/></disk><memballoon"))
-    made = approve(DOMAIN, vm, ALLOWED, Path("/run/landbridge/m-1"), "9.0.0")
+    made = approve(DOMAIN, vm, ALLOWED, Path("/run/landbridge/m-1"))
     assert made.ram_uri == RAM_URI
     assert made.disks == {"vda"}
     assert (made.name, made.uuid) == (NAME, UUID)

@@ -1,4 +1,4 @@
-"""The table of calls: which one is used for a version, and what is read of a call."""
+"""The table of calls: what is read of each."""
 
 from __future__ import annotations
 
@@ -6,20 +6,9 @@ import pytest
 
 from agent.stream import rpc_calls, xdr
 from agent.stream.libvirt_rpc import MessageType
-from agent.stream.rpc_calls import TABLES, Call, Finish, Prepare, cancelling, decode, finishes, table_for
+from agent.stream.rpc_calls import Call, Finish, Prepare, cancelling, decode, finishes
 from landbridge.errors import ProtocolError
 from tests.unit.rpc_made import AUTH_LIST, CLOSE, OPEN, REGISTER, UNREGISTER, WEB, call, feature, read
-
-
-def test_a_version_has_the_last_table_that_is_not_newer_and_one_that_cannot_be_read_the_first() -> None:
-    since = [table.since for table in TABLES]
-    assert since == sorted(set(since))
-    for table in TABLES:
-        assert table_for(table.recorded) is table
-        assert table_for(".".join(map(str, table.since))) is table
-    assert table_for("99.9.9") is TABLES[-1]
-    for odd in ("", "0.9.1", "x", "x.y", "9", "9.x"):
-        assert table_for(odd) is TABLES[0]
 
 
 @pytest.mark.parametrize(
@@ -38,17 +27,16 @@ def test_a_version_has_the_last_table_that_is_not_newer_and_one_that_cannot_be_r
     ],
 )
 def test_each_call_of_a_migration_is_read(raw: bytes, kind: Call) -> None:
-    for table in TABLES:
-        assert decode(read(raw), table)[0] is kind
+    assert decode(read(raw))[0] is kind
 
 
 def test_arguments_are_read_to_the_last() -> None:
-    _, prepare = decode(read(WEB.prepare()), TABLES[0])
+    _, prepare = decode(read(WEB.prepare()))
     assert prepare == Prepare(tuple(WEB.parameters), WEB.cookie(), WEB.flags)
-    _, finish = decode(read(WEB.finish(-7)), TABLES[0])
+    _, finish = decode(read(WEB.finish(-7)))
     assert isinstance(finish, Finish)
     assert finish.cancelled
-    assert decode(read(cancelling(read(WEB.finish()))), TABLES[0])[0] is Call.CANCEL
+    assert decode(read(cancelling(read(WEB.finish()))))[0] is Call.CANCEL
 
 
 @pytest.mark.parametrize(
@@ -64,7 +52,7 @@ def test_arguments_are_read_to_the_last() -> None:
 )
 def test_what_is_no_call_of_a_migration_says_why(raw: bytes, says: str) -> None:
     with pytest.raises(ProtocolError, match=says):
-        decode(read(raw), TABLES[0])
+        decode(read(raw))
 
 
 def test_every_form_of_the_end_is_known_with_files_and_without() -> None:

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from landbridge.v1 import types_pb2 as landbridge_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19landbridge/v1/agent.proto\x12\rlandbridge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19landbridge/v1/types.proto\"\x10\n\x0eGetHostRequest\"4\n\x0fGetHostResponse\x12!\n\x04host\x18\x01 \x01(\x0b\x32\x13.landbridge.v1.Host\"\x10\n\x0eListVmsRequest\"1\n\x0fListVmsResponse\x12\x1e\n\x03vms\x18\x01 \x03(\x0b\x32\x11.landbridge.v1.Vm\"\x1e\n\x10InspectVmRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"F\n\x11InspectVmResponse\x12\x1d\n\x02vm\x18\x01 \x01(\x0b\x32\x11.landbridge.v1.Vm\x12\x12\n\ndomain_xml\x18\x02 \x01(\t\"\x1e\n\x10MeasureVmRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"D\n\x11MeasureVmResponse\x12/\n\x0bmeasurement\x18\x01 \x01(\x0b\x32\x1a.landbridge.v1.Measurement\"\xd2\x01\n\x07Mapping\x12\x30\n\x05pools\x18\x01 \x03(\x0b\x32!.landbridge.v1.Mapping.PoolsEntry\x12\x36\n\x08networks\x18\x02 \x03(\x0b\x32$.landbridge.v1.Mapping.NetworksEntry\x1a,\n\nPoolsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rNetworksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"r\n\x14\x43heckIncomingRequest\x12\x1d\n\x02vm\x18\x01 \x01(\x0b\x32\x11.landbridge.v1.Vm\x12\x12\n\ndomain_xml\x18\x02 \x01(\t\x12\'\n\x07mapping\x18\x03 \x01(\x0b\x32\x16.landbridge.v1.Mapping\"\x9f\x01\n\x15\x43heckIncomingResponse\x12!\n\x04host\x18\x01 \x01(\x0b\x32\x13.landbridge.v1.Host\x12\x13\n\x0b\x63pu_problem\x18\x02 \x01(\t\x12$\n\tconflicts\x18\x03 \x03(\x0b\x32\x11.landbridge.v1.Vm\x12\x17\n\x0f\x65xisting_images\x18\x04 \x03(\t\x12\x0f\n\x07refused\x18\x14 \x03(\t\"\xc9\x02\n\x0ePrepareRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.landbridge.v1.Role\x12\x1d\n\x02vm\x18\x03 \x01(\x0b\x32\x11.landbridge.v1.Vm\x12\x12\n\ndomain_xml\x18\x04 \x01(\t\x12\'\n\x07mapping\x18\x05 \x01(\x0b\x32\x16.landbridge.v1.Mapping\x12\x18\n\x10\x64\x65stination_site\x18\x06 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x07 \x01(\t\x12\x13\n\x0bsource_site\x18\x08 \x01(\t\x12\x13\n\x0bsource_host\x18\t \x01(\t\x12\x16\n\x0e\x63hannel_secret\x18\n \x01(\x0c\x12\x17\n\x0foutage_limit_ms\x18\x0b \x01(\x04\x12\x16\n\x0esource_libvirt\x18\x14 \x01(\t\"%\n\x0fPrepareResponse\x12\x12\n\ndomain_xml\x18\x01 \x01(\t\"\\\n\x0cStartRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x12\n\ndomain_xml\x18\x02 \x01(\t\x12%\n\x06policy\x18\x03 \x01(\x0b\x32\x15.landbridge.v1.Policy\"\x0f\n\rStartResponse\"!\n\x0cWatchRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\"\xd4\x02\n\rWatchResponse\x12\x11\n\tmigration\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.landbridge.v1.Role\x12#\n\x05stage\x18\x03 \x01(\x0e\x32\x14.landbridge.v1.Stage\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12)\n\x08progress\x18\x05 \x01(\x0b\x32\x17.landbridge.v1.Progress\x12-\n\x08\x63hannels\x18\x06 \x03(\x0b\x32\x1b.landbridge.v1.ChannelBytes\x12\x30\n\x0csuspended_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\tsilent_ms\x18\x08 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\x0e\x62ytes_repeated\x18\t \x01(\x04\x12\x0f\n\x07steered\x18\n \x01(\tB\x0c\n\n_silent_ms\"7\n\x0f\x41\x63tivateRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x11\n\tautostart\x18\x02 \x01(\x08\"B\n\x10\x41\x63tivateResponse\x12.\n\nresumed_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\";\n\rCancelRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x17\n\x0f\x64iscard_arrived\x18\x02 \x01(\x08\"N\n\x0e\x43\x61ncelResponse\x12-\n\npossession\x18\x01 \x01(\x0e\x32\x19.landbridge.v1.Possession\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"3\n\rSettleRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x0f\n\x07vm_uuid\x18\x02 \x01(\t\"!\n\x0eSettleResponse\x12\x0f\n\x07removed\x18\x01 \x03(\t*C\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SOURCE\x10\x01\x12\x14\n\x10ROLE_DESTINATION\x10\x02*\xd8\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTAGE_PREPARED\x10\x01\x12\x17\n\x13STAGE_COPYING_DISKS\x10\x02\x12\x18\n\x14STAGE_COPYING_MEMORY\x10\x03\x12\x13\n\x0fSTAGE_SWITCHING\x10\x04\x12\x12\n\x0eSTAGE_RELEASED\x10\x05\x12\x11\n\rSTAGE_ARRIVED\x10\x06\x12\x10\n\x0cSTAGE_ACTIVE\x10\x07\x12\x10\n\x0cSTAGE_FAILED\x10\x08\x12\x11\n\rSTAGE_UNKNOWN\x10\t*l\n\nPossession\x12\x1a\n\x16POSSESSION_UNSPECIFIED\x10\x00\x12\x13\n\x0fPOSSESSION_HERE\x10\x01\x12\x15\n\x11POSSESSION_ABSENT\x10\x02\x12\x16\n\x12POSSESSION_ARRIVED\x10\x03\x32\xc6\x06\n\x05\x41gent\x12H\n\x07GetHost\x12\x1d.landbridge.v1.GetHostRequest\x1a\x1e.landbridge.v1.GetHostResponse\x12H\n\x07ListVms\x12\x1d.landbridge.v1.ListVmsRequest\x1a\x1e.landbridge.v1.ListVmsResponse\x12N\n\tInspectVm\x12\x1f.landbridge.v1.InspectVmRequest\x1a .landbridge.v1.InspectVmResponse\x12N\n\tMeasureVm\x12\x1f.landbridge.v1.MeasureVmRequest\x1a .landbridge.v1.MeasureVmResponse\x12Z\n\rCheckIncoming\x12#.landbridge.v1.CheckIncomingRequest\x1a$.landbridge.v1.CheckIncomingResponse\x12H\n\x07Prepare\x12\x1d.landbridge.v1.PrepareRequest\x1a\x1e.landbridge.v1.PrepareResponse\x12\x42\n\x05Start\x12\x1b.landbridge.v1.StartRequest\x1a\x1c.landbridge.v1.StartResponse\x12\x44\n\x05Watch\x12\x1b.landbridge.v1.WatchRequest\x1a\x1c.landbridge.v1.WatchResponse0\x01\x12K\n\x08\x41\x63tivate\x12\x1e.landbridge.v1.ActivateRequest\x1a\x1f.landbridge.v1.ActivateResponse\x12\x45\n\x06\x43\x61ncel\x12\x1c.landbridge.v1.CancelRequest\x1a\x1d.landbridge.v1.CancelResponse\x12\x45\n\x06Settle\x12\x1c.landbridge.v1.SettleRequest\x1a\x1d.landbridge.v1.SettleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19landbridge/v1/agent.proto\x12\rlandbridge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19landbridge/v1/types.proto\"\x10\n\x0eGetHostRequest\"4\n\x0fGetHostResponse\x12!\n\x04host\x18\x01 \x01(\x0b\x32\x13.landbridge.v1.Host\"\x10\n\x0eListVmsRequest\"1\n\x0fListVmsResponse\x12\x1e\n\x03vms\x18\x01 \x03(\x0b\x32\x11.landbridge.v1.Vm\"\x1e\n\x10InspectVmRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"F\n\x11InspectVmResponse\x12\x1d\n\x02vm\x18\x01 \x01(\x0b\x32\x11.landbridge.v1.Vm\x12\x12\n\ndomain_xml\x18\x02 \x01(\t\"\x1e\n\x10MeasureVmRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"D\n\x11MeasureVmResponse\x12/\n\x0bmeasurement\x18\x01 \x01(\x0b\x32\x1a.landbridge.v1.Measurement\"\xd2\x01\n\x07Mapping\x12\x30\n\x05pools\x18\x01 \x03(\x0b\x32!.landbridge.v1.Mapping.PoolsEntry\x12\x36\n\x08networks\x18\x02 \x03(\x0b\x32$.landbridge.v1.Mapping.NetworksEntry\x1a,\n\nPoolsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rNetworksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"r\n\x14\x43heckIncomingRequest\x12\x1d\n\x02vm\x18\x01 \x01(\x0b\x32\x11.landbridge.v1.Vm\x12\x12\n\ndomain_xml\x18\x02 \x01(\t\x12\'\n\x07mapping\x18\x03 \x01(\x0b\x32\x16.landbridge.v1.Mapping\"\x9f\x01\n\x15\x43heckIncomingResponse\x12!\n\x04host\x18\x01 \x01(\x0b\x32\x13.landbridge.v1.Host\x12\x13\n\x0b\x63pu_problem\x18\x02 \x01(\t\x12$\n\tconflicts\x18\x03 \x03(\x0b\x32\x11.landbridge.v1.Vm\x12\x17\n\x0f\x65xisting_images\x18\x04 \x03(\t\x12\x0f\n\x07refused\x18\x14 \x03(\t\"\xb1\x02\n\x0ePrepareRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.landbridge.v1.Role\x12\x1d\n\x02vm\x18\x03 \x01(\x0b\x32\x11.landbridge.v1.Vm\x12\x12\n\ndomain_xml\x18\x04 \x01(\t\x12\'\n\x07mapping\x18\x05 \x01(\x0b\x32\x16.landbridge.v1.Mapping\x12\x18\n\x10\x64\x65stination_site\x18\x06 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x07 \x01(\t\x12\x13\n\x0bsource_site\x18\x08 \x01(\t\x12\x13\n\x0bsource_host\x18\t \x01(\t\x12\x16\n\x0e\x63hannel_secret\x18\n \x01(\x0c\x12\x17\n\x0foutage_limit_ms\x18\x0b \x01(\x04\"%\n\x0fPrepareResponse\x12\x12\n\ndomain_xml\x18\x01 \x01(\t\"\\\n\x0cStartRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x12\n\ndomain_xml\x18\x02 \x01(\t\x12%\n\x06policy\x18\x03 \x01(\x0b\x32\x15.landbridge.v1.Policy\"\x0f\n\rStartResponse\"!\n\x0cWatchRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\"\xd4\x02\n\rWatchResponse\x12\x11\n\tmigration\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.landbridge.v1.Role\x12#\n\x05stage\x18\x03 \x01(\x0e\x32\x14.landbridge.v1.Stage\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12)\n\x08progress\x18\x05 \x01(\x0b\x32\x17.landbridge.v1.Progress\x12-\n\x08\x63hannels\x18\x06 \x03(\x0b\x32\x1b.landbridge.v1.ChannelBytes\x12\x30\n\x0csuspended_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\tsilent_ms\x18\x08 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\x0e\x62ytes_repeated\x18\t \x01(\x04\x12\x0f\n\x07steered\x18\n \x01(\tB\x0c\n\n_silent_ms\"7\n\x0f\x41\x63tivateRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x11\n\tautostart\x18\x02 \x01(\x08\"B\n\x10\x41\x63tivateResponse\x12.\n\nresumed_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\";\n\rCancelRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x17\n\x0f\x64iscard_arrived\x18\x02 \x01(\x08\"N\n\x0e\x43\x61ncelResponse\x12-\n\npossession\x18\x01 \x01(\x0e\x32\x19.landbridge.v1.Possession\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"3\n\rSettleRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x0f\n\x07vm_uuid\x18\x02 \x01(\t\"!\n\x0eSettleResponse\x12\x0f\n\x07removed\x18\x01 \x03(\t*C\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SOURCE\x10\x01\x12\x14\n\x10ROLE_DESTINATION\x10\x02*\xd8\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTAGE_PREPARED\x10\x01\x12\x17\n\x13STAGE_COPYING_DISKS\x10\x02\x12\x18\n\x14STAGE_COPYING_MEMORY\x10\x03\x12\x13\n\x0fSTAGE_SWITCHING\x10\x04\x12\x12\n\x0eSTAGE_RELEASED\x10\x05\x12\x11\n\rSTAGE_ARRIVED\x10\x06\x12\x10\n\x0cSTAGE_ACTIVE\x10\x07\x12\x10\n\x0cSTAGE_FAILED\x10\x08\x12\x11\n\rSTAGE_UNKNOWN\x10\t*l\n\nPossession\x12\x1a\n\x16POSSESSION_UNSPECIFIED\x10\x00\x12\x13\n\x0fPOSSESSION_HERE\x10\x01\x12\x15\n\x11POSSESSION_ABSENT\x10\x02\x12\x16\n\x12POSSESSION_ARRIVED\x10\x03\x32\xc6\x06\n\x05\x41gent\x12H\n\x07GetHost\x12\x1d.landbridge.v1.GetHostRequest\x1a\x1e.landbridge.v1.GetHostResponse\x12H\n\x07ListVms\x12\x1d.landbridge.v1.ListVmsRequest\x1a\x1e.landbridge.v1.ListVmsResponse\x12N\n\tInspectVm\x12\x1f.landbridge.v1.InspectVmRequest\x1a .landbridge.v1.InspectVmResponse\x12N\n\tMeasureVm\x12\x1f.landbridge.v1.MeasureVmRequest\x1a .landbridge.v1.MeasureVmResponse\x12Z\n\rCheckIncoming\x12#.landbridge.v1.CheckIncomingRequest\x1a$.landbridge.v1.CheckIncomingResponse\x12H\n\x07Prepare\x12\x1d.landbridge.v1.PrepareRequest\x1a\x1e.landbridge.v1.PrepareResponse\x12\x42\n\x05Start\x12\x1b.landbridge.v1.StartRequest\x1a\x1c.landbridge.v1.StartResponse\x12\x44\n\x05Watch\x12\x1b.landbridge.v1.WatchRequest\x1a\x1c.landbridge.v1.WatchResponse0\x01\x12K\n\x08\x41\x63tivate\x12\x1e.landbridge.v1.ActivateRequest\x1a\x1f.landbridge.v1.ActivateResponse\x12\x45\n\x06\x43\x61ncel\x12\x1c.landbridge.v1.CancelRequest\x1a\x1d.landbridge.v1.CancelResponse\x12\x45\n\x06Settle\x12\x1c.landbridge.v1.SettleRequest\x1a\x1d.landbridge.v1.SettleResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,12 +37,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MAPPING_POOLSENTRY']._serialized_options = b'8\001'
   _globals['_MAPPING_NETWORKSENTRY']._loaded_options = None
   _globals['_MAPPING_NETWORKSENTRY']._serialized_options = b'8\001'
-  _globals['_ROLE']._serialized_start=2156
-  _globals['_ROLE']._serialized_end=2223
-  _globals['_STAGE']._serialized_start=2226
-  _globals['_STAGE']._serialized_end=2442
-  _globals['_POSSESSION']._serialized_start=2444
-  _globals['_POSSESSION']._serialized_end=2552
+  _globals['_ROLE']._serialized_start=2132
+  _globals['_ROLE']._serialized_end=2199
+  _globals['_STAGE']._serialized_start=2202
+  _globals['_STAGE']._serialized_end=2418
+  _globals['_POSSESSION']._serialized_start=2420
+  _globals['_POSSESSION']._serialized_end=2528
   _globals['_GETHOSTREQUEST']._serialized_start=104
   _globals['_GETHOSTREQUEST']._serialized_end=120
   _globals['_GETHOSTRESPONSE']._serialized_start=122
@@ -70,29 +70,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKINCOMINGRESPONSE']._serialized_start=781
   _globals['_CHECKINCOMINGRESPONSE']._serialized_end=940
   _globals['_PREPAREREQUEST']._serialized_start=943
-  _globals['_PREPAREREQUEST']._serialized_end=1272
-  _globals['_PREPARERESPONSE']._serialized_start=1274
-  _globals['_PREPARERESPONSE']._serialized_end=1311
-  _globals['_STARTREQUEST']._serialized_start=1313
-  _globals['_STARTREQUEST']._serialized_end=1405
-  _globals['_STARTRESPONSE']._serialized_start=1407
-  _globals['_STARTRESPONSE']._serialized_end=1422
-  _globals['_WATCHREQUEST']._serialized_start=1424
-  _globals['_WATCHREQUEST']._serialized_end=1457
-  _globals['_WATCHRESPONSE']._serialized_start=1460
-  _globals['_WATCHRESPONSE']._serialized_end=1800
-  _globals['_ACTIVATEREQUEST']._serialized_start=1802
-  _globals['_ACTIVATEREQUEST']._serialized_end=1857
-  _globals['_ACTIVATERESPONSE']._serialized_start=1859
-  _globals['_ACTIVATERESPONSE']._serialized_end=1925
-  _globals['_CANCELREQUEST']._serialized_start=1927
-  _globals['_CANCELREQUEST']._serialized_end=1986
-  _globals['_CANCELRESPONSE']._serialized_start=1988
-  _globals['_CANCELRESPONSE']._serialized_end=2066
-  _globals['_SETTLEREQUEST']._serialized_start=2068
-  _globals['_SETTLEREQUEST']._serialized_end=2119
-  _globals['_SETTLERESPONSE']._serialized_start=2121
-  _globals['_SETTLERESPONSE']._serialized_end=2154
-  _globals['_AGENT']._serialized_start=2555
-  _globals['_AGENT']._serialized_end=3393
+  _globals['_PREPAREREQUEST']._serialized_end=1248
+  _globals['_PREPARERESPONSE']._serialized_start=1250
+  _globals['_PREPARERESPONSE']._serialized_end=1287
+  _globals['_STARTREQUEST']._serialized_start=1289
+  _globals['_STARTREQUEST']._serialized_end=1381
+  _globals['_STARTRESPONSE']._serialized_start=1383
+  _globals['_STARTRESPONSE']._serialized_end=1398
+  _globals['_WATCHREQUEST']._serialized_start=1400
+  _globals['_WATCHREQUEST']._serialized_end=1433
+  _globals['_WATCHRESPONSE']._serialized_start=1436
+  _globals['_WATCHRESPONSE']._serialized_end=1776
+  _globals['_ACTIVATEREQUEST']._serialized_start=1778
+  _globals['_ACTIVATEREQUEST']._serialized_end=1833
+  _globals['_ACTIVATERESPONSE']._serialized_start=1835
+  _globals['_ACTIVATERESPONSE']._serialized_end=1901
+  _globals['_CANCELREQUEST']._serialized_start=1903
+  _globals['_CANCELREQUEST']._serialized_end=1962
+  _globals['_CANCELRESPONSE']._serialized_start=1964
+  _globals['_CANCELRESPONSE']._serialized_end=2042
+  _globals['_SETTLEREQUEST']._serialized_start=2044
+  _globals['_SETTLEREQUEST']._serialized_end=2095
+  _globals['_SETTLERESPONSE']._serialized_start=2097
+  _globals['_SETTLERESPONSE']._serialized_end=2130
+  _globals['_AGENT']._serialized_start=2531
+  _globals['_AGENT']._serialized_end=3369
 # @@protoc_insertion_point(module_scope)

@@ -408,7 +408,6 @@ class PrepareRequest(_message.Message):
     SOURCE_HOST_FIELD_NUMBER: _builtins.int
     CHANNEL_SECRET_FIELD_NUMBER: _builtins.int
     OUTAGE_LIMIT_MS_FIELD_NUMBER: _builtins.int
-    SOURCE_LIBVIRT_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     role: Global___Role.ValueType
     domain_xml: _builtins.str
@@ -420,8 +419,6 @@ class PrepareRequest(_message.Message):
     """What both agents make tickets for channels from; 32 random bytes, for this migration alone."""
     outage_limit_ms: _builtins.int
     """How long the other agent may be silent before this one gives the migration up."""
-    source_libvirt: _builtins.str
-    """The version of libvirt at the source, such as "9.0.0": it decides what is called."""
     @_builtins.property
     def vm(self) -> _types_pb2.Vm: ...
     @_builtins.property
@@ -440,11 +437,10 @@ class PrepareRequest(_message.Message):
         source_host: _builtins.str = ...,
         channel_secret: _builtins.bytes = ...,
         outage_limit_ms: _builtins.int = ...,
-        source_libvirt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mapping", b"mapping", "vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_secret", b"channel_secret", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_xml", b"domain_xml", "mapping", b"mapping", "migration", b"migration", "outage_limit_ms", b"outage_limit_ms", "role", b"role", "source_host", b"source_host", "source_libvirt", b"source_libvirt", "source_site", b"source_site", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_secret", b"channel_secret", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_xml", b"domain_xml", "mapping", b"mapping", "migration", b"migration", "outage_limit_ms", b"outage_limit_ms", "role", b"role", "source_host", b"source_host", "source_site", b"source_site", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
