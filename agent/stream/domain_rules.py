@@ -38,8 +38,8 @@ PATHS = {
 # libvirt chooses where they lie, if nothing is said.
 _MAY_BE_EMPTY = frozenset({"domain/os/loader", "domain/os/nvram"})
 IMAGE = "domain/devices/disk/source/@file"
-# The mark of a VM that has left; no VM comes with it.
-_FOREIGN_MARK = re.compile(r"\{urn:landbridge:")
+# The mark of a VM that has left; no VM comes with it. Labels may come: policies know whose word they are.
+_FOREIGN_MARK = re.compile(r"\{urn:landbridge:moved:")
 # libvirt makes this path itself for a channel to the guest's agent, and drops it where it reads a definition
 # (qemuDomainChrDefDropDefaultPath).
 _OWN_CHANNEL = re.compile(r"/(var/lib|run)/libvirt/qemu/channel/(target/)?[^/]+/[^/]+")

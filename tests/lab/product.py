@@ -37,11 +37,6 @@ AGENT_CAPABILITIES = "-all,+chown,+dac_override,+fowner"
 GATEWAY_CAPABILITIES = "-all,+net_admin"
 # Operators of each site, and what the policies make of them.
 OPERATORS = {"alice": ("operator", "admin"), "carol": ("approver",), "dave": ("approver",)}
-# Operators of each site, and what the policies make of them.
-OPERATORS = {"alice": "operator", "carol": "approver", "dave": "approver"}
-# The privileges that docs/systemd leaves to an agent; and to a gateway, but for one by which it may use BBR without the sysctl there.
-AGENT_CAPABILITIES = "-all,+chown,+dac_override,+fowner"
-GATEWAY_CAPABILITIES = "-all,+net_admin"
 # Bytes of a channel that a hostile gateway leaves as they are: some, and not all of a small guest's.
 FLIPPED_FROM = {"ram": 30 << 20, "disk": 3 << 20}
 

@@ -54,7 +54,7 @@ async def test_status_shows_what_expires_and_what_was_revoked(own: TwoSites) -> 
     lines = {line.split()[0]: line for line in before.stdout.splitlines()[1:]}
     assert list(lines)[:3] == ["root", "issuer/gw-1", "gateway/gw-1"]
     assert "by itself" in lines["gateway/gw-1"]
-    assert "by hand" in lines["operator/alice"]
+    assert "by hand" in lines["operator/root"]
     assert (await run(own.fra, "certs", "revoke", "host/fra-9", "--reason", "lost")).returncode == 0
     serial = lines["host/fra-1"].split()[-2]
     assert (await run(own.fra, "certs", "revoke", serial)).returncode == 0

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 import pytest
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from grpc import aio
 
 from gateway.authorization.roles import OperatorRole
 from landbridge.errors import LandbridgeError, PermissionDenied
@@ -25,7 +24,7 @@ async def refusal(who: Operator, call: str) -> str:
     stub = who.stub if hasattr(who.stub, call) else IdentitiesStub(who.remote.channel)
     method = getattr(stub, call)
     try:
-        if isinstance(method, aio.UnaryStreamMultiCallable):
+        if CALLS[call].server_streaming:
             async with contextlib.aclosing(who.remote.follow(method, request)) as answers:  # type: ignore[type-var]  # an async generator
                 async for _ in answers:
                     break
