@@ -13,7 +13,6 @@ from pathlib import Path
 
 import click
 import structlog
-from grpc import aio
 
 from agent.channels import Gateways, Incoming
 from agent.config import AgentSettings
@@ -25,7 +24,8 @@ from agent.move import HostContext
 from agent.renewal import Renewal
 from agent.service import AgentService, Moves
 from certs import tls
-from certs.guard import SERVER_OPTIONS, Access, Guard
+from certs.guard import Access, Guard
+from certs.guard import server as guarded_server
 from certs.identity import Role
 from certs.links import Target, listen
 from certs.living import LivingIdentity
@@ -110,7 +110,7 @@ async def running(settings: AgentSettings, stored: StoredIdentity, hypervisor: H
     moves = Moves(host)
     moves.recover()
     access = Access(Role.GATEWAY, settings.site)
-    server = aio.server(interceptors=[Guard(identity, {"landbridge.v1.Agent": access})], options=SERVER_OPTIONS)
+    server = guarded_server(Guard(identity, {"landbridge.v1.Agent": access}))
     add_AgentServicer_to_server(AgentService(host, moves, settings.site, settings.name), server)
     if server.add_secure_port(str(settings.listen.control), tls.grpc_server_credentials(lambda: identity.stored)) == 0:
         raise ConfigError(f"nothing can listen on {settings.listen.control}; see listen.control")

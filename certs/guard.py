@@ -29,7 +29,24 @@ log = structlog.get_logger()
 
 # Clients ping silent connections every 10 s (gateway.remote) or 20 s (landbridge.client); gRPC takes that for an attack
 # unless it is told otherwise, and ends the connection.
-SERVER_OPTIONS = (("grpc.http2.min_ping_interval_without_data_ms", 5_000), ("grpc.http2.max_ping_strikes", 0))
+# The rest bounds what one connection costs, whoever makes it: calls at once, bytes of a message and of its headers, and how long a
+# handshake may take.
+SERVER_OPTIONS = (
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.max_concurrent_streams", 256),
+    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+)
+# Calls that a server answers at once, of all callers; more are told that it is exhausted.
+MOST_CALLS = 1024
+
+
+def server(guard: Guard) -> aio.Server:
+    """A gRPC server, guarded and bounded; it is to be given services, a port, and its start."""
+    return aio.server(interceptors=[guard], options=SERVER_OPTIONS, maximum_concurrent_rpcs=MOST_CALLS)
+
 
 # The caller of the method that runs in this context.
 caller: contextvars.ContextVar[Identity] = contextvars.ContextVar("caller")

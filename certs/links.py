@@ -4,7 +4,8 @@
     listen    accept, handshake within HANDSHAKE_TIMEOUT, ask `access` who may come in, and only then a Link
 
 A caller that sends garbage, one byte a second, or never finishes its handshake costs one of HANDSHAKES for so long, and
-nobody else anything: a caller that comes when all are taken is turned away.
+nobody else anything: a caller that comes when all are taken is turned away. So is one from an address that tries too often, or that
+was refused too often, at no more than the price of a line in the log for all of its flood.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import structlog
 
 from certs import tls
+from certs.attempts import Attempts
 from certs.guard import Access
 from certs.identity import Identity, Role
 from certs.living import LivingIdentity
@@ -37,6 +39,10 @@ AddressInfo = tuple[int, int, int, str, Any]
 DIAL_TIMEOUT = 5.0
 HANDSHAKE_TIMEOUT = 5.0
 HANDSHAKES = 128
+# Of one address: links that it may begin at once, and then in a second; and those of them that may be refused. The most that is honest is
+# a gateway that dials a tunnel again for each of its peers', and an agent that opens the channels of all its migrations.
+CALLERS = (256, 64.0)
+REFUSED = (64, 4.0)
 # Seconds for which nobody is accepted once this process has no file descriptor left, or the machine no memory.
 EXHAUSTION_PAUSE = 0.5
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -238,6 +244,8 @@ class Listener:
         self._is_tunnel = is_tunnel
         self._loop = asyncio.get_running_loop()
         self._handshakes: set[asyncio.Task[None]] = set()
+        self._callers = Attempts(*CALLERS)
+        self._refused = Attempts(*REFUSED)
         self._pausing: asyncio.TimerHandle | None = None
         self._loop.add_reader(server, self._accept)
 
@@ -257,11 +265,17 @@ class Listener:
                 self._loop.remove_reader(self._server)
                 self._pausing = self._loop.call_later(EXHAUSTION_PAUSE, self._go_on)
             return
-        if len(self._handshakes) >= HANDSHAKES:
-            log.warning("link.refused", address=address[0], reason="too many callers have not finished their handshake")
+        caller, now = str(address[0]), self._loop.time()
+        if self._refused.is_spent(caller, now) or not self._callers.take(caller, now):
+            if self._callers.is_news(caller, now):
+                log.warning("link.refused", address=caller, reason="it tries too often")
             raw.close()
             return
-        task = self._loop.create_task(self._admit(raw, str(address[0])))
+        if len(self._handshakes) >= HANDSHAKES:
+            log.warning("link.refused", address=caller, reason="too many callers have not finished their handshake")
+            raw.close()
+            return
+        task = self._loop.create_task(self._admit(raw, caller))
         self._handshakes.add(task)
         task.add_done_callback(self._handshakes.discard)
         # Also if it is cancelled before it begins; what TLS has taken over by then is not touched.
@@ -281,11 +295,11 @@ class Listener:
                     context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
                 )
         except TimeoutError:
-            log.warning("link.refused", address=address, reason="it did not finish its handshake in time")
+            self._refuse(address, "it did not finish its handshake in time")
             raw.close()
             return
         except OSError as error:
-            log.warning("link.refused", address=address, reason=f"no TLS handshake: {error.strerror or error}")
+            self._refuse(address, f"no TLS handshake: {error.strerror or error}")
             raw.close()
             return
         except BaseException:
@@ -296,7 +310,7 @@ class Listener:
             peer = credential.identity
             self._access.check(peer, "a stream")
         except LandbridgeError as error:
-            log.warning("link.refused", address=address, reason=error.message)
+            self._refuse(address, error.message)
             connection.close()
             return
         name = f"{peer.role} {peer.name} of site {peer.site}"
@@ -305,6 +319,10 @@ class Listener:
         link.peer = peer.name
         self._local.hold(link, credential)
         self._attach(link, peer)
+
+    def _refuse(self, address: str, reason: str) -> None:
+        log.warning("link.refused", address=address, reason=reason)
+        self._refused.take(address, self._loop.time())
 
     def close(self) -> None:
         """Accept no more; links that were accepted live on."""

@@ -16,7 +16,8 @@ import structlog
 from grpc import aio
 
 from certs import tls
-from certs.guard import SERVER_OPTIONS, Access, Guard
+from certs.guard import Access, Guard
+from certs.guard import server as guarded_server
 from certs.identity import Role
 from certs.links import listen
 from certs.living import LivingIdentity
@@ -144,7 +145,7 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         ):
             if address is None:
                 continue
-            server = aio.server(interceptors=[guard], options=SERVER_OPTIONS)
+            server = guarded_server(guard)
             if guard is operators:
                 add_GatewayServicer_to_server(
                     GatewayService(coordinator, ledger, inventory, tunnels, limits, authority), server

@@ -12,7 +12,8 @@ import pytest
 from grpc import aio
 
 from certs import tls
-from certs.guard import SERVER_OPTIONS, Access, Guard, caller
+from certs.guard import Access, Guard, caller
+from certs.guard import server as guarded_server
 from certs.identity import Role
 from certs.living import LivingIdentity
 from certs.store import StoredIdentity
@@ -69,7 +70,7 @@ async def served(identities: Identities, access: Access) -> AsyncIterator[int]:
     """Gateway by `access`, and Agent, which nobody may call; the port."""
     own = identities.of("a", Role.GATEWAY)
     living = LivingIdentity(own)
-    server = aio.server(interceptors=[Guard(living, {"landbridge.v1.Gateway": access})], options=SERVER_OPTIONS)
+    server = guarded_server(Guard(living, {"landbridge.v1.Gateway": access}))
     gateway_pb2_grpc.add_GatewayServicer_to_server(Service(), server)  # type: ignore[abstract]  # what is not called is not there
     add_AgentServicer_to_server(AgentServicer(), server)  # type: ignore[abstract]  # see above
     port = server.add_secure_port("127.0.0.1:0", tls.grpc_server_credentials(lambda: living.stored))

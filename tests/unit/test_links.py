@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from certs import links
 from certs.guard import Access
@@ -104,6 +105,34 @@ class Caller:
                 while await self._loop.sock_recv(self.sock, 1024):
                     pass
         self.sock.close()
+
+
+async def test_an_address_that_is_refused_too_often_is_turned_away_at_once_and_comes_in_again_later(
+    identities: Identities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "REFUSED", (3, 2.0))
+    host = identities.of("a", Role.HOST)
+    with capture_logs() as entries:
+        async with listening(identities.of("a", Role.GATEWAY)) as attached:
+            for _ in range(5):
+                caller = await Caller.connect(attached.port)
+                with contextlib.suppress(ConnectionError):
+                    caller.sock.send(b"GET / HTTP/1.1\r\n\r\n")
+                await caller.is_cut_off()
+            reasons = [str(entry["reason"]) for entry in entries if entry["event"] == "link.refused"]
+            assert [reason.startswith("no TLS handshake") for reason in reasons] == [True, True, True, False]
+            assert reasons[-1] == "it tries too often"
+
+            async with asyncio.timeout(SECONDS):
+                while True:
+                    with contextlib.suppress(Unreachable):
+                        ours = started(await dial(attached.target(host)))
+                        break
+                    await asyncio.sleep(0.05)
+            theirs, peer = await attached.next()
+            assert peer == host.identity
+            ours.link.abort("the test is over")
+            theirs.link.abort("the test is over")
 
 
 @pytest.mark.parametrize("is_tunnel", [False, True])

@@ -15,7 +15,8 @@ from grpc import aio
 
 from certs import authority, store, tls
 from certs.channels import LivingChannel
-from certs.guard import SERVER_OPTIONS, Access, Guard, caller
+from certs.guard import Access, Guard, caller
+from certs.guard import server as guarded_server
 from certs.identity import Identity, Role, Site
 from certs.living import LivingIdentity
 from certs.trust import Credential, Denial
@@ -79,7 +80,7 @@ class Service(gateway_pb2_grpc.GatewayServicer):
 @asynccontextmanager
 async def served(gateway: LivingIdentity, role: Role) -> AsyncIterator[tuple[int, Service]]:
     guard = Guard(gateway, {"landbridge.v1.Gateway": Access(role, "a")})
-    server = aio.server(interceptors=[guard], options=SERVER_OPTIONS)
+    server = guarded_server(guard)
     service = Service()  # type: ignore[abstract]  # what is not called is not there
     gateway_pb2_grpc.add_GatewayServicer_to_server(service, server)
     port = server.add_secure_port("127.0.0.1:0", tls.grpc_server_credentials(lambda: gateway.stored))
