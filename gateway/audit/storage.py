@@ -202,6 +202,7 @@ class Storage:
                 # No crash and no error before this leaves any trace in the log.
                 staged.replace(self.directory / CHECKPOINT)
                 self._growth, self.signed = growth, signed
+                self._stray -= {self.directory / name.path for name in tiles}
             durable.sync_directory(self.directory)
         except OSError as error:
             raise NotRecorded(
@@ -270,7 +271,6 @@ class Storage:
     # Clearing up. What stays behind does no harm, so that a failure is no error.
 
     def _tidy(self, tiles: dict[TileName, bytes]) -> None:
-        self._stray -= {self.directory / name.path for name in tiles}
         with contextlib.suppress(OSError):
             for path in self._stray:
                 path.unlink(missing_ok=True)

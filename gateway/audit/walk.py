@@ -148,8 +148,9 @@ class Walk:
         stated = len(self._stated)
         self._look_at(first, entries or ())
         sizes = {each.size for each in self._known} | {index for index, _ in self._stated[stated:]}
-        self._made.add(made, width, (size for size in sizes if first < size <= first + width))
-        self._stored.add(stored, width)
+        inside = [size for size in sizes if first < size <= first + width]
+        self._made.add(made, width, inside)
+        self._stored.add(stored, width, inside)
         return True
 
     def _entries(self, number: int, width: int) -> list[bytes] | None:
@@ -228,7 +229,7 @@ class Walk:
     def _compare_partial(self, level: int | None, number: int, parts: Sequence[bytes]) -> None:
         for name in self._partial.pop((level, number), ()):
             raw = self._log.read(name.path)
-            if name.width <= len(parts) and raw is not None and raw != b"".join(parts[: name.width]):
+            if name.width < len(parts) and raw is not None and raw != b"".join(parts[: name.width]):
                 self._differing.append((name.path, number * TILE))
 
     def _judge_missing(self) -> None:
@@ -280,6 +281,8 @@ class Walk:
 
     def _judge_history(self) -> None:
         size = self._checkpoint.size
+        # What the site has signed, if the entries or the hashes still lead there: whoever changed the others is found already.
+        roots = (self._stored if self._stored.root() == self._checkpoint.root else self._made).roots
         for known in self._known:
             if known.origin != self._checkpoint.origin:
                 self._report.add(
@@ -292,13 +295,13 @@ class Walk:
                     "an old checkpoint is shown again, or entries were cut off",
                     size,
                 )
-            elif self._made.roots.get(known.size, known.root) != known.root:
+            elif roots.get(known.size, known.root) != known.root:
                 self._report.add(
                     Check.HISTORY,
                     f"the first {known.size} entries are not those of a checkpoint that the site has signed: it has two histories",
                 )
         for index, root in self._stated:
-            if self._made.roots[index].hex() != root:
+            if index in roots and roots[index].hex() != root:
                 self._report.add(
                     Check.HISTORY,
                     f"entry {index} speaks of another history before it: entries below were rewritten",
