@@ -71,6 +71,8 @@ class Report:
     # Up to which size the witnesses that were asked for have cosigned.
     cosigned: list[tuple[Cosigned, int]] = field(default_factory=list)
     receipts: int = 0
+    # Of a receipt that was checked alone.
+    migration: str = ""
     findings: list[Finding] = field(default_factory=list)
     # Findings beyond MOST_FINDINGS.
     more: int = 0

@@ -2,7 +2,7 @@
 
     sites hosts vms migrations show settle limit          ask once and print
     migrate watch cancel                                  and then follow a migration to its end
-    certs                                                 works on files, asks no gateway
+    certs audit                                           work on files, ask no gateway
 
     arguments -> connection -> verb -> output | json_lines | follow -> views | live -> summary
     checked      a Client              tables   for programs           while it goes    at its end
@@ -24,6 +24,7 @@ from pathlib import Path
 import click
 
 from gateway.cli import arguments, output, quiet, words  # noqa: F401 - quiet acts by being imported
+from gateway.cli.audit import audit
 from gateway.cli.cancel import cancel
 from gateway.cli.certs import certs
 from gateway.cli.connection import Access
@@ -65,7 +66,7 @@ def cli(ctx: click.Context, gateway: str | None, identity: Path | None) -> None:
     ctx.obj = Access(gateway, identity)
 
 
-for _verb in (sites, hosts, vms, migrate, migrations, show, watch, limit, cancel, settle, certs):
+for _verb in (sites, hosts, vms, migrate, migrations, show, watch, limit, cancel, settle, certs, audit):
     cli.add_command(_verb)
 
 
