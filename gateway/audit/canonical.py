@@ -26,22 +26,45 @@ def encode(value: Value) -> bytes:
     """The canonical bytes, in UTF-8. InternalError for what has none here: fractions, large integers, lone surrogates."""
     _check(value, DEPTH)
     try:
-        return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        return _written(value).encode()
     except (TypeError, ValueError) as error:
         raise InternalError(f"a value has no canonical JSON: {error}") from error
 
 
 def decode(raw: bytes) -> Value:
-    """The value of canonical bytes. EvidenceFailed for bytes that `encode` would not have written."""
+    """The value of canonical bytes. EvidenceFailed for bytes that are not the canonical spelling of any value."""
     try:
-        value: Value = json.loads(raw)
-        canonical = encode(value)
+        value: Value = _read(raw)
+        # Where there is nothing but plain ASCII, no name and no text can be one that has no canonical spelling.
+        if not raw.isascii() or b"\\" in raw:
+            _check(value, DEPTH)
+        canonical = _written(value).encode()
     except InternalError as error:
         raise EvidenceFailed(error.message) from error
     except (ValueError, RecursionError) as error:
         raise EvidenceFailed("it is no JSON") from error
     if canonical != raw:
         raise EvidenceFailed("it is JSON, but not in the canonical form (RFC 8785): it has been written anew")
+    return value
+
+
+def _integer(text: str) -> int:
+    value = int(text)
+    if not -MOST <= value <= MOST:
+        raise InternalError(f"the integer {text[:40]} has no canonical JSON: more than 53 bits")
+    return value
+
+
+def _fraction(text: str) -> int:
+    raise InternalError(f"the number {text[:40]} has no canonical JSON here")
+
+
+_written = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+_reader = json.JSONDecoder(parse_float=_fraction, parse_int=_integer, parse_constant=_fraction)
+
+
+def _read(raw: bytes) -> Value:
+    value: Value = _reader.decode(raw.decode())
     return value
 
 
@@ -53,7 +76,7 @@ def _check(value: Value, depth: int) -> None:
             raise InternalError(f"the integer {str(value)[:40]} has no canonical JSON: more than 53 bits")
     elif not depth:
         raise InternalError(f"a value has more than {DEPTH} levels")
-    elif isinstance(value, Mapping):
+    elif isinstance(value, dict):
         for name, below in value.items():
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise InternalError(f"the name {ascii(name)[:80]} is not 1 to 64 printable ASCII characters")
