@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gateway.audit.tree import TILE
+from gateway.audit.walk import CHECKPOINT, COSIGNED, Log
 from landbridge.errors import ConfigError, NotFound, Unreachable, UsageError
 
 # Of any file of a log: a full bundle of the largest entries.
@@ -81,6 +82,23 @@ class Web:
         return ()
 
 
-def at(place: str) -> Directory | Web:
-    """A log at a path or URL."""
-    return Web(place) if "://" in place else Directory(Path(place))
+class Still:
+    """A log as it is at this moment, though it may grow: its heads are read once, and tiles below them do not change."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        # The cosigned one first: it is never newer than the checkpoint that is read after it.
+        self._heads = {name: log.read(name) for name in (COSIGNED, CHECKPOINT)}
+
+    def read(self, path: str) -> bytes | None:
+        """As the log itself."""
+        return self._heads[path] if path in self._heads else self._log.read(path)
+
+    def paths(self) -> Iterable[str]:
+        """As the log itself."""
+        return self._log.paths()
+
+
+def at(place: str) -> Still:
+    """The log at a path or URL, as it is now."""
+    return Still(Web(place) if "://" in place else Directory(Path(place)))

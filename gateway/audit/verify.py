@@ -38,6 +38,8 @@ class Trust:
     known: tuple[Signed, ...] = ()
     # Keys of other logs, for receipts.
     others: tuple[Key, ...] = ()
+    # Whether it is an export that holds a part of the entries.
+    part: bool = False
 
 
 NO_TRUST = Trust()
@@ -55,7 +57,7 @@ def verify(log: Log, trust: Trust = NO_TRUST, issued: Sequence[bytes] = ()) -> R
     # 7, first half: what stands in the receipts is looked for while the entries go by.
     claimed = _claimed(issued, trust, key, report)
     # 3, 4, 5 and 8.
-    walk = Walk(log, signed.checkpoint, report, [each.checkpoint for each in known], claimed)
+    walk = Walk(log, signed.checkpoint, report, [each.checkpoint for each in known], claimed, part=trust.part)
     walk.run()
     # 6.
     _witnesses([signed, *known], trust.witnesses, report)

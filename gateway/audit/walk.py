@@ -89,9 +89,13 @@ class Walk:
         report: Report,
         known: Sequence[Checkpoint],
         claimed: Mapping[int, bytes],
+        *,
+        part: bool = False,
     ) -> None:
         self._log, self._checkpoint, self._report = log, checkpoint, report
         self._known = known
+        # Whether bundles of entries may be missing, as long as their hashes are there.
+        self._part = part
         # Entries that receipts prove, and those of them that are in the log.
         self._claimed = claimed
         self.seen: set[int] = set()
@@ -233,7 +237,7 @@ class Walk:
                 self._differing.append((name.path, number * TILE))
 
     def _judge_missing(self) -> None:
-        gone = [number for number in self._missing if (number + 1) * TILE > self._report.minimum]
+        gone = [number for number in self._missing if (number + 1) * TILE > self._report.minimum and not self._part]
         if gone:
             first, last = gone[0] * TILE, min(gone[-1] * TILE + TILE, self._checkpoint.size) - 1
             self._report.add(

@@ -25,6 +25,7 @@ from gateway.audit.note import Key
 from gateway.audit.receipt import MOST_BYTES as MOST_RECEIPT_BYTES
 from gateway.audit.verify import Trust, verify, verify_receipt
 from gateway.cli import arguments, output, words
+from gateway.cli.audit_export import Asked, export, questions, which
 from landbridge.errors import ConfigError, EvidenceFailed, NotFound, UsageError
 
 _COLUMNS = (
@@ -38,7 +39,6 @@ _COLUMNS = (
     output.Column("WHAT", cut=True),
 )
 _PLACE = click.argument("place", metavar="PLACE")
-_TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
 
 
 @click.group()
@@ -60,6 +60,7 @@ def audit() -> None:
 @click.option(
     "--receipt", "receipts", metavar="FILE", multiple=True, help="A receipt to check against the log; repeatable."
 )
+@click.option("--part", is_flag=True, help="PLACE is an export, and holds a part of the entries.")
 @arguments.as_json
 def verify_log(
     place: str,
@@ -69,6 +70,7 @@ def verify_log(
     known: tuple[str, ...],
     receipts: tuple[str, ...],
     *,
+    part: bool,
     as_json: bool,
 ) -> None:
     """Check a log by the numbered recipe, and say what is wrong; or, if PLACE is a file, a receipt alone.
@@ -85,6 +87,7 @@ def verify_log(
         tuple(_key(each) for each in witnesses),
         tuple(_checkpoint(each) for each in known),
         tuple(_key(each) for each in others),
+        part,
     )
     if Path(place).is_file():
         report = verify_receipt(_content(place), trust)
@@ -132,24 +135,14 @@ def show(place: str, index: int, *, as_json: bool) -> None:
 
 @audit.command()
 @_PLACE
-@click.option("--from", "start", type=click.DateTime(_TIMES), help="Not before this time, in UTC.")
-@click.option("--to", "end", type=click.DateTime(_TIMES), help="Before this time, in UTC.")
-@click.option("--event", default="", help="A name such as migration.denied, a code such as M005W, or just migration.")
-@click.option("--migration", default="", metavar="ID", help="A migration, by its id or how it begins.")
-@click.option("--vm", default="", help="A VM, by its name or UUID.")
-@click.option("--site", default="", help="A site that something left or reached.")
-@click.option("--actor", default="", help="Who did it: an identity, or its last part.")
-@click.option("--outcome", type=click.Choice(["success", "failure", "denied", "unknown"]), default=None)
-@click.option("--text", default="", help="Text that stands anywhere in the entry.")
+@questions
 @arguments.as_json
-def search(place: str, start: datetime | None, end: datetime | None, *, as_json: bool, **asked: str | None) -> None:
+def search(place: str, *, as_json: bool, **asked: Asked) -> None:
     """Print the entries that fit all that is given."""
-    which = reading.Filter(_utc(start), _utc(end), **{name: value or "" for name, value in asked.items()})
-    _print(list(reading.select(files.at(place), which)), as_json=as_json)
+    _print(list(reading.select(files.at(place), which(asked))), as_json=as_json)
 
 
-def _utc(moment: datetime | None) -> datetime | None:
-    return moment and moment.replace(tzinfo=UTC)
+audit.add_command(export)
 
 
 # What is given.

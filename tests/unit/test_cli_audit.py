@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import importlib.util
+import io
 import json
+import re
+import shlex
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.audit import files
+from gateway.audit.export import standalone
 from gateway.audit.journal import commit
 from gateway.audit.storage import Storage
 from gateway.audit.verify import verify
 from landbridge.errors import NotFound, Unreachable, UsageError
+from tests.unit.audit_day import day as audit_day
+from tests.unit.audit_day import written_day
 from tests.unit.audit_logs import AMS, BRU, MIGRATION, WITNESS_KEY, cosigned, entry, receipt, signer, written
 
 LANDBRIDGE = Path(sys.executable).with_name("landbridge")
@@ -181,6 +190,10 @@ def test_entries_are_found_by_what_is_asked(log: Path, asked: list[str], found: 
         (["show", "{log}", "5"], 3, "there is no entry 5"),
         (["show", "{log}", "-1"], 2, "-1"),
         (["search", "{log}", "--from", "yesterday"], 2, "yesterday"),
+        (["export", "{log}"], 2, "name a new one with --out"),
+        (["export", "{log}", "--format", "pdf"], 2, "pdf"),
+        (["export", "{log}", "--out", "{log}/checkpoint"], 4, "is there already"),
+        (["export", "{log}", "--out", "/proc/nowhere"], 2, "cannot be written"),
         (["tail", "file:///nowhere"], 3, "there is no log"),
     ],
 )
@@ -203,6 +216,140 @@ def test_a_damaged_log_is_not_listed_beyond_the_damage(tmp_path: Path) -> None:
     assert "tile/entries/000.p/3 is damaged, it ends inside its entry 2" in done.stderr
     bundle.write_bytes(b"\0\4null" * 3)
     assert "entry 0 is damaged" in audit("tail", tmp_path).stderr
+
+
+# Exports.
+
+
+@pytest.fixture
+def day(tmp_path: Path) -> Path:
+    """The log of a day, cosigned."""
+    written_day(tmp_path / "day")
+    cosigned(tmp_path / "day")
+    return tmp_path / "day"
+
+
+def checker(bundle: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """What a newcomer runs, as the README says: the checker alone, where Landbridge is not to be imported."""
+    clean = [sys.executable, "-I", "-c", _ALONE, str(bundle / "verify.py"), *argv]
+    return subprocess.run(clean, capture_output=True, text=True, check=False, timeout=30)
+
+
+_ALONE = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("landbridge", "gateway", "certs", "agent")))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_bundle_is_verified_from_its_readme_alone(day: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = audit("export", day, "--out", out, "--event", "migration")
+    assert done.returncode == 0, done.stderr
+    readme = (out / "README.md").read_text()
+    [command] = re.findall(r"^\$ python3 verify.py (.*)$", readme, re.MULTILINE)
+    done = checker(out, *shlex.split(command))
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (
+        0,
+        "All checks pass: this is what the site has signed.",
+    ), done
+    done = checker(out, "--witness", str(WITNESS_KEY))
+    assert f"witness      {AMS} has cosigned the first {len(audit_day())} entries" in done.stdout
+    assert "compare it with the one that the site has published" in done.stdout
+    assert audit("verify", "--part", out / "log").returncode == 0
+    assert {path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()} == {0o600}
+    assert audit("export", day, "--out", out).returncode == 4
+
+
+def test_a_bundle_of_a_part_of_a_long_log_has_no_more_than_it_needs(tmp_path: Path) -> None:
+    written(tmp_path / "log", 1000)
+    out = tmp_path / "out"
+    done = audit(
+        "export", tmp_path / "log", "--out", out, "--from", "2026-01-31T12:05:00", "--to", "2026-01-31T12:05:03"
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (out / "log/tile/entries").iterdir()] == ["001"]
+    done = checker(out)
+    assert done.returncode == 0, done.stdout
+    assert "export       3 lines of entries.jsonl are among them" in done.stdout
+    assert audit("verify", "--part", out / "log").returncode == 0
+    assert audit("verify", out / "log").returncode == 14
+
+
+def test_the_checker_finds_each_byte_that_was_changed(day: Path, tmp_path: Path) -> None:
+    out, key = tmp_path / "out", str(signer(day).key())
+    assert audit("export", day, "--out", out).returncode == 0
+    spec = importlib.util.spec_from_file_location("checker", out / "verify.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    verdict = partial(runner, module, key)
+    assert verdict() == 0
+    for path in [*(out / "log").rglob("*"), out / "entries.jsonl"]:
+        # The key is given, and of the hashes, those of single entries are enough.
+        if path.is_dir() or path.name == "log.vkey" or "tile/1" in str(path):
+            continue
+        raw = path.read_bytes()
+        for at in range(0, len(raw), 7):
+            path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+            assert verdict() == 1, (path, at)
+        path.write_bytes(raw)
+    assert verdict() == 0
+
+
+def runner(module: Any, key: str) -> int:
+    """Run the checker in this process; what it prints goes nowhere."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.setattr(sys, "argv", ["verify.py", "--key", key, "--witness", str(WITNESS_KEY)])
+        status: int = module.main()
+        return status
+
+
+def test_the_checker_is_short_enough_to_be_read() -> None:
+    source = Path(standalone.__file__).read_text()
+    assert len(source.splitlines()) <= 200
+    imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
+    assert imported - set(sys.stdlib_module_names) == {"cryptography"}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "syslog", "ocsf"])
+def test_other_forms_have_a_line_for_each_entry(day: Path, tmp_path: Path, form: str) -> None:
+    done = audit("export", day, "--format", form, "--outcome", "denied")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == (2 if form == "csv" else 1)
+    assert audit("export", day, "--format", form, "--out", tmp_path / "file").returncode == 0
+    assert len((tmp_path / "file").read_text().splitlines()) == len(audit_day()) + (form == "csv")
+
+
+def test_the_report_says_exceptions_first_and_runs_nothing(day: Path) -> None:
+    page = audit("export", day, "--format", "report").stdout
+    assert page.index("Exceptions") < page.index("web-01: migration m-1")
+    assert "verified: this is what the site has signed" in page
+    for told in (
+        "bru, host-a, BE",
+        "ams, host-b, NL",
+        "adequacy",
+        "TLSv1.3",
+        "both ends agree",
+        "bob, spiffe",
+        "87 ms of them paused",
+    ):
+        assert told in page, told
+    assert "3: 2 completed, 1 denied" in page
+    assert "bru (BE) to ams (NL): 3" in page
+    assert "<script" not in page
+    assert "rule no-databases-abroad &lt;script&gt;" in page
+    assert "http" not in page.replace("https://c2sp.org", "")
+
+
+def test_a_log_that_does_not_verify_makes_no_bundle_and_its_report_says_so(day: Path, tmp_path: Path) -> None:
+    bundle = next((day / "tile/entries/000.p").iterdir())
+    bundle.write_bytes(bundle.read_bytes().replace(b"web-01", b"web-09", 1))
+    done = audit("export", day, "--out", tmp_path / "out")
+    assert (done.returncode, (tmp_path / "out").exists()) == (14, False)
+    assert "NOT TO BE TRUSTED: entry 2 is not the one" in audit("export", day, "--format", "report").stdout
 
 
 # At a URL.
