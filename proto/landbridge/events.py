@@ -1,12 +1,14 @@
 """The vocabulary of the audit log: every event, with a code that never changes and is never used again.
 
-The last letter of a code says how it went: I as it should, W refused or disturbed, E failed. docs/audit-events.md is drawn
-from this table.
+The last letter of a code says how it went: I as it should, W refused or disturbed, E failed.
+
+`python -m landbridge.events` draws the table as docs/audit-events.md.
 """
 
 from __future__ import annotations
 
 import enum
+import sys
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -85,3 +87,19 @@ _EVENTS = (
 
 BY_NAME = MappingProxyType({event.name: event for event in _EVENTS})
 BY_CODE = MappingProxyType({event.code: event for event in _EVENTS})
+
+
+def page() -> str:
+    """The table as a page of the documentation."""
+    rows = [f"| {event.code} | `{event.name}` | {event.meaning} |" for event in _EVENTS]
+    head = [
+        "# Events of the audit log",
+        "",
+        "Drawn by `python -m landbridge.events`. A code never changes its meaning.",
+        "",
+    ]
+    return "\n".join([*head, "| code | event | |", "|---|---|---|", *rows]) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

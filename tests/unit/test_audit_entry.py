@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -110,3 +111,7 @@ def test_codes_and_names_are_used_once_and_codes_say_how_it_went() -> None:
         assert event.meaning.endswith(".")
         assert event.severity
         Entry(event.name, "id", NOON)
+
+
+def test_the_page_of_events_is_drawn_from_the_table() -> None:
+    assert (Path(__file__).parents[2] / "docs/audit-events.md").read_text() == events.page()

@@ -152,7 +152,7 @@ def _transfer(each: _Transfer) -> list[str]:
     rows = [
         ("outcome", ended),
         ("asked for by", escape(_who(first))),
-        ("approved by", escape(", ".join(who)) or "nobody had to"),
+        ("approved by", escape(", ".join(who)) or "no approval recorded"),
         *_told(each),
         ("delivered", _delivered(each)),
         ("entries", escape(", ".join(str(entry.sequence) for entry in each.entries))),
