@@ -102,6 +102,12 @@ class PagesSettings(Settings):
         return "tenant"
 
 
+class AuditSettings(Settings):
+    """Where this gateway keeps its audit log: a directory of its own, also where several gateways share a store."""
+
+    directory: Path = Path("/var/lib/landbridge/audit")
+
+
 class GatewayConfig(Settings):
     """The whole file."""
 
@@ -115,3 +121,4 @@ class GatewayConfig(Settings):
     patience: PatienceSettings = PatienceSettings()
     tunnel: TunnelSettings = TunnelSettings()
     pages: PagesSettings = PagesSettings()
+    audit: AuditSettings = AuditSettings()

@@ -19,12 +19,14 @@ from certs.guard import SERVER_OPTIONS, Access, Guard
 from certs.identity import Role
 from certs.links import listen
 from certs.store import StoredIdentity, load_identity
+from gateway.audit.keeper import keeping
 from gateway.config import GatewayConfig
 from gateway.migration.coordinator import Coordinator
 from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory, RemoteSite
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
+from gateway.migration.recording import Recorder
 from gateway.migration.succession import Succession
 from gateway.remote import AgentRemote, PeerRemote
 from gateway.service.operators import GatewayService
@@ -90,7 +92,9 @@ async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIte
     async with contextlib.AsyncExitStack() as stack:
         store = Store(settings.store.url, settings.name)
         stack.callback(store.close)
-        ledger = Ledger(store)
+        origin = str(identity.identity).removeprefix("spiffe://")
+        journal = await stack.enter_async_context(keeping(settings.audit.directory, origin))
+        ledger = Ledger(store, Recorder(journal))
         await ledger.load()
         stack.push_async_callback(leave, store)
         tunnels = Tunnels(settings, identity)

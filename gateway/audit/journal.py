@@ -8,14 +8,17 @@ A caller that has not heard an index must not do what it wanted to record: that 
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self, TypeVar
 
 from gateway.audit.checkpoint import Signed
-from gateway.audit.entry import Entry
+from gateway.audit.entry import NOTHING, Entry, Facts
+from gateway.audit.note import Key
 from gateway.audit.storage import Storage
 from landbridge.errors import LandbridgeError, NotRecorded
 
@@ -49,8 +52,28 @@ class Journal:
 
     @property
     def storage(self) -> Storage:
-        """For `read`, which runs where nothing is written meanwhile."""
+        """To read from, below `signed`: nothing there changes any more."""
         return self._storage
+
+    @property
+    def key(self) -> Key:
+        """The public key by which others verify it."""
+        return self._storage.signer.key()
+
+    async def record(
+        self,
+        event: str,
+        *,
+        outcome: str = "success",
+        reason: str = "",
+        actor: Facts = NOTHING,
+        migration: str = "",
+        seen: Facts = NOTHING,
+        claimed: Facts = NOTHING,
+    ) -> int:
+        """Record what happens now; the fields as in `Entry`. Raises as `append`."""
+        made = Entry(event, str(uuid.uuid4()), datetime.now(UTC), outcome, reason, actor, migration, seen, claimed)
+        return await self.append(made)
 
     async def append(self, entry: Entry) -> int:
         """Record an entry, and return its index when it is durable.

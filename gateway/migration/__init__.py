@@ -6,6 +6,7 @@ preflight     why a migration would not work (pure)
 savings       what the tunnel's codec has saved, over several gateways' counting (pure)
 estimate      what a migration will take (pure)
 ledger        the migrations this gateway knows, durable, and who watches them
+recording     what the audit log says of them, before anything follows from it
 inventory     what is where: hosts, VMs, sites
 coordinator   at the source's site: runs each migration through the table
 succession    which gateway of the site runs which of them, and takes over from one that has died

@@ -8,7 +8,7 @@ from gateway.migration.states import ENDED, State
 from gateway.remote import FACTS, WORK
 from gateway.store import Row
 from gateway.tunnel.pump import Pump
-from landbridge.errors import Conflict, NotFound, PermissionDenied, UsageError
+from landbridge.errors import Conflict, LandbridgeError, NotFound, PermissionDenied, UsageError
 from landbridge.v1 import agent_pb2
 from landbridge.v1.agent_pb2 import Role
 from landbridge.v1.types_pb2 import Migration, MigrationState
@@ -76,8 +76,15 @@ class Incoming:
         identity = (row.migration.vm_uuid, row.migration.destination_host, row.migration.source_host)
         if (migration.vm_uuid, migration.destination_host, migration.source_host) != identity:
             raise PermissionDenied(f"migration {migration.id} is of another VM or between other hosts than was agreed")
+        before = Migration()
+        before.CopyFrom(row.migration)
         row.migration.CopyFrom(migration)
-        await self._ledger.save(row)
+        try:
+            await self._ledger.save(row)
+        except LandbridgeError:
+            # It is reported again, and must be news then.
+            row.migration.CopyFrom(before)
+            raise
         if State(migration.state) in ENDED:
             self._pump.forget_counts(migration.id)
 

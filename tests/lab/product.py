@@ -258,6 +258,10 @@ stream = {json.dumps([seat.agents for seat in seats])}
         """Where a gateway keeps its page logs."""
         return self._big / f"{seat.site}-gw" / f"{seat.name}-pages"
 
+    def audit(self, seat: GatewaySeat) -> Path:
+        """Where a gateway has its audit log."""
+        return self._big / f"{seat.site}-gw" / f"{seat.name}-audit"
+
     def forget_pages(self) -> None:
         """Start everything anew, with page logs that are empty."""
         self.stop()
@@ -292,6 +296,8 @@ tunnel = "{seat.tunnel}"
 url = "sqlite:///{state}/gateway.db"
 [pages]
 directory = "{self.pages(seat)}"{"" if pages else chr(10) + "size = 0"}
+[audit]
+directory = "{self.audit(seat)}"
 [patience]
 agent = 10.0
 cleanup = 5.0{limit}

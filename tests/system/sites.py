@@ -28,6 +28,7 @@ from certs.authority import create, issue
 from certs.identity import Identity, Role, Site
 from certs.store import StoredIdentity, add_trust, load_identity, save_authority, save_identity
 from gateway.config import (
+    AuditSettings,
     GatewayConfig,
     HostSettings,
     IdentitySettings,
@@ -227,6 +228,7 @@ class SiteUnderTest:
             listen=self.listens[name],
             store=StoreSettings(url=self.store_url),
             pages=PagesSettings(directory=self.directory / f"{name}-pages", size=1 / 16),
+            audit=AuditSettings(directory=self.directory / f"{name}-audit"),
             hosts=(HostSettings(name=self.host, control=self.addresses["control"], stream=self.addresses["stream"]),),
             sites=(joined,) if self.joined else (),
             patience=self.patience,
