@@ -26,6 +26,7 @@ from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory, RemoteSite
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
+from gateway.migration.receipts import Receipts
 from gateway.migration.recording import Recorder
 from gateway.migration.succession import Succession
 from gateway.remote import AgentRemote, PeerRemote
@@ -105,6 +106,7 @@ async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIte
         await limits.look()
         inventory = remotes(settings, identity, stack)
         coordinator = Coordinator(ledger, inventory, tunnels, settings.patience)
+        receipts = Receipts(ledger, inventory, journal)
 
         await listen_for_links(settings, identity, tunnels, stack)
         operators = Guard(identity.trust, {"landbridge.v1.Gateway": Access(Role.OPERATOR, settings.site)})
@@ -115,9 +117,11 @@ async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIte
         ):
             server = aio.server(interceptors=[guard], options=SERVER_OPTIONS)
             if guard is operators:
-                add_GatewayServicer_to_server(GatewayService(coordinator, ledger, inventory, tunnels, limits), server)
+                add_GatewayServicer_to_server(
+                    GatewayService(coordinator, ledger, inventory, tunnels, limits, receipts), server
+                )
             else:
-                add_PeerServicer_to_server(PeerService(Incoming(ledger, inventory, pump), inventory), server)
+                add_PeerServicer_to_server(PeerService(Incoming(ledger, inventory, pump), inventory, receipts), server)
             bind(server, address, identity, section)
             await server.start()
             stack.push_async_callback(server.stop, 1.0)

@@ -302,6 +302,10 @@ class Storage:
         except OSError as error:
             raise NotRecorded(f"{path} of the audit log cannot be read: {error.strerror}") from error
 
+    def has(self, name: TileName) -> bool:
+        """Whether a tile is there: pruned ones are not."""
+        return any((self.directory / each.path).exists() for each in (name, name._replace(width=TILE)))
+
     def tiles(self) -> Tiles:
         """The tree as it is now, to make proofs."""
         return Tiles(self.size, self.read)

@@ -1,6 +1,6 @@
 """The command line, `landbridge`: one file for each verb, and below them what they share.
 
-    sites hosts vms migrations show settle limit          ask once and print
+    sites hosts vms migrations show settle limit receipt  ask once and print
     migrate watch cancel                                  and then follow a migration to its end
     certs audit                                           work on files, ask no gateway
 
@@ -32,6 +32,7 @@ from gateway.cli.hosts import hosts
 from gateway.cli.limit import limit
 from gateway.cli.migrate import migrate
 from gateway.cli.migrations import migrations
+from gateway.cli.receipt import receipt
 from gateway.cli.settle import settle
 from gateway.cli.show import show
 from gateway.cli.sites import sites
@@ -66,7 +67,7 @@ def cli(ctx: click.Context, gateway: str | None, identity: Path | None) -> None:
     ctx.obj = Access(gateway, identity)
 
 
-for _verb in (sites, hosts, vms, migrate, migrations, show, watch, limit, cancel, settle, certs, audit):
+for _verb in (sites, hosts, vms, migrate, migrations, show, watch, limit, cancel, settle, receipt, certs, audit):
     cli.add_command(_verb)
 
 

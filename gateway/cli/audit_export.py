@@ -96,7 +96,7 @@ def export(place: str, form: str, out: Path | None, **asked: Asked) -> None:
         raise UsageError("A bundle is a folder: name a new one with --out.")
     checker = Path(standalone.__file__).read_bytes()
     made_files = bundle.files(log, entries, verdict, question=chosen.words(), made=made, page=page, checker=checker)
-    count = sum(_save(out / path, raw) for path, raw in made_files)
+    count = sum(save(out / path, raw) for path, raw in made_files)
     output.say(f"Wrote {len(entries)} entries with their proofs to {out} ({count} files): see {out / 'README.md'}.")
 
 
@@ -104,10 +104,10 @@ def _write(out: Path | None, text: str) -> None:
     if out is None:
         click.echo(text, nl=False)
     else:
-        _save(out, text.encode())
+        save(out, text.encode())
 
 
-def _save(path: Path, raw: bytes) -> bool:
+def save(path: Path, raw: bytes) -> bool:
     """Write a new file, readable by its owner alone: it tells who did what."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -14,12 +14,13 @@ from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
 from gateway.migration.preflight import refuses
+from gateway.migration.receipts import Receipts
 from gateway.migration.survey import Survey
 from gateway.store import TunnelLimits
 from gateway.tunnel.tunnels import Tunnels
 from landbridge.errors import LandbridgeError, UsageError
+from landbridge.v1 import audit_pb2, gateway_pb2_grpc
 from landbridge.v1 import gateway_pb2 as pb
-from landbridge.v1 import gateway_pb2_grpc
 from landbridge.v1.types_pb2 import Host
 
 # Of a limit; what the store's columns hold.
@@ -30,7 +31,13 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
     """What operators ask."""
 
     def __init__(
-        self, coordinator: Coordinator, ledger: Ledger, inventory: Inventory, tunnels: Tunnels, limits: Limits
+        self,
+        coordinator: Coordinator,
+        ledger: Ledger,
+        inventory: Inventory,
+        tunnels: Tunnels,
+        limits: Limits,
+        receipts: Receipts,
     ) -> None:
         self._coordinator = coordinator
         self._survey = Survey(ledger, inventory, tunnels)
@@ -38,6 +45,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         self._inventory = inventory
         self._tunnels = tunnels
         self._limits = limits
+        self._receipts = receipts
 
     async def ListSites(self, request: pb.ListSitesRequest, context: Any) -> pb.ListSitesResponse:
         """This site, and those it is joined with."""
@@ -166,3 +174,8 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
             case _:
                 raise UsageError("say what is to be limited: a migration, or the tunnel to a site")
         return pb.SetLimitResponse()
+
+    async def GetReceipt(self, request: audit_pb2.GetReceiptRequest, context: Any) -> audit_pb2.GetReceiptResponse:
+        """What both logs say."""
+        receipt = await self._receipts.receipt(request.id)
+        return audit_pb2.GetReceiptResponse(migration=receipt.migration, receipt=receipt.encode())

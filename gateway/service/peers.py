@@ -7,16 +7,19 @@ from typing import Any
 from certs.guard import caller
 from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory
+from gateway.migration.receipts import Receipts
 from landbridge.v1 import peer_pb2 as pb
 from landbridge.v1 import peer_pb2_grpc
+from landbridge.v1.audit_pb2 import GetProofsRequest, GetProofsResponse
 
 
 class PeerService(peer_pb2_grpc.PeerServicer):
     """What the coordinators of other sites ask."""
 
-    def __init__(self, incoming: Incoming, inventory: Inventory) -> None:
+    def __init__(self, incoming: Incoming, inventory: Inventory, receipts: Receipts) -> None:
         self._incoming = incoming
         self._inventory = inventory
+        self._receipts = receipts
 
     async def GetSite(self, request: pb.GetSiteRequest, context: Any) -> pb.GetSiteResponse:
         """This site."""
@@ -43,3 +46,7 @@ class PeerService(peer_pb2_grpc.PeerServicer):
         """How it stands at the source."""
         await self._incoming.report(request.migration, caller.get().site)
         return pb.PeerReportResponse()
+
+    async def GetProofs(self, request: GetProofsRequest, context: Any) -> GetProofsResponse:
+        """What this site's log says."""
+        return await self._receipts.proofs(request.migration, caller.get().site)

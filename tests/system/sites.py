@@ -42,6 +42,7 @@ from gateway.migration.states import ENDED, State
 from gateway.remote import Remote
 from landbridge.config import Address
 from landbridge.v1 import gateway_pb2 as api
+from landbridge.v1.audit_pb2 import GetReceiptRequest
 from landbridge.v1.gateway_pb2_grpc import GatewayStub
 from landbridge.v1.types_pb2 import Migration, Policy
 
@@ -301,6 +302,10 @@ class Operator:
     async def settle(self, id_: str) -> api.SettleMigrationResponse:
         """Remove what is left."""
         return await self.remote.ask(self._stub.SettleMigration, api.SettleMigrationRequest(id=id_))
+
+    async def receipt(self, id_: str) -> bytes:
+        """What both logs say."""
+        return (await self.remote.ask(self._stub.GetReceipt, GetReceiptRequest(id=id_))).receipt
 
     async def limit(
         self,

@@ -10,12 +10,16 @@ import pytest
 from agent.hypervisor.base import Presence
 from gateway.audit.entry import Recorded
 from gateway.audit.files import Directory, Still
+from gateway.audit.note import Key
 from gateway.audit.reading import last
+from gateway.audit.receipt import Receipt, check
 from gateway.audit.storage import Storage
-from gateway.audit.verify import verify
+from gateway.audit.verify import Trust, verify
 from gateway.migration import ledger
 from gateway.migration.states import State
-from landbridge.errors import NotRecorded
+from gateway.remote import PeerRemote
+from landbridge.errors import Conflict, NotFound, NotRecorded
+from landbridge.v1.audit_pb2 import GetProofsRequest
 from tests.system.sites import SiteUnderTest, TwoSites, eventually
 
 pytestmark = pytest.mark.timeout(30)
@@ -83,3 +87,55 @@ async def test_while_the_log_cannot_be_written_nothing_begins_and_what_runs_is_h
     assert State(ended.state) is State.COMPLETED
     await eventually(lambda: two.ams.hypervisor.presence(vm) is Presence.RUNNING)
     assert recorded(two.fra, id_)[-1].event.name == "migration.completed"
+
+
+async def receipt(site: SiteUnderTest, id_: str) -> Receipt:
+    """The receipt, once the other site has heard how it ended."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                answer = await site.operator.receipt(id_)
+            except Conflict:
+                await asyncio.sleep(0.02)
+            else:
+                return Receipt.decode(answer)
+
+
+async def test_a_receipt_holds_what_both_sites_say_and_verifies_alone(two: TwoSites) -> None:
+    two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
+    id_ = await two.fra.operator.migrate("web-01", "ams")
+    await two.fra.operator.ended(id_)
+    keys = [Key.parse((place(site) / "log.vkey").read_text().strip()) for site in (two.fra, two.ams)]
+    for site in (two.fra, two.ams):
+        made = await receipt(site, id_[:8])
+        assert check(made, keys) == []
+        assert {part.key for part in made.parts} == set(keys)
+        for part in made.parts:
+            entries = [Recorded.decode(each.raw) for each in part.entries]
+            assert {each.text("migration") for each in entries} == {id_}
+            assert entries[-1].event.name == "migration.completed"
+    assert verify(Still(Directory(place(two.fra))), Trust(others=tuple(keys)), [made.encode()]).findings == []
+
+
+async def test_a_migration_that_goes_on_or_is_not_known_has_no_receipt(two: TwoSites) -> None:
+    two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
+    two.fra.hypervisor.rate = 1_000_000
+    id_ = await two.fra.operator.migrate("web-01", "ams")
+    with pytest.raises(Conflict, match="has not ended yet"):
+        await two.fra.operator.receipt(id_)
+    two.fra.hypervisor.hasten()
+    await two.fra.operator.ended(id_)
+    with pytest.raises(NotFound):
+        await two.fra.operator.receipt("ffffffff")
+
+
+async def test_another_sites_gateway_gets_no_proofs_of_what_is_not_its_own(two: TwoSites) -> None:
+    two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
+    id_ = await two.fra.operator.migrate("web-01", "ams")
+    await two.fra.operator.ended(id_)
+    peer = PeerRemote("fra", [two.fra.listens["gw-1"].peers], two.ams.identity("gw-1"))
+    answer = await peer.ask(peer.stub.GetProofs, GetProofsRequest(migration=id_))
+    assert len(answer.entries) > 5
+    with pytest.raises(NotFound):
+        await peer.ask(peer.stub.GetProofs, GetProofsRequest(migration="ffffffff"))
+    await peer.close()

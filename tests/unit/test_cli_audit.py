@@ -24,10 +24,12 @@ from gateway.audit.export import standalone
 from gateway.audit.journal import commit
 from gateway.audit.storage import Storage
 from gateway.audit.verify import verify
+from gateway.cli import connection, main
 from landbridge.errors import NotFound, Unreachable, UsageError
 from tests.unit.audit_day import day as audit_day
 from tests.unit.audit_day import written_day
 from tests.unit.audit_logs import AMS, BRU, MIGRATION, WITNESS_KEY, cosigned, entry, receipt, signer, written
+from tests.unit.fake_gateway import ID, FakeGateway
 
 LANDBRIDGE = Path(sys.executable).with_name("landbridge")
 
@@ -105,6 +107,31 @@ def test_a_receipt_is_verified_alone(log: Path, tmp_path: Path) -> None:
     done = audit("verify", issued)
     assert done.returncode == 14
     assert "entry 0 is not in the tree that" in done.stdout
+
+
+def test_a_receipt_is_written_and_checked_at_once(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with FakeGateway() as fake:
+        monkeypatch.setattr(connection, "connect", lambda _: fake.client())
+        assert main(["receipt", "3f2a"]) == 4
+        assert "has not ended yet" in capsys.readouterr().err
+        fake.receipt = receipt(log, 0, 4).encode()
+        assert main(["receipt", "3f2a"]) == 0
+        said = capsys.readouterr().out
+        assert f"Wrote {ID}.receipt: 2 entries of {BRU}" in said
+        assert f"  key {signer(log).key()}\n" in said
+        assert (tmp_path / f"{ID}.receipt").read_bytes() == fake.receipt
+        assert (tmp_path / f"{ID}.receipt").stat().st_mode & 0o777 == 0o600
+        assert main(["receipt", "3f2a"]) == 4
+        assert "is not overwritten" in capsys.readouterr().err
+        assert main(["receipt", "3f2a", "--json", "--out", "other"]) == 0
+        written_down = json.loads(capsys.readouterr().out)
+        assert (written_down["type"], written_down["file"], written_down["entries"]) == ("receipt", "other", 2)
+        fake.receipt = fake.receipt.replace(b"copying", b"stopped")
+        assert main(["receipt", "3f2a", "--out", "forged"]) == 14
+        assert "The receipt in forged does not verify" in capsys.readouterr().err
 
 
 def test_a_changed_byte_is_named_with_its_entry_and_its_meaning(log: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from gateway.migration.coordinator import Coordinator
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
+from gateway.migration.receipts import Receipts
 from gateway.service.operators import GatewayService
 from gateway.store import TunnelLimits
 from gateway.tunnel.tunnels import Tunnels
@@ -39,6 +40,7 @@ async def told(request: SetLimitRequest) -> list[tuple[str, int | TunnelLimits |
         cast("Inventory", None),
         cast("Tunnels", None),
         cast("Limits", limited),
+        cast("Receipts", None),
     )
     await service.SetLimit(request, None)
     return limited.told

@@ -22,62 +22,63 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from landbridge.v1 import audit_pb2 as landbridge_dot_v1_dot_audit__pb2
 from landbridge.v1 import types_pb2 as landbridge_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blandbridge/v1/gateway.proto\x12\rlandbridge.v1\x1a\x19landbridge/v1/types.proto\"\xc9\x01\n\x04Site\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05local\x18\x02 \x01(\x08\x12\x13\n\x0bunreachable\x18\x03 \x01(\t\x12\r\n\x05hosts\x18\x04 \x01(\r\x12\x17\n\x0fhosts_reachable\x18\x05 \x01(\r\x12\x17\n\x0fgateway_version\x18\x06 \x01(\t\x12\x0e\n\x06rtt_ms\x18\x07 \x01(\r\x12\x0e\n\x06tunnel\x18\x08 \x01(\t\x12\x10\n\x08links_up\x18\t \x01(\r\x12\r\n\x05links\x18\n \x01(\r\x12\r\n\x05limit\x18\x0b \x01(\x04\"\x12\n\x10ListSitesRequest\"7\n\x11ListSitesResponse\x12\"\n\x05sites\x18\x01 \x03(\x0b\x32\x13.landbridge.v1.Site\"\x12\n\x10ListHostsRequest\"7\n\x11ListHostsResponse\x12\"\n\x05hosts\x18\x01 \x03(\x0b\x32\x13.landbridge.v1.Host\"\x1c\n\x1aListVirtualMachinesRequest\"g\n\x1bListVirtualMachinesResponse\x12\x1e\n\x03vms\x18\x01 \x03(\x0b\x32\x11.landbridge.v1.Vm\x12(\n\x0bunreachable\x18\x02 \x03(\x0b\x32\x13.landbridge.v1.Host\"y\n\x10PreflightRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65stination_site\x18\x02 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x03 \x01(\t\x12%\n\x06policy\x18\x04 \x01(\x0b\x32\x15.landbridge.v1.Policy\"\xb8\x01\n\x11PreflightResponse\x12\x0f\n\x07vm_uuid\x18\x01 \x01(\t\x12\x13\n\x0bsource_host\x18\x02 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x03 \x01(\t\x12(\n\x08\x66indings\x18\x04 \x03(\x0b\x32\x16.landbridge.v1.Finding\x12\x0e\n\x06passed\x18\x05 \x01(\x08\x12)\n\x08\x65stimate\x18\x06 \x01(\x0b\x32\x17.landbridge.v1.Estimate\"w\n\x0eMigrateRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65stination_site\x18\x02 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x03 \x01(\t\x12%\n\x06policy\x18\x04 \x01(\x0b\x32\x15.landbridge.v1.Policy\">\n\x0fMigrateResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"\x17\n\x15ListMigrationsRequest\"F\n\x16ListMigrationsResponse\x12,\n\nmigrations\x18\x01 \x03(\x0b\x32\x18.landbridge.v1.Migration\"!\n\x13GetMigrationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"C\n\x14GetMigrationResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"#\n\x15WatchMigrationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"E\n\x16WatchMigrationResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"$\n\x16\x43\x61ncelMigrationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"F\n\x17\x43\x61ncelMigrationResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"$\n\x16SettleMigrationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"W\n\x17SettleMigrationResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\x12\x0f\n\x07removed\x18\x02 \x03(\t\"\xa9\x01\n\x0fSetLimitRequest\x12\x13\n\tmigration\x18\x01 \x01(\tH\x00\x12\x0e\n\x04site\x18\x02 \x01(\tH\x00\x12\x1d\n\x10\x62ytes_per_second\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x12\n\x05links\x18\x04 \x01(\rH\x02\x88\x01\x01\x12\x15\n\ras_configured\x18\x05 \x01(\x08\x42\x08\n\x06targetB\x13\n\x11_bytes_per_secondB\x08\n\x06_links\"\x12\n\x10SetLimitResponse2\xcf\x07\n\x07Gateway\x12N\n\tListSites\x12\x1f.landbridge.v1.ListSitesRequest\x1a .landbridge.v1.ListSitesResponse\x12N\n\tListHosts\x12\x1f.landbridge.v1.ListHostsRequest\x1a .landbridge.v1.ListHostsResponse\x12`\n\x07ListVms\x12).landbridge.v1.ListVirtualMachinesRequest\x1a*.landbridge.v1.ListVirtualMachinesResponse\x12N\n\tPreflight\x12\x1f.landbridge.v1.PreflightRequest\x1a .landbridge.v1.PreflightResponse\x12H\n\x07Migrate\x12\x1d.landbridge.v1.MigrateRequest\x1a\x1e.landbridge.v1.MigrateResponse\x12]\n\x0eListMigrations\x12$.landbridge.v1.ListMigrationsRequest\x1a%.landbridge.v1.ListMigrationsResponse\x12W\n\x0cGetMigration\x12\".landbridge.v1.GetMigrationRequest\x1a#.landbridge.v1.GetMigrationResponse\x12_\n\x0eWatchMigration\x12$.landbridge.v1.WatchMigrationRequest\x1a%.landbridge.v1.WatchMigrationResponse0\x01\x12`\n\x0f\x43\x61ncelMigration\x12%.landbridge.v1.CancelMigrationRequest\x1a&.landbridge.v1.CancelMigrationResponse\x12`\n\x0fSettleMigration\x12%.landbridge.v1.SettleMigrationRequest\x1a&.landbridge.v1.SettleMigrationResponse\x12K\n\x08SetLimit\x12\x1e.landbridge.v1.SetLimitRequest\x1a\x1f.landbridge.v1.SetLimitResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blandbridge/v1/gateway.proto\x12\rlandbridge.v1\x1a\x19landbridge/v1/audit.proto\x1a\x19landbridge/v1/types.proto\"\xc9\x01\n\x04Site\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05local\x18\x02 \x01(\x08\x12\x13\n\x0bunreachable\x18\x03 \x01(\t\x12\r\n\x05hosts\x18\x04 \x01(\r\x12\x17\n\x0fhosts_reachable\x18\x05 \x01(\r\x12\x17\n\x0fgateway_version\x18\x06 \x01(\t\x12\x0e\n\x06rtt_ms\x18\x07 \x01(\r\x12\x0e\n\x06tunnel\x18\x08 \x01(\t\x12\x10\n\x08links_up\x18\t \x01(\r\x12\r\n\x05links\x18\n \x01(\r\x12\r\n\x05limit\x18\x0b \x01(\x04\"\x12\n\x10ListSitesRequest\"7\n\x11ListSitesResponse\x12\"\n\x05sites\x18\x01 \x03(\x0b\x32\x13.landbridge.v1.Site\"\x12\n\x10ListHostsRequest\"7\n\x11ListHostsResponse\x12\"\n\x05hosts\x18\x01 \x03(\x0b\x32\x13.landbridge.v1.Host\"\x1c\n\x1aListVirtualMachinesRequest\"g\n\x1bListVirtualMachinesResponse\x12\x1e\n\x03vms\x18\x01 \x03(\x0b\x32\x11.landbridge.v1.Vm\x12(\n\x0bunreachable\x18\x02 \x03(\x0b\x32\x13.landbridge.v1.Host\"y\n\x10PreflightRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65stination_site\x18\x02 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x03 \x01(\t\x12%\n\x06policy\x18\x04 \x01(\x0b\x32\x15.landbridge.v1.Policy\"\xb8\x01\n\x11PreflightResponse\x12\x0f\n\x07vm_uuid\x18\x01 \x01(\t\x12\x13\n\x0bsource_host\x18\x02 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x03 \x01(\t\x12(\n\x08\x66indings\x18\x04 \x03(\x0b\x32\x16.landbridge.v1.Finding\x12\x0e\n\x06passed\x18\x05 \x01(\x08\x12)\n\x08\x65stimate\x18\x06 \x01(\x0b\x32\x17.landbridge.v1.Estimate\"w\n\x0eMigrateRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65stination_site\x18\x02 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x03 \x01(\t\x12%\n\x06policy\x18\x04 \x01(\x0b\x32\x15.landbridge.v1.Policy\">\n\x0fMigrateResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"\x17\n\x15ListMigrationsRequest\"F\n\x16ListMigrationsResponse\x12,\n\nmigrations\x18\x01 \x03(\x0b\x32\x18.landbridge.v1.Migration\"!\n\x13GetMigrationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"C\n\x14GetMigrationResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"#\n\x15WatchMigrationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"E\n\x16WatchMigrationResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"$\n\x16\x43\x61ncelMigrationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"F\n\x17\x43\x61ncelMigrationResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"$\n\x16SettleMigrationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"W\n\x17SettleMigrationResponse\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\x12\x0f\n\x07removed\x18\x02 \x03(\t\"\xa9\x01\n\x0fSetLimitRequest\x12\x13\n\tmigration\x18\x01 \x01(\tH\x00\x12\x0e\n\x04site\x18\x02 \x01(\tH\x00\x12\x1d\n\x10\x62ytes_per_second\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x12\n\x05links\x18\x04 \x01(\rH\x02\x88\x01\x01\x12\x15\n\ras_configured\x18\x05 \x01(\x08\x42\x08\n\x06targetB\x13\n\x11_bytes_per_secondB\x08\n\x06_links\"\x12\n\x10SetLimitResponse2\xa2\x08\n\x07Gateway\x12N\n\tListSites\x12\x1f.landbridge.v1.ListSitesRequest\x1a .landbridge.v1.ListSitesResponse\x12N\n\tListHosts\x12\x1f.landbridge.v1.ListHostsRequest\x1a .landbridge.v1.ListHostsResponse\x12`\n\x07ListVms\x12).landbridge.v1.ListVirtualMachinesRequest\x1a*.landbridge.v1.ListVirtualMachinesResponse\x12N\n\tPreflight\x12\x1f.landbridge.v1.PreflightRequest\x1a .landbridge.v1.PreflightResponse\x12H\n\x07Migrate\x12\x1d.landbridge.v1.MigrateRequest\x1a\x1e.landbridge.v1.MigrateResponse\x12]\n\x0eListMigrations\x12$.landbridge.v1.ListMigrationsRequest\x1a%.landbridge.v1.ListMigrationsResponse\x12W\n\x0cGetMigration\x12\".landbridge.v1.GetMigrationRequest\x1a#.landbridge.v1.GetMigrationResponse\x12_\n\x0eWatchMigration\x12$.landbridge.v1.WatchMigrationRequest\x1a%.landbridge.v1.WatchMigrationResponse0\x01\x12`\n\x0f\x43\x61ncelMigration\x12%.landbridge.v1.CancelMigrationRequest\x1a&.landbridge.v1.CancelMigrationResponse\x12`\n\x0fSettleMigration\x12%.landbridge.v1.SettleMigrationRequest\x1a&.landbridge.v1.SettleMigrationResponse\x12K\n\x08SetLimit\x12\x1e.landbridge.v1.SetLimitRequest\x1a\x1f.landbridge.v1.SetLimitResponse\x12Q\n\nGetReceipt\x12 .landbridge.v1.GetReceiptRequest\x1a!.landbridge.v1.GetReceiptResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'landbridge.v1.gateway_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SITE']._serialized_start=74
-  _globals['_SITE']._serialized_end=275
-  _globals['_LISTSITESREQUEST']._serialized_start=277
-  _globals['_LISTSITESREQUEST']._serialized_end=295
-  _globals['_LISTSITESRESPONSE']._serialized_start=297
-  _globals['_LISTSITESRESPONSE']._serialized_end=352
-  _globals['_LISTHOSTSREQUEST']._serialized_start=354
-  _globals['_LISTHOSTSREQUEST']._serialized_end=372
-  _globals['_LISTHOSTSRESPONSE']._serialized_start=374
-  _globals['_LISTHOSTSRESPONSE']._serialized_end=429
-  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_start=431
-  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_end=459
-  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_start=461
-  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_end=564
-  _globals['_PREFLIGHTREQUEST']._serialized_start=566
-  _globals['_PREFLIGHTREQUEST']._serialized_end=687
-  _globals['_PREFLIGHTRESPONSE']._serialized_start=690
-  _globals['_PREFLIGHTRESPONSE']._serialized_end=874
-  _globals['_MIGRATEREQUEST']._serialized_start=876
-  _globals['_MIGRATEREQUEST']._serialized_end=995
-  _globals['_MIGRATERESPONSE']._serialized_start=997
-  _globals['_MIGRATERESPONSE']._serialized_end=1059
-  _globals['_LISTMIGRATIONSREQUEST']._serialized_start=1061
-  _globals['_LISTMIGRATIONSREQUEST']._serialized_end=1084
-  _globals['_LISTMIGRATIONSRESPONSE']._serialized_start=1086
-  _globals['_LISTMIGRATIONSRESPONSE']._serialized_end=1156
-  _globals['_GETMIGRATIONREQUEST']._serialized_start=1158
-  _globals['_GETMIGRATIONREQUEST']._serialized_end=1191
-  _globals['_GETMIGRATIONRESPONSE']._serialized_start=1193
-  _globals['_GETMIGRATIONRESPONSE']._serialized_end=1260
-  _globals['_WATCHMIGRATIONREQUEST']._serialized_start=1262
-  _globals['_WATCHMIGRATIONREQUEST']._serialized_end=1297
-  _globals['_WATCHMIGRATIONRESPONSE']._serialized_start=1299
-  _globals['_WATCHMIGRATIONRESPONSE']._serialized_end=1368
-  _globals['_CANCELMIGRATIONREQUEST']._serialized_start=1370
-  _globals['_CANCELMIGRATIONREQUEST']._serialized_end=1406
-  _globals['_CANCELMIGRATIONRESPONSE']._serialized_start=1408
-  _globals['_CANCELMIGRATIONRESPONSE']._serialized_end=1478
-  _globals['_SETTLEMIGRATIONREQUEST']._serialized_start=1480
-  _globals['_SETTLEMIGRATIONREQUEST']._serialized_end=1516
-  _globals['_SETTLEMIGRATIONRESPONSE']._serialized_start=1518
-  _globals['_SETTLEMIGRATIONRESPONSE']._serialized_end=1605
-  _globals['_SETLIMITREQUEST']._serialized_start=1608
-  _globals['_SETLIMITREQUEST']._serialized_end=1777
-  _globals['_SETLIMITRESPONSE']._serialized_start=1779
-  _globals['_SETLIMITRESPONSE']._serialized_end=1797
-  _globals['_GATEWAY']._serialized_start=1800
-  _globals['_GATEWAY']._serialized_end=2775
+  _globals['_SITE']._serialized_start=101
+  _globals['_SITE']._serialized_end=302
+  _globals['_LISTSITESREQUEST']._serialized_start=304
+  _globals['_LISTSITESREQUEST']._serialized_end=322
+  _globals['_LISTSITESRESPONSE']._serialized_start=324
+  _globals['_LISTSITESRESPONSE']._serialized_end=379
+  _globals['_LISTHOSTSREQUEST']._serialized_start=381
+  _globals['_LISTHOSTSREQUEST']._serialized_end=399
+  _globals['_LISTHOSTSRESPONSE']._serialized_start=401
+  _globals['_LISTHOSTSRESPONSE']._serialized_end=456
+  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_start=458
+  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_end=486
+  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_start=488
+  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_end=591
+  _globals['_PREFLIGHTREQUEST']._serialized_start=593
+  _globals['_PREFLIGHTREQUEST']._serialized_end=714
+  _globals['_PREFLIGHTRESPONSE']._serialized_start=717
+  _globals['_PREFLIGHTRESPONSE']._serialized_end=901
+  _globals['_MIGRATEREQUEST']._serialized_start=903
+  _globals['_MIGRATEREQUEST']._serialized_end=1022
+  _globals['_MIGRATERESPONSE']._serialized_start=1024
+  _globals['_MIGRATERESPONSE']._serialized_end=1086
+  _globals['_LISTMIGRATIONSREQUEST']._serialized_start=1088
+  _globals['_LISTMIGRATIONSREQUEST']._serialized_end=1111
+  _globals['_LISTMIGRATIONSRESPONSE']._serialized_start=1113
+  _globals['_LISTMIGRATIONSRESPONSE']._serialized_end=1183
+  _globals['_GETMIGRATIONREQUEST']._serialized_start=1185
+  _globals['_GETMIGRATIONREQUEST']._serialized_end=1218
+  _globals['_GETMIGRATIONRESPONSE']._serialized_start=1220
+  _globals['_GETMIGRATIONRESPONSE']._serialized_end=1287
+  _globals['_WATCHMIGRATIONREQUEST']._serialized_start=1289
+  _globals['_WATCHMIGRATIONREQUEST']._serialized_end=1324
+  _globals['_WATCHMIGRATIONRESPONSE']._serialized_start=1326
+  _globals['_WATCHMIGRATIONRESPONSE']._serialized_end=1395
+  _globals['_CANCELMIGRATIONREQUEST']._serialized_start=1397
+  _globals['_CANCELMIGRATIONREQUEST']._serialized_end=1433
+  _globals['_CANCELMIGRATIONRESPONSE']._serialized_start=1435
+  _globals['_CANCELMIGRATIONRESPONSE']._serialized_end=1505
+  _globals['_SETTLEMIGRATIONREQUEST']._serialized_start=1507
+  _globals['_SETTLEMIGRATIONREQUEST']._serialized_end=1543
+  _globals['_SETTLEMIGRATIONRESPONSE']._serialized_start=1545
+  _globals['_SETTLEMIGRATIONRESPONSE']._serialized_end=1632
+  _globals['_SETLIMITREQUEST']._serialized_start=1635
+  _globals['_SETLIMITREQUEST']._serialized_end=1804
+  _globals['_SETLIMITRESPONSE']._serialized_start=1806
+  _globals['_SETLIMITRESPONSE']._serialized_end=1824
+  _globals['_GATEWAY']._serialized_start=1827
+  _globals['_GATEWAY']._serialized_end=2885
 # @@protoc_insertion_point(module_scope)

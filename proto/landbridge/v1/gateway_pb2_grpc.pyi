@@ -5,6 +5,7 @@ Served by each gateway to operators: the command line, and Python users."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from landbridge.v1 import audit_pb2 as _audit_pb2
 from landbridge.v1 import gateway_pb2 as _gateway_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -53,6 +54,8 @@ class GatewayStub:
     """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs. It holds at every gateway of
     this site within a few seconds, and over their restarts: a migration's until it ends, a tunnel's until it is set again.
     """
+    GetReceipt: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptRequest, _audit_pb2.GetReceiptResponse]
+    """What the audit logs of both sites say of a migration that has ended, with the proofs."""
 
 @_typing.type_check_only
 class GatewayAsyncStub(GatewayStub):
@@ -79,6 +82,8 @@ class GatewayAsyncStub(GatewayStub):
     """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs. It holds at every gateway of
     this site within a few seconds, and over their restarts: a migration's until it ends, a tunnel's until it is set again.
     """
+    GetReceipt: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptRequest, _audit_pb2.GetReceiptResponse]  # type: ignore[assignment]
+    """What the audit logs of both sites say of a migration that has ended, with the proofs."""
 
 class GatewayServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -168,5 +173,13 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs. It holds at every gateway of
         this site within a few seconds, and over their restarts: a migration's until it ends, a tunnel's until it is set again.
         """
+
+    @_abc_1.abstractmethod
+    def GetReceipt(
+        self,
+        request: _audit_pb2.GetReceiptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.GetReceiptResponse, _abc.Awaitable[_audit_pb2.GetReceiptResponse]]:
+        """What the audit logs of both sites say of a migration that has ended, with the proofs."""
 
 def add_GatewayServicer_to_server(servicer: GatewayServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,40 +24,41 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from landbridge.v1 import agent_pb2 as landbridge_dot_v1_dot_agent__pb2
+from landbridge.v1 import audit_pb2 as landbridge_dot_v1_dot_audit__pb2
 from landbridge.v1 import types_pb2 as landbridge_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18landbridge/v1/peer.proto\x12\rlandbridge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19landbridge/v1/agent.proto\x1a\x19landbridge/v1/types.proto\"\x1f\n\x0eGetSiteRequest\x12\r\n\x05hosts\x18\x01 \x01(\x08\"\xa1\x01\n\x0fGetSiteResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0fgateway_version\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12)\n\x05\x63lock\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x05hosts\x18\x05 \x03(\x0b\x32\x13.landbridge.v1.Host\"\\\n\x18PeerCheckIncomingRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x32\n\x05\x63heck\x18\x02 \x01(\x0b\x32#.landbridge.v1.CheckIncomingRequest\"P\n\x19PeerCheckIncomingResponse\x12\x33\n\x05\x63heck\x18\x01 \x01(\x0b\x32$.landbridge.v1.CheckIncomingResponse\"q\n\x12PeerPrepareRequest\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\x12.\n\x07prepare\x18\x02 \x01(\x0b\x32\x1d.landbridge.v1.PrepareRequest\"F\n\x13PeerPrepareResponse\x12/\n\x07prepare\x18\x01 \x01(\x0b\x32\x1e.landbridge.v1.PrepareResponse\"G\n\x13PeerActivateRequest\x12\x30\n\x08\x61\x63tivate\x18\x01 \x01(\x0b\x32\x1e.landbridge.v1.ActivateRequest\"I\n\x14PeerActivateResponse\x12\x31\n\x08\x61\x63tivate\x18\x01 \x01(\x0b\x32\x1f.landbridge.v1.ActivateResponse\"A\n\x11PeerCancelRequest\x12,\n\x06\x63\x61ncel\x18\x01 \x01(\x0b\x32\x1c.landbridge.v1.CancelRequest\"C\n\x12PeerCancelResponse\x12-\n\x06\x63\x61ncel\x18\x01 \x01(\x0b\x32\x1d.landbridge.v1.CancelResponse\"@\n\x11PeerReportRequest\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"\x14\n\x12PeerReportResponse2\xf9\x03\n\x04Peer\x12H\n\x07GetSite\x12\x1d.landbridge.v1.GetSiteRequest\x1a\x1e.landbridge.v1.GetSiteResponse\x12\x62\n\rCheckIncoming\x12\'.landbridge.v1.PeerCheckIncomingRequest\x1a(.landbridge.v1.PeerCheckIncomingResponse\x12P\n\x07Prepare\x12!.landbridge.v1.PeerPrepareRequest\x1a\".landbridge.v1.PeerPrepareResponse\x12S\n\x08\x41\x63tivate\x12\".landbridge.v1.PeerActivateRequest\x1a#.landbridge.v1.PeerActivateResponse\x12M\n\x06\x43\x61ncel\x12 .landbridge.v1.PeerCancelRequest\x1a!.landbridge.v1.PeerCancelResponse\x12M\n\x06Report\x12 .landbridge.v1.PeerReportRequest\x1a!.landbridge.v1.PeerReportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18landbridge/v1/peer.proto\x12\rlandbridge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19landbridge/v1/agent.proto\x1a\x19landbridge/v1/audit.proto\x1a\x19landbridge/v1/types.proto\"\x1f\n\x0eGetSiteRequest\x12\r\n\x05hosts\x18\x01 \x01(\x08\"\xa1\x01\n\x0fGetSiteResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0fgateway_version\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12)\n\x05\x63lock\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x05hosts\x18\x05 \x03(\x0b\x32\x13.landbridge.v1.Host\"\\\n\x18PeerCheckIncomingRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x32\n\x05\x63heck\x18\x02 \x01(\x0b\x32#.landbridge.v1.CheckIncomingRequest\"P\n\x19PeerCheckIncomingResponse\x12\x33\n\x05\x63heck\x18\x01 \x01(\x0b\x32$.landbridge.v1.CheckIncomingResponse\"q\n\x12PeerPrepareRequest\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\x12.\n\x07prepare\x18\x02 \x01(\x0b\x32\x1d.landbridge.v1.PrepareRequest\"F\n\x13PeerPrepareResponse\x12/\n\x07prepare\x18\x01 \x01(\x0b\x32\x1e.landbridge.v1.PrepareResponse\"G\n\x13PeerActivateRequest\x12\x30\n\x08\x61\x63tivate\x18\x01 \x01(\x0b\x32\x1e.landbridge.v1.ActivateRequest\"I\n\x14PeerActivateResponse\x12\x31\n\x08\x61\x63tivate\x18\x01 \x01(\x0b\x32\x1f.landbridge.v1.ActivateResponse\"A\n\x11PeerCancelRequest\x12,\n\x06\x63\x61ncel\x18\x01 \x01(\x0b\x32\x1c.landbridge.v1.CancelRequest\"C\n\x12PeerCancelResponse\x12-\n\x06\x63\x61ncel\x18\x01 \x01(\x0b\x32\x1d.landbridge.v1.CancelResponse\"@\n\x11PeerReportRequest\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"\x14\n\x12PeerReportResponse2\xc9\x04\n\x04Peer\x12H\n\x07GetSite\x12\x1d.landbridge.v1.GetSiteRequest\x1a\x1e.landbridge.v1.GetSiteResponse\x12\x62\n\rCheckIncoming\x12\'.landbridge.v1.PeerCheckIncomingRequest\x1a(.landbridge.v1.PeerCheckIncomingResponse\x12P\n\x07Prepare\x12!.landbridge.v1.PeerPrepareRequest\x1a\".landbridge.v1.PeerPrepareResponse\x12S\n\x08\x41\x63tivate\x12\".landbridge.v1.PeerActivateRequest\x1a#.landbridge.v1.PeerActivateResponse\x12M\n\x06\x43\x61ncel\x12 .landbridge.v1.PeerCancelRequest\x1a!.landbridge.v1.PeerCancelResponse\x12M\n\x06Report\x12 .landbridge.v1.PeerReportRequest\x1a!.landbridge.v1.PeerReportResponse\x12N\n\tGetProofs\x12\x1f.landbridge.v1.GetProofsRequest\x1a .landbridge.v1.GetProofsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'landbridge.v1.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETSITEREQUEST']._serialized_start=130
-  _globals['_GETSITEREQUEST']._serialized_end=161
-  _globals['_GETSITERESPONSE']._serialized_start=164
-  _globals['_GETSITERESPONSE']._serialized_end=325
-  _globals['_PEERCHECKINCOMINGREQUEST']._serialized_start=327
-  _globals['_PEERCHECKINCOMINGREQUEST']._serialized_end=419
-  _globals['_PEERCHECKINCOMINGRESPONSE']._serialized_start=421
-  _globals['_PEERCHECKINCOMINGRESPONSE']._serialized_end=501
-  _globals['_PEERPREPAREREQUEST']._serialized_start=503
-  _globals['_PEERPREPAREREQUEST']._serialized_end=616
-  _globals['_PEERPREPARERESPONSE']._serialized_start=618
-  _globals['_PEERPREPARERESPONSE']._serialized_end=688
-  _globals['_PEERACTIVATEREQUEST']._serialized_start=690
-  _globals['_PEERACTIVATEREQUEST']._serialized_end=761
-  _globals['_PEERACTIVATERESPONSE']._serialized_start=763
-  _globals['_PEERACTIVATERESPONSE']._serialized_end=836
-  _globals['_PEERCANCELREQUEST']._serialized_start=838
-  _globals['_PEERCANCELREQUEST']._serialized_end=903
-  _globals['_PEERCANCELRESPONSE']._serialized_start=905
-  _globals['_PEERCANCELRESPONSE']._serialized_end=972
-  _globals['_PEERREPORTREQUEST']._serialized_start=974
-  _globals['_PEERREPORTREQUEST']._serialized_end=1038
-  _globals['_PEERREPORTRESPONSE']._serialized_start=1040
-  _globals['_PEERREPORTRESPONSE']._serialized_end=1060
-  _globals['_PEER']._serialized_start=1063
-  _globals['_PEER']._serialized_end=1568
+  _globals['_GETSITEREQUEST']._serialized_start=157
+  _globals['_GETSITEREQUEST']._serialized_end=188
+  _globals['_GETSITERESPONSE']._serialized_start=191
+  _globals['_GETSITERESPONSE']._serialized_end=352
+  _globals['_PEERCHECKINCOMINGREQUEST']._serialized_start=354
+  _globals['_PEERCHECKINCOMINGREQUEST']._serialized_end=446
+  _globals['_PEERCHECKINCOMINGRESPONSE']._serialized_start=448
+  _globals['_PEERCHECKINCOMINGRESPONSE']._serialized_end=528
+  _globals['_PEERPREPAREREQUEST']._serialized_start=530
+  _globals['_PEERPREPAREREQUEST']._serialized_end=643
+  _globals['_PEERPREPARERESPONSE']._serialized_start=645
+  _globals['_PEERPREPARERESPONSE']._serialized_end=715
+  _globals['_PEERACTIVATEREQUEST']._serialized_start=717
+  _globals['_PEERACTIVATEREQUEST']._serialized_end=788
+  _globals['_PEERACTIVATERESPONSE']._serialized_start=790
+  _globals['_PEERACTIVATERESPONSE']._serialized_end=863
+  _globals['_PEERCANCELREQUEST']._serialized_start=865
+  _globals['_PEERCANCELREQUEST']._serialized_end=930
+  _globals['_PEERCANCELRESPONSE']._serialized_start=932
+  _globals['_PEERCANCELRESPONSE']._serialized_end=999
+  _globals['_PEERREPORTREQUEST']._serialized_start=1001
+  _globals['_PEERREPORTREQUEST']._serialized_end=1065
+  _globals['_PEERREPORTRESPONSE']._serialized_start=1067
+  _globals['_PEERREPORTRESPONSE']._serialized_end=1087
+  _globals['_PEER']._serialized_start=1090
+  _globals['_PEER']._serialized_end=1675
 # @@protoc_insertion_point(module_scope)

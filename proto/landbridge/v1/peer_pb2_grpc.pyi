@@ -5,6 +5,7 @@ Between the gateways of two sites. The source site's gateway coordinates and cal
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from landbridge.v1 import audit_pb2 as _audit_pb2
 from landbridge.v1 import peer_pb2 as _peer_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -38,6 +39,8 @@ class PeerStub:
     Cancel: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PeerCancelRequest, _peer_pb2.PeerCancelResponse]
     Report: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PeerReportRequest, _peer_pb2.PeerReportResponse]
     """How the migration stands at the source, so that both sites tell the same story."""
+    GetProofs: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetProofsRequest, _audit_pb2.GetProofsResponse]
+    """What this site's audit log says of a migration between the two, with the proofs."""
 
 @_typing.type_check_only
 class PeerAsyncStub(PeerStub):
@@ -49,6 +52,8 @@ class PeerAsyncStub(PeerStub):
     Cancel: _aio.UnaryUnaryMultiCallable[_peer_pb2.PeerCancelRequest, _peer_pb2.PeerCancelResponse]  # type: ignore[assignment]
     Report: _aio.UnaryUnaryMultiCallable[_peer_pb2.PeerReportRequest, _peer_pb2.PeerReportResponse]  # type: ignore[assignment]
     """How the migration stands at the source, so that both sites tell the same story."""
+    GetProofs: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetProofsRequest, _audit_pb2.GetProofsResponse]  # type: ignore[assignment]
+    """What this site's audit log says of a migration between the two, with the proofs."""
 
 class PeerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -93,5 +98,13 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.PeerReportResponse, _abc.Awaitable[_peer_pb2.PeerReportResponse]]:
         """How the migration stands at the source, so that both sites tell the same story."""
+
+    @_abc_1.abstractmethod
+    def GetProofs(
+        self,
+        request: _audit_pb2.GetProofsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.GetProofsResponse, _abc.Awaitable[_audit_pb2.GetProofsResponse]]:
+        """What this site's audit log says of a migration between the two, with the proofs."""
 
 def add_PeerServicer_to_server(servicer: PeerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
