@@ -100,8 +100,10 @@ class Walk:
         self._claimed = claimed
         self.seen: set[int] = set()
         self._made, self._stored = _Tree(), _Tree()
-        # Full and partial tiles that are not the hashes of what they should be, each with the first entry that differs.
+        # Tiles that are not the hashes of the entries, and at which entry.
         self._differing: list[tuple[str, int]] = []
+        # What is left of partial tiles, and whether it differs from the entries, and from the stored hashes.
+        self._stale: list[tuple[str, bool, bool]] = []
         self._missing: list[int] = []
         self._delivery = Delivery()
         # What entries say of the tree before them: (index, root in hex).
@@ -140,7 +142,8 @@ class Walk:
         else:
             made = [leaf_hash(entry) for entry in entries]
             self._compare(0, number, made, stored)
-            self._compare_partial(None, number, [bundle([entry]) for entry in entries])
+            for level in (None, 0):
+                self._compare_partial(level, number, made, stored)
         if made is None:
             root = self._root_above(number) if width == TILE else None
             if root is None:
@@ -219,22 +222,33 @@ class Walk:
     # 4: the hashes.
 
     def _compare(self, level: int, number: int, made: Sequence[bytes], stored: Sequence[bytes] | None) -> None:
-        """Whether a tile of hashes, and what is left of it from when it was partial, is what it should be."""
+        """Whether a tile of hashes is what it should be."""
         name = TileName(level, number, len(made))
         if stored is None:
             self._report.add(Check.TREE, f"the hashes {name.path} are missing, or not whole")
-        elif list(made) != list(stored):
-            at = next(
-                (at for at, pair in enumerate(zip(made, stored, strict=False)) if pair[0] != pair[1]), len(stored)
-            )
-            self._differing.append((name.path, number * TILE + at))
-        self._compare_partial(level, number, made)
+            return
+        pairs = zip(made, stored, strict=False)
+        self._differing += [(name.path, number * TILE + at) for at, pair in enumerate(pairs) if pair[0] != pair[1]]
 
-    def _compare_partial(self, level: int | None, number: int, parts: Sequence[bytes]) -> None:
+    def _compare_partial(
+        self, level: int | None, number: int, made: Sequence[bytes], stored: Sequence[bytes] | None
+    ) -> None:
+        """What is left of a tile or bundle from when it was partial: held against both trees, as one of them may be right."""
         for name in self._partial.pop((level, number), ()):
-            raw = self._log.read(name.path)
-            if name.width < len(parts) and raw is not None and raw != b"".join(parts[: name.width]):
-                self._differing.append((name.path, number * TILE))
+            if name.width >= len(made):
+                continue
+            hashes = self._hashes_in(name)
+            from_stored = stored is not None and hashes != list(stored[: name.width])
+            self._stale.append((name.path, hashes != list(made[: name.width]), from_stored))
+
+    def _hashes_in(self, name: TileName) -> list[bytes]:
+        raw = self._log.read(name.path) or b""
+        if name.level is not None:
+            return split(raw)
+        try:
+            return [leaf_hash(entry) for entry in unbundle(raw)]
+        except EvidenceFailed:
+            return []
 
     def _judge_missing(self) -> None:
         gone = [number for number in self._missing if (number + 1) * TILE > self._report.minimum and not self._part]
@@ -250,7 +264,8 @@ class Walk:
         root, made, stored = self._checkpoint.root, self._made.root(), self._stored.root()
         if made == root:
             self._judge_above(self._made.above)
-            for path, _ in self._differing:
+            changed = [path for path, _ in self._differing] + [path for path, differs, _ in self._stale if differs]
+            for path in dict.fromkeys(changed):
                 self._report.add(
                     Check.TREE,
                     f"the file {path} is not what the entries lead to: it was changed, and the entries were not",
@@ -262,12 +277,15 @@ class Walk:
                     f"entry {index} is not the one that was recorded: its hash is not that in {path}, which the site signed",
                     index,
                 )
+            for path in (path for path, _, differs in self._stale if differs):
+                self._report.add(Check.TREE, f"the file {path} is not what the site signed: it was changed, too")
         else:
-            where = f"; they part at entry {self._differing[0][1]}" if self._differing else ""
+            first = self._differing[0][1] if self._differing else None
+            where = "" if first is None else f"; they part at entry {first}"
             self._report.add(
                 Check.TREE,
                 f"neither the entries nor the hashes lead to the root that the checkpoint signs{where}",
-                self._differing[0][1] if self._differing else None,
+                first,
             )
 
     def _judge_above(self, hashes: Sequence[bytes]) -> None:
@@ -277,6 +295,7 @@ class Walk:
             for start in range(0, len(hashes), TILE):
                 made = hashes[start : start + TILE]
                 self._compare(level, start // TILE, made, self._hashes(TileName(level, start // TILE, len(made))))
+                self._compare_partial(level, start // TILE, made, None)
                 if len(made) == TILE:
                     above.append(whole_root(made))
             hashes, level = above, level + 1

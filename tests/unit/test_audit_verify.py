@@ -332,6 +332,26 @@ def test_an_old_partial_tile_that_was_changed_is_found(tmp_path: Path) -> None:
         assert only(found(changed))[2].startswith(f"the file {path} is not what the entries lead to")
 
 
+def test_a_changed_entry_is_named_once_whatever_is_left_of_earlier_partial_tiles(tmp_path: Path) -> None:
+    for number in range(6):
+        written(tmp_path, 1, first=number)
+    log = Copy.of(tmp_path)
+    assert {"tile/entries/000.p/3", "tile/0/000.p/3"} <= set(log.files)
+    bundle_ = log.files["tile/entries/000.p/6"]
+    log.files["tile/entries/000.p/6"] = bundle_.replace(b"id-1", b"id-9")
+    check, index, message = only(found(log))
+    assert (check, index) == (Check.ENTRIES, 1)
+    assert "its hash is not that in tile/0/000.p/6" in message
+    log.files["tile/entries/000.p/6"] = log.files["tile/entries/000.p/6"].replace(b"id-3", b"id-8")
+    assert [index for _, index, _ in found(log)] == [1, 3]
+    log.files["tile/entries/000.p/4"] = bundle_[:-1]
+    assert found(log)[-1] == (
+        Check.TREE,
+        None,
+        "the file tile/entries/000.p/4 is not what the site signed: it was changed, too",
+    )
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
