@@ -26,6 +26,7 @@ from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory, RemoteSite
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
+from gateway.migration.outages import Outages
 from gateway.migration.receipts import Receipts
 from gateway.migration.recording import Recorder
 from gateway.migration.succession import Succession
@@ -126,6 +127,9 @@ async def running(settings: GatewayConfig, identity: StoredIdentity) -> AsyncIte
             await server.start()
             stack.push_async_callback(server.stop, 1.0)
         tunnels.keep_up()
+        outages = Outages(journal, settings.site, inventory.site_names, tunnels.is_up)
+        outages.start()
+        stack.push_async_callback(outages.close)
         coordinator.resume()
         stack.push_async_callback(coordinator.close)
         succession = Succession(store, ledger, coordinator, limits)

@@ -15,7 +15,7 @@ from gateway.audit.reading import last
 from gateway.audit.receipt import Receipt, check
 from gateway.audit.storage import Storage
 from gateway.audit.verify import Trust, verify
-from gateway.migration import ledger
+from gateway.migration import ledger, outages
 from gateway.migration.states import State
 from gateway.remote import PeerRemote
 from landbridge.errors import Conflict, NotFound, NotRecorded
@@ -54,8 +54,22 @@ async def test_both_sites_record_every_step_of_a_migration(two: TwoSites) -> Non
 
 async def test_a_gateway_that_is_started_again_goes_on_with_its_log(two: TwoSites) -> None:
     await two.fra.gateway.restart()
-    names = [entry.event.name for _, entry in last(Still(Directory(place(two.fra))), 3)]
-    assert names == ["log.started", "log.stopped", "log.started"]
+    names = [entry.event.name for _, entry in last(Still(Directory(place(two.fra))), 9)]
+    assert [name for name in names if name.startswith("log.")] == ["log.started", "log.stopped", "log.started"]
+
+
+async def test_a_tunnel_that_goes_and_comes_back_is_on_record(two: TwoSites, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outages, "LOOK", 0.02)
+
+    def names() -> list[str]:
+        log = Still(Directory(place(two.fra)))
+        return [entry.event.name for _, entry in last(log, 99) if entry.event.name.startswith(("tunnel.", "outage."))]
+
+    await eventually(lambda: names() == ["tunnel.opened"])
+    await two.ams.gateway.stop()
+    await eventually(lambda: names() == ["tunnel.opened", "outage.began"])
+    await two.ams.gateway.start()
+    await eventually(lambda: names() == ["tunnel.opened", "outage.began", "outage.ended"])
 
 
 async def test_while_the_log_cannot_be_written_nothing_begins_and_what_runs_is_held(
