@@ -122,6 +122,12 @@ class PolicySettings(Settings):
     file: Path | None = None
 
 
+class AuditSettings(Settings):
+    """Where this gateway keeps its audit log: a directory of its own, also where several gateways share a store."""
+
+    directory: Path = Path("/var/lib/landbridge/audit")
+
+
 class GatewayConfig(Settings):
     """The whole file."""
 
@@ -136,3 +142,4 @@ class GatewayConfig(Settings):
     tunnel: TunnelSettings = TunnelSettings()
     pages: PagesSettings = PagesSettings()
     policy: PolicySettings = PolicySettings()
+    audit: AuditSettings = AuditSettings()

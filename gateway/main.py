@@ -22,6 +22,7 @@ from certs.identity import Role
 from certs.links import listen
 from certs.living import LivingIdentity
 from certs.store import StoredIdentity, load_identity
+from gateway.audit.keeper import keeping
 from gateway.authorization.authority import Authority
 from gateway.authorization.policy_file import PolicyFile
 from gateway.authorization.requests import Requests
@@ -37,6 +38,9 @@ from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory, RemoteSite
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
+from gateway.migration.outages import Outages
+from gateway.migration.receipts import Receipts
+from gateway.migration.recording import Recorder
 from gateway.migration.succession import Succession
 from gateway.remote import AgentRemote, PeerRemote, Remote, now
 from gateway.service.admission import ByRole
@@ -111,7 +115,9 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
     async with contextlib.AsyncExitStack() as stack:
         store = Store(settings.store.url, settings.name)
         stack.callback(store.close)
-        ledger = Ledger(store)
+        origin = str(identity.identity).removeprefix("spiffe://")
+        journal = await stack.enter_async_context(keeping(settings.audit.directory, origin))
+        ledger = Ledger(store, Recorder(journal))
         await ledger.load()
         stack.push_async_callback(leave, store)
         tunnels = Tunnels(settings, identity)
@@ -123,12 +129,43 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         inventory = remotes(settings, identity, stack)
         authority = keep_policy(settings, identity, store, stack)
         coordinator = Coordinator(ledger, inventory, tunnels, settings.patience, authority)
+        receipts = Receipts(ledger, inventory, journal)
         keepers = await keep_identities(settings, identity, store, inventory, tunnels)
         stack.push_async_callback(keepers.close)
 
         await listen_for_links(settings, identity, tunnels, stack)
-        by_role = ByRole(Role.OPERATOR, settings.site, authority=authority)
-        operators = Guard(
+        gateway_service = GatewayService(coordinator, ledger, inventory, tunnels, limits, authority, receipts)
+        await serve_operators(settings, identity, authority, gateway_service, keepers, stack)
+        peers = guarded_server(
+            Guard(identity, {"landbridge.v1.Peer": Access(Role.GATEWAY, settings.site, local=False)})
+        )
+        incoming = Incoming(ledger, inventory, pump, authority)
+        add_PeerServicer_to_server(PeerService(incoming, inventory, keepers.trusting, receipts), peers)
+        await begin(peers, settings.listen.peers, identity, "peers", stack)
+        tunnels.keep_up()
+        outages = Outages(journal, settings.site, inventory.site_names, tunnels.is_up)
+        outages.start()
+        stack.push_async_callback(outages.close)
+        coordinator.resume()
+        stack.push_async_callback(coordinator.close)
+        succession = Succession(store, ledger, coordinator, limits)
+        succession.start()
+        stack.push_async_callback(succession.close)
+        yield
+
+
+async def serve_operators(
+    settings: GatewayConfig,
+    identity: LivingIdentity,
+    authority: Authority,
+    service: GatewayService,
+    keepers: Keepers,
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    """Answer those of this site: its operators and hosts, and strangers who want to become hosts."""
+    by_role = ByRole(Role.OPERATOR, settings.site, authority=authority)
+    known = guarded_server(
+        Guard(
             identity,
             {
                 "landbridge.v1.Gateway": by_role,
@@ -136,37 +173,24 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
                 "landbridge.v1.Renewal": Access(Role.HOST, settings.site),
             },
         )
-        strangers = Guard(identity, {"landbridge.v1.Enrolment": None})
-        peers = Guard(identity, {"landbridge.v1.Peer": Access(Role.GATEWAY, settings.site, local=False)})
-        for guard, address, section in (
-            (operators, settings.listen.operators, "operators"),
-            (peers, settings.listen.peers, "peers"),
-            (strangers, settings.listen.enrolment, "enrolment"),
-        ):
-            if address is None:
-                continue
-            server = guarded_server(guard)
-            if guard is operators:
-                add_GatewayServicer_to_server(
-                    GatewayService(coordinator, ledger, inventory, tunnels, limits, authority), server
-                )
-                add_IdentitiesServicer_to_server(keepers.for_operators(), server)
-                add_RenewalServicer_to_server(RenewalService(keepers.issuing, keepers.trusting), server)
-            elif guard is peers:
-                incoming = Incoming(ledger, inventory, pump, authority)
-                add_PeerServicer_to_server(PeerService(incoming, inventory, keepers.trusting), server)
-            else:
-                add_EnrolmentServicer_to_server(EnrolmentService(keepers.enrolment), server)
-            bind(server, address, identity, section)
-            await server.start()
-            stack.push_async_callback(server.stop, 1.0)
-        tunnels.keep_up()
-        coordinator.resume()
-        stack.push_async_callback(coordinator.close)
-        succession = Succession(store, ledger, coordinator, limits)
-        succession.start()
-        stack.push_async_callback(succession.close)
-        yield
+    )
+    add_GatewayServicer_to_server(service, known)
+    add_IdentitiesServicer_to_server(keepers.for_operators(), known)
+    add_RenewalServicer_to_server(RenewalService(keepers.issuing, keepers.trusting), known)
+    await begin(known, settings.listen.operators, identity, "operators", stack)
+    if settings.listen.enrolment is not None:
+        strangers = guarded_server(Guard(identity, {"landbridge.v1.Enrolment": None}))
+        add_EnrolmentServicer_to_server(EnrolmentService(keepers.enrolment), strangers)
+        await begin(strangers, settings.listen.enrolment, identity, "enrolment", stack)
+
+
+async def begin(
+    server: aio.Server, address: Address, identity: LivingIdentity, section: str, stack: contextlib.AsyncExitStack
+) -> None:
+    """Have a gRPC server listen and serve, until the stack is left. Raises ConfigError."""
+    bind(server, address, identity, section)
+    await server.start()
+    stack.push_async_callback(server.stop, 1.0)
 
 
 def keep_policy(

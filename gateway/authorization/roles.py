@@ -43,6 +43,7 @@ CALLS: Mapping[str, frozenset[OperatorRole]] = {
     "WatchMigration": _ALL,
     "ListRequests": _ALL,
     "ExplainPolicy": _ALL,
+    "GetReceipt": _ALL,
     # It looks into the guest's memory, and shows its definition to the other site.
     "Preflight": _OPERATOR,
     "Migrate": _OPERATOR,

@@ -1,9 +1,10 @@
 """The command line, `landbridge`: one file for each verb, and below them what they share.
 
-    sites hosts vms migrations show settle limit          ask once and print
+    sites hosts vms migrations show settle limit receipt  ask once and print
     policy requests approve deny                          likewise: who may do what
     migrate watch cancel                                  and then follow a migration to its end
-    certs, policy test                                    work on files; of certs, status, revoke, renew and rotate ask a gateway
+    audit, policy test                                    work on files, ask no gateway
+    certs                                                 likewise; status, revoke, renew and rotate ask one
 
     arguments -> connection -> verb -> output | json_lines | follow -> views | live -> summary
     checked      a Client              tables   for programs           while it goes    at its end
@@ -26,6 +27,7 @@ import click
 
 from gateway.cli import arguments, output, quiet, words  # noqa: F401 - quiet acts by being imported
 from gateway.cli.approve import approve
+from gateway.cli.audit import audit
 from gateway.cli.cancel import cancel
 from gateway.cli.certs import certs
 from gateway.cli.connection import Access
@@ -35,6 +37,7 @@ from gateway.cli.limit import limit
 from gateway.cli.migrate import migrate
 from gateway.cli.migrations import migrations
 from gateway.cli.policy import policy
+from gateway.cli.receipt import receipt
 from gateway.cli.requests import requests
 from gateway.cli.settle import settle
 from gateway.cli.show import show
@@ -70,7 +73,7 @@ def cli(ctx: click.Context, gateway: str | None, identity: Path | None) -> None:
     ctx.obj = Access(gateway, identity)
 
 
-for _verb in (sites, hosts, vms, migrate, migrations, show, watch, limit, cancel, settle, certs):
+for _verb in (sites, hosts, vms, migrate, migrations, show, watch, limit, cancel, settle, receipt, certs, audit):
     cli.add_command(_verb)
 for _verb in (policy, requests, approve, deny):
     cli.add_command(_verb)

@@ -6,6 +6,9 @@ preflight     why a migration would not work (pure)
 savings       what the tunnel's codec has saved, over several gateways' counting (pure)
 estimate      what a migration will take (pure)
 ledger        the migrations this gateway knows, durable, and who watches them
+recording     what the audit log says of them, before anything follows from it
+outages       when the tunnels to other sites come and go, for the audit log
+receipts      what the audit logs of both sites say of one, in one file
 inventory     what is where: hosts, VMs, sites
 coordinator   at the source's site: runs each migration through the table
 succession    which gateway of the site runs which of them, and takes over from one that has died

@@ -117,8 +117,15 @@ class Incoming:
         identity = (row.migration.vm_uuid, row.migration.destination_host, row.migration.source_host)
         if (migration.vm_uuid, migration.destination_host, migration.source_host) != identity:
             raise PermissionDenied(f"migration {migration.id} is of another VM or between other hosts than was agreed")
+        before = Migration()
+        before.CopyFrom(row.migration)
         row.migration.CopyFrom(_as_let_in(row.migration, migration, self._inventory.site))
-        await self._ledger.save(row)
+        try:
+            await self._ledger.save(row)
+        except LandbridgeError:
+            # It is reported again, and must be news then.
+            row.migration.CopyFrom(before)
+            raise
         if State(migration.state) in ENDED:
             self._pump.forget_counts(migration.id)
 

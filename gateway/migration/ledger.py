@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
 
 from gateway.migration.states import ENDED, Input, State, following
 from gateway.store import Row, Store
-from landbridge.errors import ConfigError, NotFound, TakenOver, UsageError
+from landbridge.errors import ConfigError, NotFound, NotRecorded, TakenOver, UsageError
 from landbridge.v1.types_pb2 import Migration
 
 log = structlog.get_logger()
+
+# Writes in the audit log that a row is in a new state, and which it had before; returns when that is durable. Raises NotRecorded.
+Record = Callable[[Row, State | None], Awaitable[None]]
 
 # Characters that a shortened id must have.
 SHORTEST_PREFIX = 4
@@ -40,8 +43,11 @@ def has_ended(row: Row) -> bool:
 class Ledger:
     """All rows. Owned by the event loop; `advance` and `save` return when the row is durable."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, record: Record) -> None:
         self._store = store
+        self._record = record
+        # Of each row, the number of the state that the audit log has.
+        self._recorded: dict[str, int] = {}
         self._rows: dict[str, Row] = {}
         self._changed: dict[str, asyncio.Event] = {}
         # Of each row, the revision in the store that `refresh` has seen.
@@ -74,6 +80,7 @@ class Ledger:
     def _take(self, found: Row) -> None:
         known = self._rows.setdefault(found.migration.id, found)
         if known is found:
+            self._recorded[found.migration.id] = found.migration.state
             return
         if self.is_own(known) and self.is_own(found):
             known.cancel_wish = found.cancel_wish
@@ -82,6 +89,7 @@ class Ledger:
                 self._tell(known)
         else:
             known.become(found)
+            self._recorded[found.migration.id] = found.migration.state
             self._unsaved.discard(found.migration.id)
             self._tell(known)
 
@@ -128,9 +136,16 @@ class Ledger:
         self._rows[row.migration.id] = row
 
     async def save(self, row: Row) -> None:
-        """Make a row durable, and tell those who watch. Raises TakenOver if another gateway coordinates it."""
+        """Make a row durable, and tell those who watch; a new state is in the audit log before.
+
+        Raises TakenOver if another gateway coordinates it, NotRecorded if the audit log cannot be written.
+        """
         id_ = row.migration.id
         self._fence(row)
+        if (before := self._recorded.get(id_)) != row.migration.state:
+            # The audit log first: what it does not have does not happen.
+            await self._record(row, None if before is None else State(before))
+            self._recorded[id_] = row.migration.state
         row.migration.updated_at.GetCurrentTime()
         self._rows[id_] = row
         try:
@@ -157,7 +172,7 @@ class Ledger:
         while True:
             try:
                 await self.save(row)
-            except ConfigError as error:
+            except (ConfigError, NotRecorded) as error:
                 # What is not recorded must not be acted upon: the migration is held here until it can be.
                 log.error("store.failed", migration=row.migration.id, error=error.message)  # noqa: TRY400 - no defect
                 await asyncio.sleep(STORE_RETRY)

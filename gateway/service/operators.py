@@ -15,12 +15,13 @@ from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
 from gateway.migration.preflight import refuses
+from gateway.migration.receipts import Receipts
 from gateway.migration.survey import Asked, Survey
 from gateway.store import TunnelLimits
 from gateway.tunnel.tunnels import Tunnels
 from landbridge.errors import LandbridgeError, UsageError
+from landbridge.v1 import audit_pb2, gateway_pb2_grpc
 from landbridge.v1 import gateway_pb2 as pb
-from landbridge.v1 import gateway_pb2_grpc
 from landbridge.v1.types_pb2 import Host, Policy
 
 # Of a limit; what the store's columns hold.
@@ -38,6 +39,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         tunnels: Tunnels,
         limits: Limits,
         authority: Authority,
+        receipts: Receipts,
     ) -> None:
         self._coordinator = coordinator
         self._survey = Survey(ledger, inventory, tunnels, authority)
@@ -46,6 +48,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         self._inventory = inventory
         self._tunnels = tunnels
         self._limits = limits
+        self._receipts = receipts
 
     async def ListSites(self, request: pb.ListSitesRequest, context: Any) -> pb.ListSitesResponse:
         """This site, and those it is joined with."""
@@ -211,3 +214,8 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
     async def DenyRequest(self, request: pb.DenyRequestRequest, context: Any) -> pb.DenyRequestResponse:
         """No."""
         return pb.DenyRequestResponse(request=await self._authority.deny(request.id, request.reason, caller.get()))
+
+    async def GetReceipt(self, request: audit_pb2.GetReceiptRequest, context: Any) -> audit_pb2.GetReceiptResponse:
+        """What both logs say."""
+        receipt = await self._receipts.receipt(request.id)
+        return audit_pb2.GetReceiptResponse(migration=receipt.migration, receipt=receipt.encode())

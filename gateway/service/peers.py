@@ -8,17 +8,20 @@ from certs.guard import caller
 from gateway.identities.trusting import Trusting
 from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory
+from gateway.migration.receipts import Receipts
 from landbridge.v1 import peer_pb2 as pb
 from landbridge.v1 import peer_pb2_grpc
+from landbridge.v1.audit_pb2 import GetProofsRequest, GetProofsResponse
 
 
 class PeerService(peer_pb2_grpc.PeerServicer):
     """What the coordinators of other sites ask."""
 
-    def __init__(self, incoming: Incoming, inventory: Inventory, trusting: Trusting) -> None:
+    def __init__(self, incoming: Incoming, inventory: Inventory, trusting: Trusting, receipts: Receipts) -> None:
         self._incoming = incoming
         self._inventory = inventory
         self._trusting = trusting
+        self._receipts = receipts
 
     async def GetSite(self, request: pb.GetSiteRequest, context: Any) -> pb.GetSiteResponse:
         """This site."""
@@ -55,3 +58,7 @@ class PeerService(peer_pb2_grpc.PeerServicer):
         """Whom to believe there, and here."""
         await self._trusting.heard(caller.get().site, request.trust)
         return pb.ExchangeTrustResponse(trust=await self._trusting.own_trust())
+
+    async def GetProofs(self, request: GetProofsRequest, context: Any) -> GetProofsResponse:
+        """What this site's log says."""
+        return await self._receipts.proofs(request.migration, caller.get().site)

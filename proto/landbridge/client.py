@@ -27,6 +27,7 @@ from landbridge.errors import (
 )
 from landbridge.v1 import enrolment_pb2 as identities
 from landbridge.v1 import gateway_pb2 as api
+from landbridge.v1.audit_pb2 import GetReceiptRequest, GetReceiptResponse
 from landbridge.v1.authorization_pb2 import ApprovalRequest, PolicyStatus
 from landbridge.v1.enrolment_pb2_grpc import IdentitiesStub
 from landbridge.v1.gateway_pb2_grpc import GatewayStub
@@ -48,6 +49,8 @@ ANSWER_S = 30.0
 PREFLIGHT_S = 90.0
 # Settling deletes disk images.
 SETTLE_S = 300.0
+# A log of a million entries is looked through, at both sites.
+RECEIPT_S = 90.0
 
 # A server takes so many pings for an attack unless it is told otherwise, as the gateway's is (`certs.guard.SERVER_OPTIONS`).
 PING_MS = 20_000
@@ -277,6 +280,13 @@ class Client:
         """Remove what a completed migration left at the source; the answer names what was removed."""
         request = api.SettleMigrationRequest(id=_text(migration_id))
         return self._ask(lambda stub: stub.SettleMigration, request, SETTLE_S)
+
+    def receipt(self, migration_id: str) -> GetReceiptResponse:
+        """What the audit logs of both sites say of a migration that has ended, as a file that verifies alone.
+
+        Conflict if it goes on, or the other site has not heard yet that it does not; Unreachable if that does not answer.
+        """
+        return self._ask(lambda stub: stub.GetReceipt, GetReceiptRequest(id=_text(migration_id)), RECEIPT_S)
 
     def set_limit(
         self,

@@ -24,6 +24,8 @@
     │   └── HypervisorError      exit 9   UNKNOWN
     ├── MigrationFailed          exit 10  ABORTED
     ├── MigrationCancelled       exit 11  CANCELLED
+    ├── NotRecorded              exit 13  UNAVAILABLE
+    ├── EvidenceFailed           exit 14  DATA_LOSS
     └── InternalError            exit 70  INTERNAL
 
 A message is one sentence: what is wrong, where, and what to do next. The code is stable and is what programs
@@ -238,6 +240,22 @@ class MigrationCancelled(LandbridgeError):  # noqa: N818 - see NotFound
     code = "migration-cancelled"
     exit_code = 11
     grpc_status = "CANCELLED"
+
+
+class NotRecorded(LandbridgeError):  # noqa: N818 - see NotFound
+    """The audit log cannot be written, so what should have been recorded has not been done; it may succeed later."""
+
+    code = "not-recorded"
+    exit_code = 13
+    grpc_status = "UNAVAILABLE"
+
+
+class EvidenceFailed(LandbridgeError):  # noqa: N818 - see NotFound
+    """A log, a proof or a receipt is not what was signed; the message says which check failed, where, and what it means."""
+
+    code = "evidence-failed"
+    exit_code = 14
+    grpc_status = "DATA_LOSS"
 
 
 class InternalError(LandbridgeError):

@@ -4,6 +4,7 @@
     wan          moves of several kinds of guests over a WAN, beside QEMU's own ways to spare time or bytes
     tunnel       a stream through our chain of processes: goodput, link use, memory; and through plain relays or TCP
     byte_path    the plain relays themselves, by the way in which they move bytes
+    audit        the audit log: appending for good, and verifying
 
     stage        where the four processes between two hosts run          relay    one plain process
     transfer     feeds a stream at one end, counts it at the other       plain    chains of them

@@ -119,6 +119,8 @@ tunnel = "{gateway.address("tunnel")}"
 url = "sqlite:///{store}"
 [pages]
 directory = "{stage.directory / gateway.name}-pages"
+[audit]
+directory = "{stage.directory / gateway.name}-audit"
 [[hosts]]
 name = "{host.name}"
 control = "{host.address("control")}"

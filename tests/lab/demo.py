@@ -1,6 +1,7 @@
 """python -m tests.lab.demo: a busy guest moves from one site to the other and back, and says itself how it fared.
 
-    up -> start the guest -> `landbridge vms` -> migrate, ask the guest -> migrate back, ask the guest -> table -> down
+    up -> start the guest -> `landbridge vms` -> migrate, ask the guest -> migrate back, ask the guest -> receipt, verify it
+       -> change a byte of the audit log, verify that -> table -> down
 
 What stands behind a "$" runs as it is shown, at the gateway of the source's site. The lab is taken down whatever happens.
 """
@@ -23,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 from gateway.cli import words
+from landbridge.errors import Conflict, EvidenceFailed
 from tests.lab import kernel
 from tests.lab.lab import Lab
 from tests.lab.settings import CACHE, GuestSettings, LabError, LabSettings, WanSettings
@@ -35,6 +37,8 @@ MOVES = (("east", "west"), ("west", "east"))
 # Seconds: a move takes about 15, and the guest needs about 10 for two passes over its memory and disk.
 MOVE_PATIENCE = 120
 VERDICT_PATIENCE = 60
+# Five to a second.
+RECEIPT_ATTEMPTS = 50
 WIDTH = 80
 LOGS = CACHE.parent / "demo-logs"
 
@@ -57,13 +61,14 @@ def main() -> int:
     try:
         with _alone(), _lab() as lab:
             moves = _play(lab)
+            evidence = [] if any(move.problems for move in moves) else _prove(lab)
     except LabError as error:
         _say(f"\ndemo: {error}", to=sys.stderr)
         return 1
     except KeyboardInterrupt:
         _say("\ndemo: interrupted", to=sys.stderr)
         return 128 + signal.SIGINT
-    return _close(moves)
+    return _close(moves, evidence)
 
 
 def _play(lab: Lab) -> list[Moved]:
@@ -108,13 +113,48 @@ def _move(lab: Lab, number: int, source: str, destination: str) -> Moved:
     )
 
 
+def _prove(lab: Lab) -> list[str]:
+    """What the audit logs say of the last move; what is wrong with that, if anything."""
+    source, destination = MOVES[-1]
+    logs = {site: lab.product.audit(lab.product.seats(site)[0]) for site in (source, destination)}
+    id_ = json.loads(lab.landbridge(source, "migrations", "--json").stdout.partition("\n")[0])["id"]
+    file, copy = lab.directory / f"{VM}.receipt", lab.directory / f"{source}-audit"
+    # The destination hears of the end a moment after the source.
+    for _ in range(RECEIPT_ATTEMPTS):
+        done = lab.landbridge(source, "receipt", id_[:8], "--out", str(file))
+        if done.returncode != Conflict.exit_code:
+            break
+        time.sleep(0.2)
+    _say(f"\n{source}$ landbridge receipt {id_[:8]} --out {file}\n{done.stdout}{done.stderr}".rstrip())
+    keys = ("--key", str(logs[source] / "log.vkey"), "--other", str(logs[destination] / "log.vkey"))
+    problems = (
+        [] if _landbridge(lab, source, "audit", "verify", str(file), *keys) == 0 else ["the receipt did not verify"]
+    )
+    if _landbridge(lab, source, "audit", "verify", str(logs[source]), "--receipt", str(file), *keys):
+        problems.append("the audit log did not verify")
+    shutil.copytree(logs[source], copy, ignore=shutil.ignore_patterns(".*"))
+    bundle = max(
+        (copy / "tile" / "entries").rglob("[0-9]*"), key=lambda path: path.stat().st_size if path.is_file() else 0
+    )
+    raw = bytearray(bundle.read_bytes())
+    at = raw.index(b'"vm":{"name":"') + len(b'"vm":{"name":"')
+    raw[at] ^= 1
+    bundle.write_bytes(raw)
+    _say(
+        f"\nOne byte of a copy is changed: {VM!r} is {chr(raw[at]) + VM[1:]!r} now, in an entry of {bundle.relative_to(copy)}."
+    )
+    if _landbridge(lab, source, "audit", "verify", str(copy)) != EvidenceFailed.exit_code:
+        problems.append("the changed byte was not found")
+    return problems
+
+
 def _summary(lab: Lab, site: str) -> dict[str, Any]:
     newest = lab.landbridge(site, "migrations", "--json").stdout.partition("\n")[0]
     summary = json.loads(newest or "{}").get("summary")
     return summary or {"total_ms": 0, "downtime_ms": 0, "bytes_hypervisor": 0}
 
 
-def _close(moves: list[Moved]) -> int:
+def _close(moves: list[Moved], evidence: list[str]) -> int:
     rows = [
         ("", [move.way for move in moves]),
         ("total time", [words.duration(move.summary["total_ms"]) for move in moves]),
@@ -128,11 +168,13 @@ def _close(moves: list[Moved]) -> int:
     _say("")
     for name, cells in rows:
         _say(f"{name:<36}" + "".join(f"{cell:>16}" for cell in cells))
-    problems = [f"{move.way}: {problem}" for move in moves for problem in move.problems]
+    problems = [f"{move.way}: {problem}" for move in moves for problem in move.problems] + evidence
     if len(moves) < len(MOVES):
         problems.append("the guest did not come back")
     if not problems:
-        _say("\nAll checks held: one host at a time, no beat missed, no page and no block lost.")
+        _say(
+            "\nAll checks held: one host at a time, no beat missed, no page and no block lost, and all of it on record."
+        )
         return 0
     _say("\nNot all checks held:", to=sys.stderr)
     for problem in problems:

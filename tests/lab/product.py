@@ -332,6 +332,10 @@ serial = [{json.dumps(str(self._run / "console"))}]
         """Where a gateway keeps its page logs."""
         return self._big / f"{seat.site}-gw" / f"{seat.name}-pages"
 
+    def audit(self, seat: GatewaySeat) -> Path:
+        """Where a gateway has its audit log."""
+        return self._big / f"{seat.site}-gw" / f"{seat.name}-audit"
+
     def forget_pages(self) -> None:
         """Start everything anew, with page logs that are empty."""
         self.stop()
@@ -380,6 +384,8 @@ url = "sqlite:///{state}/gateway.db"
 directory = "{self.pages(seat)}"{"" if pages else chr(10) + "size = 0"}
 [policy]
 file = "{self.policy(site)}"
+[audit]
+directory = "{self.audit(seat)}"
 [patience]
 agent = 10.0
 cleanup = 5.0{limit}

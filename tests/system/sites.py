@@ -30,6 +30,7 @@ from certs.identity import Identity, Role, Site
 from certs.living import LivingIdentity
 from certs.store import StoredIdentity, add_trust, load_identity, save_authority, save_identity, save_issuer
 from gateway.config import (
+    AuditSettings,
     GatewayConfig,
     HostSettings,
     IdentitySettings,
@@ -44,6 +45,7 @@ from gateway.migration.states import ENDED, State
 from gateway.remote import Remote
 from landbridge.config import Address
 from landbridge.v1 import gateway_pb2 as api
+from landbridge.v1.audit_pb2 import GetReceiptRequest
 from landbridge.v1.authorization_pb2 import ApprovalRequest, PolicyStatus
 from landbridge.v1.gateway_pb2_grpc import GatewayStub
 from landbridge.v1.types_pb2 import Host, Migration, Policy
@@ -304,6 +306,7 @@ class SiteUnderTest:
             listen=self.listens[name],
             store=StoreSettings(url=self.store_url),
             pages=PagesSettings(directory=self.directory / f"{name}-pages", size=1 / 16),
+            audit=AuditSettings(directory=self.directory / f"{name}-audit"),
             hosts=(HostSettings(name=self.host, control=self.addresses["control"], stream=self.addresses["stream"]),),
             sites=(joined,) if self.joined else (),
             patience=self.patience,
@@ -418,6 +421,10 @@ class Operator:
     async def settle(self, id_: str) -> api.SettleMigrationResponse:
         """Remove what is left."""
         return await self.remote.ask(self._stub.SettleMigration, api.SettleMigrationRequest(id=id_))
+
+    async def receipt(self, id_: str) -> bytes:
+        """What both logs say."""
+        return (await self.remote.ask(self._stub.GetReceipt, GetReceiptRequest(id=id_))).receipt
 
     async def limit(
         self,

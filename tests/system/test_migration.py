@@ -24,6 +24,8 @@ async def moved(source: SiteUnderTest, destination: SiteUnderTest) -> Migration:
     """The migration of web-01, completed."""
     id_ = await source.operator.migrate("web-01", destination.name)
     ended = await source.operator.ended(id_)
+    # The destination records that it has heard, too, before it goes by it.
+    await destination.operator.ended(id_)
     assert (State(ended.state), ended.reason) == (State.COMPLETED, "")
     return ended
 

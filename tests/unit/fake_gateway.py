@@ -26,6 +26,7 @@ from landbridge.client import Client
 from landbridge.errors import Conflict, LandbridgeError, NotFound, PreflightFailed, to_status
 from landbridge.v1 import gateway_pb2 as api
 from landbridge.v1 import types_pb2 as types
+from landbridge.v1.audit_pb2 import GetReceiptRequest, GetReceiptResponse
 from landbridge.v1.authorization_pb2 import (
     REQUEST_STATE_APPROVED,
     REQUEST_STATE_DENIED,
@@ -180,6 +181,7 @@ class FakeGateway(GatewayServicer):
         # What was asked for with each preflight and each migration.
         self.policies: list[types.Policy] = []
         self.removed: list[str] = []
+        self.receipt: bytes | None = None
         self.refuse: LandbridgeError | None = None
         # Only what begins a migration is refused.
         self.refuse_migrate: LandbridgeError | None = None
@@ -316,6 +318,12 @@ class FakeGateway(GatewayServicer):
         found = self._find(request.id, context)
         self._steps = list(self.on_cancel)
         return api.CancelMigrationResponse(migration=found)
+
+    def GetReceipt(self, request: GetReceiptRequest, context: grpc.ServicerContext) -> GetReceiptResponse:
+        self._hear(f"receipt {request.id}", context)
+        if self.receipt is None:
+            _abort(context, Conflict(f"migration {ID} has not ended yet: there is a receipt when it has"))
+        return GetReceiptResponse(migration=ID, receipt=self.receipt)
 
     def SettleMigration(
         self, request: api.SettleMigrationRequest, context: grpc.ServicerContext

@@ -24,10 +24,14 @@ def row(id_: str, state: State = State.REQUESTED, at: int = 1) -> Row:
     return Row(migration=migration)
 
 
+async def unrecorded(row: Row, before: State | None) -> None:
+    """No audit log: test_recording.py has one."""
+
+
 @pytest.fixture
 async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
     store = Store(f"sqlite:///{tmp_path}/gateway.db", "gw-1")
-    made = Ledger(store)
+    made = Ledger(store, unrecorded)
     await made.load()
     yield made
     store.close()
@@ -77,7 +81,7 @@ async def test_rows_are_newest_first_also_after_a_restart(ledger: Ledger, tmp_pa
         await ledger.save(row(id_, at=number + 1))
     assert [r.migration.id for r in ledger.rows()] == ["b", "a", "c"]
     store = Store(f"sqlite:///{tmp_path}/gateway.db", "gw-1")
-    again = Ledger(store)
+    again = Ledger(store, unrecorded)
     await again.load()
     assert [r.migration.id for r in again.rows()] == ["b", "a", "c"]
     await again.save(row("d", at=9))
@@ -181,7 +185,7 @@ async def test_a_step_that_the_store_does_not_take_is_held_until_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(f"sqlite:///{tmp_path}/gateway.db", "gw-1")
-    ledger = Ledger(store)
+    ledger = Ledger(store, unrecorded)
     held = row("a" * 36)
     await ledger.save(held)
     monkeypatch.setattr("gateway.migration.ledger.STORE_RETRY", 0.0)
@@ -206,7 +210,7 @@ async def test_a_step_that_the_store_does_not_take_is_held_until_it_does(
 async def other(tmp_path: Path) -> AsyncIterator[Ledger]:
     """That of gw-2, on the same store."""
     store = Store(f"sqlite:///{tmp_path}/gateway.db", "gw-2")
-    made = Ledger(store)
+    made = Ledger(store, unrecorded)
     await made.load()
     yield made
     store.close()

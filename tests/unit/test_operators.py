@@ -11,6 +11,7 @@ from gateway.migration.coordinator import Coordinator
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
+from gateway.migration.receipts import Receipts
 from gateway.service.operators import GatewayService
 from gateway.store import TunnelLimits
 from gateway.tunnel.tunnels import Tunnels
@@ -43,6 +44,7 @@ async def told(request: SetLimitRequest) -> list[tuple[str, int | TunnelLimits |
         cast("Tunnels", None),
         cast("Limits", limited),
         cast("Authority", None),
+        cast("Receipts", None),
     )
     caller.set(Identity("landbridge.test", "fra", Role.OPERATOR, "alice"))
     await service.SetLimit(request, None)

@@ -24,6 +24,7 @@ GetMigration      x       x         x         x        x      .
 WatchMigration    x       x         x         x        x      .
 ListRequests      x       x         x         x        x      .
 ExplainPolicy     x       x         x         x        x      .
+GetReceipt        x       x         x         x        x      .
 GetPolicy         x       x         x         x        x      x
 Preflight         .       x         .         .        .      .
 Migrate           .       x         .         .        .      .

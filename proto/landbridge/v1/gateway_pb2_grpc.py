@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from landbridge.v1 import audit_pb2 as landbridge_dot_v1_dot_audit__pb2
 from landbridge.v1 import gateway_pb2 as landbridge_dot_v1_dot_gateway__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -113,6 +114,11 @@ class GatewayStub:
                 '/landbridge.v1.Gateway/DenyRequest',
                 request_serializer=landbridge_dot_v1_dot_gateway__pb2.DenyRequestRequest.SerializeToString,
                 response_deserializer=landbridge_dot_v1_dot_gateway__pb2.DenyRequestResponse.FromString,
+                _registered_method=True)
+        self.GetReceipt = channel.unary_unary(
+                '/landbridge.v1.Gateway/GetReceipt',
+                request_serializer=landbridge_dot_v1_dot_audit__pb2.GetReceiptRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_audit__pb2.GetReceiptResponse.FromString,
                 _registered_method=True)
 
 
@@ -228,6 +234,13 @@ class GatewayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetReceipt(self, request, context):
+        """What the audit logs of both sites say of a migration that has ended, with the proofs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatewayServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -310,6 +323,11 @@ def add_GatewayServicer_to_server(servicer, server):
                     servicer.DenyRequest,
                     request_deserializer=landbridge_dot_v1_dot_gateway__pb2.DenyRequestRequest.FromString,
                     response_serializer=landbridge_dot_v1_dot_gateway__pb2.DenyRequestResponse.SerializeToString,
+            ),
+            'GetReceipt': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReceipt,
+                    request_deserializer=landbridge_dot_v1_dot_audit__pb2.GetReceiptRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_audit__pb2.GetReceiptResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -744,6 +762,33 @@ class Gateway:
             '/landbridge.v1.Gateway/DenyRequest',
             landbridge_dot_v1_dot_gateway__pb2.DenyRequestRequest.SerializeToString,
             landbridge_dot_v1_dot_gateway__pb2.DenyRequestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReceipt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Gateway/GetReceipt',
+            landbridge_dot_v1_dot_audit__pb2.GetReceiptRequest.SerializeToString,
+            landbridge_dot_v1_dot_audit__pb2.GetReceiptResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ Served by each gateway to operators: the command line, and Python users."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from landbridge.v1 import audit_pb2 as _audit_pb2
 from landbridge.v1 import gateway_pb2 as _gateway_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -61,6 +62,8 @@ class GatewayStub:
     """Newest first."""
     ApproveRequest: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ApproveRequestRequest, _gateway_pb2.ApproveRequestResponse]
     DenyRequest: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DenyRequestRequest, _gateway_pb2.DenyRequestResponse]
+    GetReceipt: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptRequest, _audit_pb2.GetReceiptResponse]
+    """What the audit logs of both sites say of a migration that has ended, with the proofs."""
 
 @_typing.type_check_only
 class GatewayAsyncStub(GatewayStub):
@@ -95,6 +98,8 @@ class GatewayAsyncStub(GatewayStub):
     """Newest first."""
     ApproveRequest: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ApproveRequestRequest, _gateway_pb2.ApproveRequestResponse]  # type: ignore[assignment]
     DenyRequest: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DenyRequestRequest, _gateway_pb2.DenyRequestResponse]  # type: ignore[assignment]
+    GetReceipt: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptRequest, _audit_pb2.GetReceiptResponse]  # type: ignore[assignment]
+    """What the audit logs of both sites say of a migration that has ended, with the proofs."""
 
 class GatewayServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -222,5 +227,13 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.DenyRequestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.DenyRequestResponse, _abc.Awaitable[_gateway_pb2.DenyRequestResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetReceipt(
+        self,
+        request: _audit_pb2.GetReceiptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.GetReceiptResponse, _abc.Awaitable[_audit_pb2.GetReceiptResponse]]:
+        """What the audit logs of both sites say of a migration that has ended, with the proofs."""
 
 def add_GatewayServicer_to_server(servicer: GatewayServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

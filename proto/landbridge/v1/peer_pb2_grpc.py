@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from landbridge.v1 import audit_pb2 as landbridge_dot_v1_dot_audit__pb2
 from landbridge.v1 import peer_pb2 as landbridge_dot_v1_dot_peer__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -74,6 +75,11 @@ class PeerStub:
                 request_serializer=landbridge_dot_v1_dot_peer__pb2.ExchangeTrustRequest.SerializeToString,
                 response_deserializer=landbridge_dot_v1_dot_peer__pb2.ExchangeTrustResponse.FromString,
                 _registered_method=True)
+        self.GetProofs = channel.unary_unary(
+                '/landbridge.v1.Peer/GetProofs',
+                request_serializer=landbridge_dot_v1_dot_audit__pb2.GetProofsRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_audit__pb2.GetProofsResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -130,6 +136,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetProofs(self, request, context):
+        """What this site's audit log says of a migration between the two, with the proofs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -172,6 +185,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.ExchangeTrust,
                     request_deserializer=landbridge_dot_v1_dot_peer__pb2.ExchangeTrustRequest.FromString,
                     response_serializer=landbridge_dot_v1_dot_peer__pb2.ExchangeTrustResponse.SerializeToString,
+            ),
+            'GetProofs': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetProofs,
+                    request_deserializer=landbridge_dot_v1_dot_audit__pb2.GetProofsRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_audit__pb2.GetProofsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -390,6 +408,33 @@ class Peer:
             '/landbridge.v1.Peer/ExchangeTrust',
             landbridge_dot_v1_dot_peer__pb2.ExchangeTrustRequest.SerializeToString,
             landbridge_dot_v1_dot_peer__pb2.ExchangeTrustResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProofs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Peer/GetProofs',
+            landbridge_dot_v1_dot_audit__pb2.GetProofsRequest.SerializeToString,
+            landbridge_dot_v1_dot_audit__pb2.GetProofsResponse.FromString,
             options,
             channel_credentials,
             insecure,

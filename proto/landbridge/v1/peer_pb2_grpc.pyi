@@ -5,6 +5,7 @@ Between the gateways of two sites. The source site's gateway coordinates and cal
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from landbridge.v1 import audit_pb2 as _audit_pb2
 from landbridge.v1 import peer_pb2 as _peer_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -42,6 +43,8 @@ class PeerStub:
     """How the migration stands at the source, so that both sites tell the same story."""
     ExchangeTrust: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ExchangeTrustRequest, _peer_pb2.ExchangeTrustResponse]
     """What each site believes of itself, told regularly."""
+    GetProofs: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetProofsRequest, _audit_pb2.GetProofsResponse]
+    """What this site's audit log says of a migration between the two, with the proofs."""
 
 @_typing.type_check_only
 class PeerAsyncStub(PeerStub):
@@ -57,6 +60,8 @@ class PeerAsyncStub(PeerStub):
     """How the migration stands at the source, so that both sites tell the same story."""
     ExchangeTrust: _aio.UnaryUnaryMultiCallable[_peer_pb2.ExchangeTrustRequest, _peer_pb2.ExchangeTrustResponse]  # type: ignore[assignment]
     """What each site believes of itself, told regularly."""
+    GetProofs: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetProofsRequest, _audit_pb2.GetProofsResponse]  # type: ignore[assignment]
+    """What this site's audit log says of a migration between the two, with the proofs."""
 
 class PeerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -117,5 +122,13 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.ExchangeTrustResponse, _abc.Awaitable[_peer_pb2.ExchangeTrustResponse]]:
         """What each site believes of itself, told regularly."""
+
+    @_abc_1.abstractmethod
+    def GetProofs(
+        self,
+        request: _audit_pb2.GetProofsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.GetProofsResponse, _abc.Awaitable[_audit_pb2.GetProofsResponse]]:
+        """What this site's audit log says of a migration between the two, with the proofs."""
 
 def add_PeerServicer_to_server(servicer: PeerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

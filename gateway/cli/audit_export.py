@@ -1,0 +1,120 @@
+"""`landbridge audit export`, and how entries are chosen: as `landbridge audit search` does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeAlias, TypeVar
+
+import click
+
+from gateway.audit import files, reading
+from gateway.audit.entry import Recorded
+from gateway.audit.export import bundle, ocsf, plain, report, standalone
+from gateway.audit.verify import verify
+from gateway.cli import output, words
+from landbridge.errors import AlreadyExists, ConfigError, EvidenceFailed, UsageError
+
+Asked: TypeAlias = str | datetime | None
+_Command = TypeVar("_Command", bound=Callable[..., object])
+
+_TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
+_LINES: Mapping[str, Callable[[Iterable[Recorded]], Iterable[str]]] = MappingProxyType(
+    {"jsonl": plain.jsonl, "csv": plain.table, "syslog": plain.syslog, "ocsf": ocsf.lines}
+)
+_QUESTIONS = (
+    click.option("--from", "start", type=click.DateTime(_TIMES), help="Not before this time, in UTC."),
+    click.option("--to", "end", type=click.DateTime(_TIMES), help="Before this time, in UTC."),
+    click.option("--event", help="A name such as migration.denied, a code such as M005W, or just migration."),
+    click.option("--migration", metavar="ID", help="A migration, by its id or how it begins."),
+    click.option("--vm", help="A VM, by its name or UUID."),
+    click.option("--site", help="A site that something left or reached."),
+    click.option("--actor", help="Who did it: an identity, or its last part."),
+    click.option("--outcome", type=click.Choice(["success", "failure", "denied", "unknown"])),
+    click.option("--text", help="Text that stands anywhere in the entry."),
+)
+
+
+def questions(command: _Command) -> _Command:
+    """The options by which entries are chosen."""
+    for option in reversed(_QUESTIONS):
+        command = option(command)
+    return command
+
+
+def which(asked: Mapping[str, Asked]) -> reading.Filter:
+    """What these options ask for."""
+    times = {name: value.replace(tzinfo=UTC) for name, value in asked.items() if isinstance(value, datetime)}
+    texts = {name: value for name, value in asked.items() if isinstance(value, str)}
+    return reading.Filter(start=times.get("start"), end=times.get("end"), **texts)
+
+
+@click.command()
+@click.argument("place", metavar="PLACE")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["bundle", "jsonl", "ocsf", "csv", "syslog", "report"]),
+    default="bundle",
+    show_default=True,
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Where to: a new directory for a bundle, else a new file. [else: stdout]",
+)
+@questions
+def export(place: str, form: str, out: Path | None, **asked: Asked) -> None:
+    """Write entries for auditors, in a form that others read.
+
+    \b
+      bundle  a folder with entries, proofs, a report and a checker: verifies from its README alone
+      jsonl   the entries as they were recorded      csv      a table, for a spreadsheet
+      syslog  messages of RFC 5424                   ocsf     events of OCSF 1.8.0, for a SIEM
+      report  one HTML page that prints well
+    """
+    log = files.at(place)
+    chosen = which(asked)
+    entries = [entry for _, entry in reading.select(log, chosen)]
+    made = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    if form in _LINES:
+        _write(out, "".join(_LINES[form](entries)))
+        return
+    verdict = verify(log)
+    page = report.page(entries, verdict, chosen.words(), made)
+    if form == "report":
+        _write(out, page)
+        return
+    if not verdict.is_good:
+        raise EvidenceFailed(
+            f"{words.safe(place)} does not verify, and so no bundle is made: see `landbridge audit verify`."
+        )
+    if out is None:
+        raise UsageError("A bundle is a folder: name a new one with --out.")
+    checker = Path(standalone.__file__).read_bytes()
+    made_files = bundle.files(log, entries, verdict, question=chosen.words(), made=made, page=page, checker=checker)
+    count = sum(save(out / path, raw) for path, raw in made_files)
+    output.say(f"Wrote {len(entries)} entries with their proofs to {out} ({count} files): see {out / 'README.md'}.")
+
+
+def _write(out: Path | None, text: str) -> None:
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        save(out, text.encode())
+
+
+def save(path: Path, raw: bytes) -> bool:
+    """Write a new file, readable by its owner alone: it tells who did what."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(raw)
+    except FileExistsError as error:
+        raise AlreadyExists(f"{path} is there already, and is not overwritten: choose another --out.") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}.") from error
+    return True

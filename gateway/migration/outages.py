@@ -1,0 +1,79 @@
+"""When the tunnels to other sites come, go and come back, for the audit log: looked at every second."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+
+import structlog
+
+from gateway.audit.canonical import Value
+from gateway.audit.fields import stamp
+from gateway.audit.journal import Journal
+from landbridge.errors import NotRecorded
+
+log = structlog.get_logger()
+
+# Seconds between two looks; outages that are shorter than that may not be seen.
+LOOK = 1.0
+
+
+class Outages:
+    """Watches the tunnels of one gateway; what cannot be recorded at once is seen again at the next look."""
+
+    def __init__(
+        self, journal: Journal, site: str, sites: Callable[[], Iterable[str]], is_up: Callable[[str], bool]
+    ) -> None:
+        self._journal = journal
+        self._site = site
+        self._sites = sites
+        self._is_up = is_up
+        # Since when which tunnel is down; None for one that is up. A tunnel that never was up is not in it.
+        self._down: dict[str, datetime | None] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._task = asyncio.create_task(self._watch(), name="audit-outages")
+
+    async def close(self) -> None:
+        """Stop watching."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                await self.look(datetime.now(UTC))
+            except NotRecorded as error:
+                log.error("audit.failed", error=error.message)  # noqa: TRY400 - no defect
+            await asyncio.sleep(LOOK)
+
+    async def look(self, now: datetime) -> None:
+        """Record what has changed. Raises NotRecorded."""
+        for site in self._sites():
+            is_up = self._is_up(site)
+            if site not in self._down:
+                if is_up:
+                    await self._record("tunnel.opened", site, None)
+                    self._down[site] = None
+                continue
+            since = self._down[site]
+            if is_up and since is not None:
+                gone: dict[str, Value] = {
+                    "since": stamp(since),
+                    "duration_ms": max(0, round((now - since).total_seconds() * 1000)),
+                }
+                await self._record("outage.ended", site, gone)
+                self._down[site] = None
+            elif not is_up and since is None:
+                await self._record("outage.began", site, {"since": stamp(now)}, outcome="failure")
+                self._down[site] = now
+
+    async def _record(self, event: str, site: str, outage: dict[str, Value] | None, outcome: str = "success") -> None:
+        seen: dict[str, Value] = {"source": {"site": self._site}, "destination": {"site": site}}
+        if outage is not None:
+            seen["outage"] = {"what": f"the tunnel to site {site}", **outage}
+        await self._journal.record(event, outcome=outcome, seen=seen)

@@ -1,0 +1,98 @@
+"""What the audit log says of a migration: an entry for each state, before anything follows from it.
+
+What this gateway has seen itself stands under "seen": at the source, what it coordinates; at the destination, what it was asked for and
+by whom. What agents count, and what the other site reports of its own doing, is claimed.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from gateway.audit.canonical import Value
+from gateway.audit.entry import Facts
+from gateway.audit.journal import Journal
+from gateway.migration.states import State
+from gateway.store import Row
+from landbridge.v1.types_pb2 import Migration
+
+# How an entry is called by the state that it tells of, and the outcome; all others are steps.
+_EVENTS = MappingProxyType(
+    {
+        State.COMPLETED: ("migration.completed", "success"),
+        State.FAILED: ("migration.failed", "failure"),
+        State.CANCELLED: ("migration.cancelled", "failure"),
+        State.SETTLED: ("migration.settled", "success"),
+    }
+)
+
+
+class Recorder:
+    """Writes those entries. A `gateway.migration.ledger.Record`, when it is called."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    async def __call__(self, row: Row, before: State | None) -> None:
+        """Record that a row is in its state, having been in `before`, or nowhere. Raises NotRecorded."""
+        migration = row.migration
+        state = State(migration.state)
+        if before is None:
+            event, outcome = ("migration.requested" if row.coordinating else "migration.admitted"), "success"
+        else:
+            event, outcome = _EVENTS.get(state, ("migration.stepped", "success"))
+        seen, claimed = facts(migration, before, coordinating=row.coordinating)
+        await self._journal.record(
+            event,
+            outcome=outcome,
+            reason=migration.reason,
+            actor=_actor(migration, coordinating=row.coordinating),
+            migration=migration.id,
+            seen=seen,
+            claimed=claimed,
+        )
+
+
+def facts(migration: Migration, before: State | None, *, coordinating: bool) -> tuple[Facts, Facts]:
+    """What is seen of a migration, and what is claimed."""
+    ends: dict[str, Value] = {
+        "source": {"site": migration.source_site, "host": migration.source_host},
+        "destination": {"site": migration.destination_site, "host": migration.destination_host},
+        "vm": {"name": migration.vm, "uuid": migration.vm_uuid},
+    }
+    state: dict[str, Value] = {"to": State(migration.state).name.lower()}
+    if before is not None:
+        state["from"] = before.name.lower()
+    counted = _counted(migration)
+    if coordinating:
+        seen = (
+            ends
+            | {"state": state}
+            | {name: counted.pop(name) for name in ("bytes_wan", "duration_ms") if name in counted}
+        )
+        return seen, counted
+    # Whose the VM is and where it comes from, the other site says; that it is to come here, this one.
+    return {"destination": ends.pop("destination")}, ends | {"state": state} | counted
+
+
+def _counted(migration: Migration) -> dict[str, Value]:
+    """Figures, once there are any."""
+    summary = migration.summary
+    channels = {channel.kind: channel.to_destination for channel in summary.channels}
+    figures = {
+        "bytes_ram": channels.get("ram", 0),
+        "bytes_disk": channels.get("disk", 0),
+        "bytes_wan": summary.bytes_wan,
+        "duration_ms": summary.total_ms,
+        "downtime_ms": summary.downtime_ms,
+    }
+    counted: dict[str, Value] = {name: value for name, value in figures.items() if value}
+    if State(migration.state) in {State.COMPLETED, State.SETTLED}:
+        counted["location"] = {"site": migration.destination_site, "host": migration.destination_host}
+    return counted
+
+
+def _actor(migration: Migration, *, coordinating: bool) -> Facts:
+    if not migration.requested_by:
+        return {}
+    method = "certificate" if coordinating else f"as site {migration.source_site} says"
+    return {"id": migration.requested_by, "role": "operator", "method": method}

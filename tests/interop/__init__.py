@@ -1,0 +1,1 @@
+"""What programs that are not ours say of what we write."""

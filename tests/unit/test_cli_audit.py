@@ -1,0 +1,420 @@
+"""`landbridge audit`, as an operator or an auditor runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import importlib.util
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.audit import files
+from gateway.audit.export import standalone
+from gateway.audit.journal import commit
+from gateway.audit.storage import Storage
+from gateway.audit.verify import verify
+from gateway.cli import connection, main
+from landbridge.errors import NotFound, Unreachable, UsageError
+from tests.unit.audit_day import day as audit_day
+from tests.unit.audit_day import written_day
+from tests.unit.audit_logs import AMS, BRU, MIGRATION, WITNESS_KEY, cosigned, entry, receipt, signer, written
+from tests.unit.fake_gateway import ID, FakeGateway
+
+LANDBRIDGE = Path(sys.executable).with_name("landbridge")
+
+
+def audit(*argv: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [LANDBRIDGE, "audit", *map(str, argv)], capture_output=True, text=True, check=False, timeout=30
+    )
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("log")
+    storage = Storage.open(directory, BRU)
+    commit(storage, [entry(number) for number in range(3)])
+    denied = entry(3, event="migration.denied", outcome="denied", reason="rule no-export", migration="another")
+    commit(
+        storage,
+        [denied, entry(4, seen={"vm": {"name": "web-01"}, "source": {"site": "bru"}, "destination": {"site": "ams"}})],
+    )
+    storage.close()
+    cosigned(directory)
+    return directory
+
+
+def test_a_good_log_is_said_to_be_good(log: Path) -> None:
+    done = audit("verify", log)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"log   {BRU}",
+        "size  5 entries",
+        "read  5 entries, from 2026-01-31T12:00:00.000000Z to 2026-01-31T12:00:04.000000Z",
+        f"root  {verify(files.Directory(log)).root.hex()}",
+        f"key   {signer(log).key()} (found with it: compare it with the one that the site has published)",
+        "All checks pass: this is what the site has signed.",
+    ]
+
+
+def test_what_an_auditor_brings_is_checked_too(log: Path, tmp_path: Path) -> None:
+    known, issued = tmp_path / "known", tmp_path / "receipt"
+    known.write_bytes((log / "checkpoint").read_bytes())
+    issued.write_bytes(receipt(log, 0, 4).encode())
+    done = audit(
+        "verify",
+        log,
+        "--key",
+        log / "log.vkey",
+        "--witness",
+        str(WITNESS_KEY),
+        "--known",
+        known,
+        "--receipt",
+        issued,
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["type"] == "verification"
+    assert (said["good"], said["key_is_given"], said["receipts"], said["size"]) == (True, True, 1, 5)
+    assert said["cosigned"] == [{"witness": AMS, "size": 5, "time": "2026-01-31T12:00:00Z"}]
+    assert "as given" in audit("verify", log, "--key", str(signer(log).key()), "--receipt", issued).stdout
+
+
+def test_a_receipt_is_verified_alone(log: Path, tmp_path: Path) -> None:
+    issued = tmp_path / "receipt"
+    issued.write_bytes(receipt(log, 0, 4).encode())
+    done = audit("verify", issued)
+    assert done.returncode == 0, done.stderr
+    assert f"migration  {MIGRATION}" in done.stdout
+    said = json.loads(audit("verify", issued, "--key", log / "log.vkey", "--json").stdout)
+    assert (said["good"], said["migration"], said["entries"], said["log"]) == (True, MIGRATION, 2, BRU)
+    done = audit("verify", issued, "--witness", str(WITNESS_KEY))
+    assert (done.returncode, "has not cosigned" in done.stdout) == (14, True)
+    issued.write_bytes(receipt(log, 0, 4).encode().replace(b"copying", b"stopped"))
+    done = audit("verify", issued)
+    assert done.returncode == 14
+    assert "entry 0 is not in the tree that" in done.stdout
+
+
+def test_a_receipt_is_written_and_checked_at_once(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with FakeGateway() as fake:
+        monkeypatch.setattr(connection, "connect", lambda _: fake.client())
+        assert main(["receipt", "3f2a"]) == 4
+        assert "has not ended yet" in capsys.readouterr().err
+        fake.receipt = receipt(log, 0, 4).encode()
+        assert main(["receipt", "3f2a"]) == 0
+        said = capsys.readouterr().out
+        assert f"Wrote {ID}.receipt: 2 entries of {BRU}" in said
+        assert f"  key {signer(log).key()}\n" in said
+        assert (tmp_path / f"{ID}.receipt").read_bytes() == fake.receipt
+        assert (tmp_path / f"{ID}.receipt").stat().st_mode & 0o777 == 0o600
+        assert main(["receipt", "3f2a"]) == 4
+        assert "is not overwritten" in capsys.readouterr().err
+        assert main(["receipt", "3f2a", "--json", "--out", "other"]) == 0
+        written_down = json.loads(capsys.readouterr().out)
+        assert (written_down["type"], written_down["file"], written_down["entries"]) == ("receipt", "other", 2)
+        fake.receipt = fake.receipt.replace(b"copying", b"stopped")
+        assert main(["receipt", "3f2a", "--out", "forged"]) == 14
+        assert "The receipt in forged does not verify" in capsys.readouterr().err
+
+
+def test_a_changed_byte_is_named_with_its_entry_and_its_meaning(log: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "log"
+    for path in log.rglob("*"):
+        if path.is_file() and ".state" not in path.parts:
+            (copy / path.relative_to(log)).parent.mkdir(parents=True, exist_ok=True)
+            (copy / path.relative_to(log)).write_bytes(path.read_bytes())
+    bundle = copy / "tile" / "entries" / "000.p" / "5"
+    bundle.write_bytes(bundle.read_bytes().replace(b"web-01", b"web-02"))
+    done = audit("verify", copy)
+    assert done.returncode == 14
+    assert (
+        "3 entries     entry 4 is not the one that was recorded: its hash is not that in tile/0/000.p/5, which the site signed\n"
+        "              An entry is not what was recorded, or not where it was recorded: the record was tampered with.\n"
+    ) in done.stdout
+    assert done.stderr == f"landbridge: {copy} is not to be trusted: 1 check fails, first 3 (entries).\n"
+    done = audit("verify", copy, "--json")
+    assert done.returncode == 14
+    [finding] = json.loads(done.stdout)["findings"]
+    assert (finding["check"], finding["name"], finding["entry"]) == (3, "entries", 4)
+
+
+def test_the_newest_entries_are_listed(log: Path) -> None:
+    done = audit("tail", log, "-n", "2")
+    assert done.returncode == 0, done.stderr
+    heading, first, second = done.stdout.splitlines()
+    assert heading.split() == ["INDEX", "TIME", "CODE", "EVENT", "WHO", "MIGRATION", "OUTCOME", "WHAT", "NOTE"]
+    assert first.split()[:7] == ["3", "2026-01-31T12:00:03Z", "M005W", "migration.denied", "alice", "another", "denied"]
+    assert "rule no-export" in first
+    assert "web-01; bru to ams" in second
+    assert len(audit("tail", log).stdout.splitlines()) == 6
+
+
+def test_one_entry_is_shown_with_all_that_it_holds(log: Path) -> None:
+    done = audit("show", log, "4")
+    assert done.returncode == 0, done.stderr
+    shown = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert shown["seen.vm.name"] == "web-01"
+    assert shown["actor.id"] == "spiffe://example.org/site/bru/operator/alice"
+    assert (shown["index"], shown["sequence"], shown["code"]) == ("4", "4", "M007I")
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ([], [0, 1, 2, 3, 4]),
+        (["--event", "migration.denied"], [3]),
+        (["--event", "M007I"], [0, 1, 2, 4]),
+        (["--event", "log"], []),
+        (["--outcome", "denied"], [3]),
+        (["--migration", MIGRATION[:8]], [0, 1, 2, 4]),
+        (["--vm", "web-01"], [4]),
+        (["--site", "ams"], [4]),
+        (["--actor", "alice"], [0, 1, 2, 3, 4]),
+        (["--actor", "bob"], []),
+        (["--text", "no-export"], [3]),
+        (["--from", "2026-01-31T12:00:02", "--to", "2026-01-31T12:00:04Z"], [2, 3]),
+        (["--from", "2026-02-01"], []),
+        (["--event", "M007I", "--vm", "web-01"], [4]),
+    ],
+)
+def test_entries_are_found_by_what_is_asked(log: Path, asked: list[str], found: list[int]) -> None:
+    done = audit("search", log, *asked, "--json")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["index"] for line in lines] == found
+    assert all(line["type"] == "entry" and line["entry"]["sequence"] == line["index"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (["verify", "{tmp}/nowhere"], 3, "is no directory"),
+        (["verify", "{log}", "--key", "{tmp}/nowhere"], 3, "does not exist"),
+        (["verify", "{log}", "--key", "{log}/checkpoint"], 2, "is no key of a log or witness"),
+        (["verify", "{log}", "--witness", "a+b+c"], 2, "is no key of a log or witness"),
+        (["verify", "{log}", "--known", "{log}/log.vkey"], 2, "is no checkpoint"),
+        (["verify", "{log}", "--receipt", "{log}"], 2, "cannot be read (Is a directory)"),
+        (["verify", "http://example.org/log"], 2, "give a directory, or an https URL"),
+        (["verify", "{tmp}"], 14, "first 1 (key)"),
+        (["tail", "{tmp}"], 3, "there is no log"),
+        (["show", "{log}", "5"], 3, "there is no entry 5"),
+        (["show", "{log}", "-1"], 2, "-1"),
+        (["search", "{log}", "--from", "yesterday"], 2, "yesterday"),
+        (["export", "{log}"], 2, "name a new one with --out"),
+        (["export", "{log}", "--format", "pdf"], 2, "pdf"),
+        (["export", "{log}", "--out", "{log}/checkpoint"], 4, "is there already"),
+        (["export", "{log}", "--out", "/proc/nowhere"], 2, "cannot be written"),
+        (["tail", "file:///nowhere"], 3, "there is no log"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_a_stable_code(
+    log: Path, tmp_path: Path, argv: list[str], code: int, said: str
+) -> None:
+    done = audit(*(word.format(tmp=tmp_path, log=log) for word in argv))
+    assert done.returncode == code, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert said.lower() in done.stderr.lower()
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_log_is_not_listed_beyond_the_damage(tmp_path: Path) -> None:
+    written(tmp_path, 3)
+    bundle = tmp_path / "tile/entries/000.p/3"
+    bundle.write_bytes(bundle.read_bytes()[:-3])
+    done = audit("tail", tmp_path)
+    assert (done.returncode, done.stdout) == (14, "")
+    assert "tile/entries/000.p/3 is damaged, it ends inside its entry 2" in done.stderr
+    bundle.write_bytes(b"\0\4null" * 3)
+    assert "entry 0 is damaged" in audit("tail", tmp_path).stderr
+
+
+# Exports.
+
+
+@pytest.fixture
+def day(tmp_path: Path) -> Path:
+    """The log of a day, cosigned."""
+    written_day(tmp_path / "day")
+    cosigned(tmp_path / "day")
+    return tmp_path / "day"
+
+
+def checker(bundle: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """What a newcomer runs, as the README says: the checker alone, where Landbridge is not to be imported."""
+    clean = [sys.executable, "-I", "-c", _ALONE, str(bundle / "verify.py"), *argv]
+    return subprocess.run(clean, capture_output=True, text=True, check=False, timeout=30)
+
+
+_ALONE = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("landbridge", "gateway", "certs", "agent")))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_bundle_is_verified_from_its_readme_alone(day: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = audit("export", day, "--out", out, "--event", "migration")
+    assert done.returncode == 0, done.stderr
+    readme = (out / "README.md").read_text()
+    [command] = re.findall(r"^\$ python3 verify.py (.*)$", readme, re.MULTILINE)
+    done = checker(out, *shlex.split(command))
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (
+        0,
+        "All checks pass: this is what the site has signed.",
+    ), done
+    done = checker(out, "--witness", str(WITNESS_KEY))
+    assert f"witness      {AMS} has cosigned the first {len(audit_day())} entries" in done.stdout
+    assert "compare it with the one that the site has published" in done.stdout
+    assert audit("verify", "--part", out / "log").returncode == 0
+    assert {path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()} == {0o600}
+    assert audit("export", day, "--out", out).returncode == 4
+
+
+def test_a_bundle_of_a_part_of_a_long_log_has_no_more_than_it_needs(tmp_path: Path) -> None:
+    written(tmp_path / "log", 1000)
+    out = tmp_path / "out"
+    done = audit(
+        "export", tmp_path / "log", "--out", out, "--from", "2026-01-31T12:05:00", "--to", "2026-01-31T12:05:03"
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (out / "log/tile/entries").iterdir()] == ["001"]
+    done = checker(out)
+    assert done.returncode == 0, done.stdout
+    assert "export       3 lines of entries.jsonl are among them" in done.stdout
+    assert audit("verify", "--part", out / "log").returncode == 0
+    assert audit("verify", out / "log").returncode == 14
+
+
+def test_the_checker_finds_each_byte_that_was_changed(day: Path, tmp_path: Path) -> None:
+    out, key = tmp_path / "out", str(signer(day).key())
+    assert audit("export", day, "--out", out).returncode == 0
+    spec = importlib.util.spec_from_file_location("checker", out / "verify.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    verdict = partial(runner, module, key)
+    assert verdict() == 0
+    for path in [*(out / "log").rglob("*"), out / "entries.jsonl"]:
+        # The key is given, and of the hashes, those of single entries are enough.
+        if path.is_dir() or path.name == "log.vkey" or "tile/1" in str(path):
+            continue
+        raw = path.read_bytes()
+        for at in range(0, len(raw), 7):
+            path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+            assert verdict() == 1, (path, at)
+        path.write_bytes(raw)
+    assert verdict() == 0
+
+
+def runner(module: Any, key: str) -> int:
+    """Run the checker in this process; what it prints goes nowhere."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.setattr(sys, "argv", ["verify.py", "--key", key, "--witness", str(WITNESS_KEY)])
+        status: int = module.main()
+        return status
+
+
+def test_the_checker_is_short_enough_to_be_read() -> None:
+    source = Path(standalone.__file__).read_text()
+    assert len(source.splitlines()) <= 200
+    imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
+    assert imported - set(sys.stdlib_module_names) == {"cryptography"}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "syslog", "ocsf"])
+def test_other_forms_have_a_line_for_each_entry(day: Path, tmp_path: Path, form: str) -> None:
+    done = audit("export", day, "--format", form, "--outcome", "denied")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == (2 if form == "csv" else 1)
+    assert audit("export", day, "--format", form, "--out", tmp_path / "file").returncode == 0
+    assert len((tmp_path / "file").read_text().splitlines()) == len(audit_day()) + (form == "csv")
+
+
+def test_the_report_says_exceptions_first_and_runs_nothing(day: Path) -> None:
+    page = audit("export", day, "--format", "report").stdout
+    assert page.index("Exceptions") < page.index("web-01: migration m-1")
+    assert "verified: this is what the site has signed" in page
+    for told in (
+        "bru, host-a, BE",
+        "ams, host-b, NL",
+        "adequacy",
+        "TLSv1.3",
+        "both ends agree",
+        "bob, spiffe",
+        "87 ms of them paused",
+    ):
+        assert told in page, told
+    assert "3: 2 completed, 1 denied" in page
+    assert "bru (BE) to ams (NL): 3" in page
+    assert "<script" not in page
+    assert "rule no-databases-abroad &lt;script&gt;" in page
+    assert "http" not in page.replace("https://c2sp.org", "")
+
+
+def test_a_log_that_does_not_verify_makes_no_bundle_and_its_report_says_so(day: Path, tmp_path: Path) -> None:
+    bundle = next((day / "tile/entries/000.p").iterdir())
+    bundle.write_bytes(bundle.read_bytes().replace(b"web-01", b"web-09", 1))
+    done = audit("export", day, "--out", tmp_path / "out")
+    assert (done.returncode, (tmp_path / "out").exists()) == (14, False)
+    assert "NOT TO BE TRUSTED: entry 2 is not the one" in audit("export", day, "--format", "report").stdout
+
+
+# At a URL.
+
+
+@pytest.fixture
+def server(log: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The log, served; through plain HTTP, since only its reading is tried here."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=log)) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{serving.server_address[1]}"
+        serving.shutdown()
+        thread.join()
+
+
+def web(url: str) -> files.Web:
+    place = files.Web("https://example.org")
+    place._url = url
+    return place
+
+
+def test_a_log_on_the_web_is_verified_without_being_listed(log: Path, server: str) -> None:
+    report = verify(web(server))
+    assert (report.findings, report.entries) == ([], 5)
+    assert web(server).read("no/such/file") is None
+    assert verify(files.at(f"file://{log}")).findings == []
+
+
+def test_a_server_that_does_not_answer_as_it_should_is_unreachable(server: str) -> None:
+    with pytest.raises(Unreachable, match="cannot be read"):
+        web("http://127.0.0.1:1").read("checkpoint")
+    with pytest.raises(UsageError, match="is no place of a log"):
+        files.at("ftp://example.org/log")
+    with pytest.raises(NotFound):
+        files.at("/nowhere")
