@@ -27,6 +27,7 @@ from certs.links import Target, dial
 from certs.living import LivingIdentity
 from certs.store import load_identity
 from gateway.remote import WORK, AgentRemote
+from landbridge import log
 from landbridge.channel import LARGEST_SEGMENT, Accepted, Channel, Data, Reset
 from landbridge.config import parse_address
 from landbridge.errors import LandbridgeError
@@ -352,4 +353,5 @@ async def main(arena: Arena, wanted: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    log.configure("attacker")  # standard output has the outcomes, and nothing else
     asyncio.run(main(Arena(**json.loads(Path(sys.argv[1]).read_text())), sys.argv[2:]))

@@ -196,6 +196,9 @@ class Typist:
             words[words.index("TOKEN")] = token[0]
         if place == "host-b" and words[0] == "systemctl":
             assert words == ["systemctl", "enable", "--now", "landbridge-agent"]
+            # The lab's guests have kernels and consoles of their own, which a host must grant.
+            append = [*self._lab.enter(self._host), "tee", "-a", "/etc/landbridge/agent.toml"]
+            subprocess.run(append, input=self._lab.product.firewall(), text=True, check=True, stdout=subprocess.DEVNULL)
             # What the unit in docs/systemd starts.
             argv = [str(BIN / "landbridge-agent"), "--config", "/etc/landbridge/agent.toml"]
             self._lab.popen(self._host, argv, label=f"landbridge-{self._host}")

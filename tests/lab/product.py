@@ -323,14 +323,19 @@ stream = "{n.lan}:7444"
 [gateway]
 control = {json.dumps([seat.operators for seat in seats])}
 stream = {json.dumps([seat.agents for seat in seats])}
-[firewall]
-kernel = [{json.dumps(str(self._big / "boot"))}]
-serial = [{json.dumps(str(self._run / "console"))}]
-""")
+{self.firewall()}""")
 
     def pages(self, seat: GatewaySeat) -> Path:
         """Where a gateway keeps its page logs."""
         return self._big / f"{seat.site}-gw" / f"{seat.name}-pages"
+
+    def firewall(self) -> str:
+        """The table of an agent's configuration that lets the lab's guests have their kernels and consoles."""
+        return f"""\
+[firewall]
+kernel = [{json.dumps(str(self._big / "boot"))}]
+serial = [{json.dumps(str(self._run / "console"))}]
+"""
 
     def audit(self, seat: GatewaySeat) -> Path:
         """Where a gateway has its audit log."""

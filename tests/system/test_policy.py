@@ -161,6 +161,11 @@ async def test_a_site_without_a_policy_takes_nothing(two: TwoSites) -> None:
     await two.ams.gateway.stop()
     two.ams.policy = None
     await two.ams.gateway.start()
+
+    async def is_heard() -> bool:
+        return not (await two.fra.operator.sites())["ams"].unreachable
+
+    await eventually(is_heard)
     with pytest.raises(PolicyRefused, match="site ams refuses it by no policy: this gateway has no policy"):
         await two.fra.operator.migrate("web-01", "ams")
 
@@ -545,6 +550,10 @@ def prepare(migration: Migration, /, **changes: object) -> PeerPrepareRequest:
         ({"requested_by": person("mallory")}, PolicyRefused, "default deny"),
         ({"vm": ""}, UsageError, "names its VM"),
         ({"break_glass": "x" * 501}, UsageError, "at most 500 characters"),
+        ({"vm_uuid": ""}, UsageError, "is no UUID of a VM"),
+        ({"vm_uuid": "../../etc/passwd"}, UsageError, "is no UUID of a VM"),
+        ({"vm_uuid": "11111111222243338444555555555555"}, UsageError, "is no UUID of a VM"),
+        ({"vm_uuid": "ABCDEFAB-2222-4333-8444-555555555555"}, UsageError, "is no UUID of a VM"),
     ],
 )
 async def test_what_a_source_claims_is_held_to_what_it_may_claim(
@@ -620,6 +629,41 @@ async def test_what_was_let_in_is_not_swapped_for_another(two: TwoSites, liar: P
     assert (known.vm, known.requested_by, known.break_glass) == ("web-01", person("alice"), "")
     assert [(d.site, d.rule) for d in known.decisions] == [("ams", 'permit "alice"')]
     await liar.ask(liar.stub.Prepare, let_in)  # the same again is the same
+
+
+async def test_a_report_says_how_a_migration_stands_and_not_what_it_is(two: TwoSites, liar: PeerRemote) -> None:
+    uuid = two.fra.hypervisor.add_vm("web-01", disk=b"disk")
+    xml = two.fra.hypervisor.migratable_xml(uuid)
+    one = brought(vm_uuid=uuid, domain_sha256=domain_digest(xml))
+    vm = two.fra.hypervisor.vm(uuid)
+    await liar.ask(
+        liar.stub.Prepare, prepare(one, vm=vm, domain_xml=xml, channel_secret=b"s" * 32, outage_limit_ms=60_000)
+    )
+    told = Migration()
+    told.CopyFrom(one)
+    told.MergeFrom(
+        Migration(
+            source_site="lon",
+            destination_site="nyc",
+            policy=Policy(max_downtime_ms=1),
+            state=State.RESOLVING.value,
+            reason="it hangs",
+            silent_ms=7,
+            limit=5,
+            decisions=[Decision(site=site, action="cancel") for site in ("fra", "lon", "ams")],
+        )
+    )
+    told.requested_at.FromSeconds(1)
+    await liar.ask(liar.stub.Report, PeerReportRequest(migration=told))
+    (known,) = await two.ams.operator.migrations()
+    assert (known.source_site, known.destination_site, known.policy) == ("fra", "ams", one.policy)
+    assert not known.HasField("requested_at")
+    assert [(each.site, each.action) for each in known.decisions] == [("fra", "cancel"), ("ams", "migrate")]
+    assert (State(known.state), known.reason, known.silent_ms, known.limit) == (State.RESOLVING, "it hangs", 7, 5)
+    # What is there no more is told so too.
+    await liar.ask(liar.stub.Report, PeerReportRequest(migration=one))
+    (known,) = await two.ams.operator.migrations()
+    assert (known.reason, known.HasField("silent_ms")) == ("", False)
 
 
 async def test_a_state_that_does_not_exist_is_not_recorded(two: TwoSites, liar: PeerRemote) -> None:
