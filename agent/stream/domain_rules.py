@@ -40,9 +40,13 @@ _MAY_BE_EMPTY = frozenset({"domain/os/loader", "domain/os/nvram"})
 IMAGE = "domain/devices/disk/source/@file"
 # The mark of a VM that has left; no VM comes with it. Labels may come: policies know whose word they are.
 _FOREIGN_MARK = re.compile(r"\{urn:landbridge:moved:")
-# libvirt makes this path itself for a channel to the guest's agent, and drops it where it reads a definition
-# (qemuDomainChrDefDropDefaultPath).
-_OWN_CHANNEL = re.compile(r"/(var/lib|run)/libvirt/qemu/channel/(target/)?[^/]+/[^/]+")
+# libvirt makes this path itself for a channel to the guest's agent, from the VM's number and short name and the channel's name, and
+# drops it where it reads a definition (qemuDomainChrDefDropDefaultPath): as libvirt 9.0 makes it, and as later ones do.
+_OWN_CHANNEL = re.compile(
+    r"(?:/var/lib/libvirt/qemu/channel/target/domain-|/run/libvirt/qemu/channel/)[0-9]{1,10}-([^/]+)/([^/]+)"
+)
+# Characters of a VM's name in its short name (VIR_DOMAIN_SHORT_NAME_MAX).
+_SHORT_NAME = 20
 _PTY = re.compile(r"/dev/pts/\d{1,6}")
 _TOKEN = re.compile(r"[\w.:+-]{1,255}", re.ASCII)
 _DEVICE_NAME = re.compile(r"[\w.-]{1,15}", re.ASCII)
@@ -82,7 +86,8 @@ def check(root: ET.Element, allowed: Allowed) -> list[Problem]:
     problems += [
         Problem("domain/metadata", "the mark of a VM that has moved away is not allowed") for _ in _marks(root)
     ]
-    problems += _channels(root)
+    problems += _chardevs(root)
+    problems += _shared_images(root)
     problems += _granted(root, allowed)
     return problems
 
@@ -206,17 +211,42 @@ def _marks(root: ET.Element) -> Iterator[ET.Element]:
     return (element for element in root.iterfind("metadata//*") if _FOREIGN_MARK.match(element.tag))
 
 
-def _channels(root: ET.Element) -> Iterator[Problem]:
-    """Sockets of guests' agents that libvirt would not make anew, and which may be another VM's."""
-    for channel in root.iterfind("devices/channel"):
-        target = channel.find("target")
-        is_made_anew = target is not None and target.get("type") == "virtio" and channel.get("type") == "unix"
-        for source in channel.iterfind("source"):
-            path = source.get("path", "")
-            if not is_made_anew and _OWN_CHANNEL.fullmatch(path):
-                yield Problem(
-                    "domain/devices/channel/source/@path", f"channel source path {shown(path)!r} is not allowed"
-                )
+def _chardevs(root: ET.Element) -> Iterator[Problem]:
+    """What libvirt makes anew only where the rest of a device says so, and what may otherwise be another VM's, or the host's."""
+    name = root.findtext("name", "")
+    for device in CHARDEVS:
+        for chardev in root.iterfind(f"devices/{device}"):
+            for source in chardev.iterfind("source"):
+                path = source.get("path", "")
+                is_terminal = _PTY.fullmatch(path) and chardev.get("type") != "pty"
+                is_channel = device == "channel" and _OWN_CHANNEL.fullmatch(path)
+                if is_terminal or (is_channel and not _is_own_channel(chardev, source, name)):
+                    where = f"domain/devices/{device}/source/@path"
+                    yield Problem(where, f"{device} source path {shown(path)!r} is not allowed")
+
+
+def _is_own_channel(channel: ET.Element, source: ET.Element, name: str) -> bool:
+    """Whether a socket is what libvirt makes for this channel of the VM of this name, and for no other one."""
+    own = _OWN_CHANNEL.fullmatch(source.get("path", ""))
+    targets = [(target.get("type"), target.get("name")) for target in channel.iterfind("target")]
+    return (
+        own is not None
+        and channel.get("type") == "unix"
+        and source.get("mode", "bind") == "bind"
+        and own[1] == name[:_SHORT_NAME]
+        and targets == [("virtio", own[2])]
+        and own[2] not in {".", ".."}
+    )
+
+
+def _shared_images(root: ET.Element) -> Iterator[Problem]:
+    """Images that two disks name: through one, a guest could write what the host reads as the other's format."""
+    seen: set[str] = set()
+    for source in root.iterfind("devices/disk/source"):
+        path = source.get("file", "")
+        if path and path in seen:
+            yield Problem(IMAGE, f"disk source file {shown(path)!r} is named twice")
+        seen.add(path)
 
 
 def _granted(root: ET.Element, allowed: Allowed) -> Iterator[Problem]:
@@ -251,11 +281,11 @@ def named_paths(root: ET.Element) -> Iterator[NamedPath]:
         route, _, attribute = where.removeprefix("domain/").partition("/@")
         for element in root.iterfind(route):
             path = element.get(attribute, "") if attribute else (element.text or "").strip()
-            if path and not (kind == SERIAL and (_PTY.fullmatch(path) or _is_own_channel(where, path))):
+            if path and not (kind == SERIAL and (_PTY.fullmatch(path) or _is_of_channel(where, path))):
                 yield NamedPath(where, path, kind)
 
 
-def _is_own_channel(where: str, path: str) -> bool:
+def _is_of_channel(where: str, path: str) -> bool:
     return where.startswith("domain/devices/channel/") and bool(_OWN_CHANNEL.fullmatch(path))
 
 
@@ -264,17 +294,17 @@ def _is_own_channel(where: str, path: str) -> bool:
 
 def difference(approved: ET.Element, given: ET.Element) -> Problem | None:
     """Where a definition differs from the approved one, if it does, other than in white space, prefixes and what libvirt drops."""
-    return _difference(approved, given, given.tag)
+    return _difference(approved, given, given.tag, approved.findtext("name", ""))
 
 
-def _difference(approved: ET.Element, given: ET.Element, path: str) -> Problem | None:
+def _difference(approved: ET.Element, given: ET.Element, path: str, name: str) -> Problem | None:
     if approved.tag != given.tag:
         return Problem(path, f"<{shown(given.tag)}> stands where <{shown(approved.tag)}> was approved")
     if problem := _other_values(approved, given, path):
         return problem
-    ours, theirs = list(_children(approved)), list(_children(given))
+    ours, theirs = list(_children(approved, name)), list(_children(given, name))
     for mine, other in zip(ours, theirs, strict=False):
-        if problem := _difference(mine, other, f"{path}/{other.tag}"):
+        if problem := _difference(mine, other, f"{path}/{other.tag}", name):
             return problem
     if len(ours) < len(theirs):
         return Problem(f"{path}/{theirs[len(ours)].tag}", f"<{shown(theirs[len(ours)].tag)}> was not approved")
@@ -304,18 +334,17 @@ def _text(element: ET.Element) -> str:
     return text if text.strip() else ""
 
 
-def _children(element: ET.Element) -> Iterator[ET.Element]:
-    """The children, without what libvirt makes anew on each host."""
-    return (child for child in element if not _is_made_anew(element, child))
+def _children(element: ET.Element, name: str) -> Iterator[ET.Element]:
+    """The children, without what libvirt makes anew on each host for the VM of this name."""
+    return (child for child in element if not _is_made_anew(element, child, name))
 
 
-def _is_made_anew(parent: ET.Element, child: ET.Element) -> bool:
-    return (
-        parent.tag == "channel"
-        and child.tag == "source"
-        and parent.get("type") == "unix"
-        and (not child.get("path") or bool(_OWN_CHANNEL.fullmatch(child.get("path", ""))))
-    )
+def _is_made_anew(parent: ET.Element, child: ET.Element, name: str) -> bool:
+    if parent.tag != "channel" or child.tag != "source" or parent.get("type") != "unix":
+        return False
+    if child.get("path"):
+        return _is_own_channel(parent, child, name)
+    return child.get("mode", "bind") == "bind"
 
 
 # The cookie

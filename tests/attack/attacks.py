@@ -84,6 +84,13 @@ def _swap(old: str, new: str) -> Callable[[Vm], str]:
     return swapped
 
 
+def _and_raw(disk: re.Match[str]) -> str:
+    """A disk, and its image once more, as it is and for reading."""
+    return disk[0] + disk[0].replace("'qcow2'", "'raw'").replace("'vda'", "'vdb'").replace(
+        "</disk>", "<readonly/></disk>"
+    )
+
+
 _IMAGE = "/var/lib/libvirt/images/"
 
 
@@ -189,6 +196,25 @@ DEFINITIONS: tuple[tuple[str, Callable[[Vm], str], str], ...] = (
         "a directory of the host",
         _swap("<memballoon", "<filesystem type='mount'><source dir='/'/><target dir='root'/></filesystem><memballoon"),
         "<filesystem> is not allowed",
+    ),
+    (
+        "another VM's guest agent",
+        _swap(
+            "<memballoon",
+            "<channel type='unix'><source mode='connect' path='/run/libvirt/qemu/channel/3-victim/org.qemu.guest_agent.0'/>"
+            "<target type='virtio' name='foo'/></channel><memballoon",
+        ),
+        "channel source path '/run/libvirt/qemu/channel/3-victim/org.qemu.guest_agent.0' is not allowed",
+    ),
+    (
+        "a terminal of the host",
+        _swap("<memballoon", "<serial type='file'><source path='/dev/pts/1'/></serial><memballoon"),
+        "serial source path '/dev/pts/1' is not allowed",
+    ),
+    (
+        "an image in two disks",
+        lambda vm: re.sub("(?s)<disk .*?</disk>", _and_raw, vm.domain, count=1),
+        "is named twice",
     ),
     ("no confinement", _swap("<devices>", "<seclabel type='none'/><devices>"), "seclabel type 'none' is not allowed"),
     ("another type of guest", _swap("<domain type='qemu'", "<domain type='lxc'"), "type 'lxc' is not allowed"),

@@ -24,6 +24,8 @@ from agent.stream.domain_rules import (
     pci_address,
 )
 from agent.stream.vocabulary import MOST_PROBLEMS, SHOWN, Problem
+from tests.integration.test_usual_devices import DOMAIN as USUAL
+from tests.lab.hosts import IMAGES
 from tests.unit.rpc_made import ALLOWED, DOMAIN, UUID, WEB
 
 GUEST_AGENT = "/var/lib/libvirt/qemu/channel/target/domain-1-web/org.qemu.guest_agent.0"
@@ -166,6 +168,10 @@ def test_firmware_from_elsewhere_does_not(old: str, new: str) -> None:
             "target/../../x'",
         ),
         ("<serial type='pty'><source path='/dev/sda'/></serial>", "path '/dev/sda'"),
+        ("<serial type='file'><source path='/dev/pts/1'/></serial>", "serial source path '/dev/pts/1'"),
+        ("<console type='unix'><source path='/dev/pts/1'/></console>", "console source path '/dev/pts/1'"),
+        ("<parallel type='file'><source path='/dev/pts/1'/></parallel>", "parallel source path '/dev/pts/1'"),
+        ("<channel type='file'><source path='/dev/pts/1'/></channel>", "channel source path '/dev/pts/1'"),
         ("<serial type='dev'><source path='/dev/pts/1'/></serial>", "serial type 'dev'"),
         (f"<serial type='unix'><source path='{GUEST_AGENT}'/></serial>", "path"),
         ("<serial type='pty'><log file='/etc/x'/></serial>", "log file '/etc/x'"),
@@ -199,6 +205,10 @@ def test_firmware_from_elsewhere_does_not(old: str, new: str) -> None:
         ),
         (f"<channel type='unix'><source path='{GUEST_AGENT}'/></channel>", "channel source path"),
         (f"<channel type='file'><source path='{GUEST_AGENT}'/><target type='virtio'/></channel>", "source path"),
+        (
+            "<disk type='file'><driver name='qemu' type='raw'/><source file='/var/lib/libvirt/images/web.qcow2'/></disk>",
+            "disk source file '/var/lib/libvirt/images/web.qcow2' is named twice",
+        ),
         ("<memballoon>text</memballoon>", "text 'text' is not allowed"),
         ("<sound model='x'/>text", "text 'text' is not allowed"),
         (f"<sound model='{'x' * 1025}'/>", "1,025 characters is longer than 1,024"),
@@ -208,6 +218,101 @@ def test_what_names_something_of_this_host_does_not_pass(devices: str, says: str
     found = problems(devices)
     assert found
     assert says in found[0]
+
+
+def channel(path: str, name: str = "org.qemu.guest_agent.0", mode: str = "mode='bind'", more: str = "") -> str:
+    return (
+        f"<channel type='unix'><source {mode} path='{path}'/><target type='virtio' name='{name}'/>"
+        f"<address type='virtio-serial' controller='0' bus='0' port='2'/>{more}</channel>"
+    )
+
+
+LATER = "/run/libvirt/qemu/channel/1-web/org.qemu.guest_agent.0"
+VARIABLE = "/var/lib/libvirt/qemu/channel/target"
+OTHERS_CHANNELS = [
+    channel("/run/libvirt/qemu/channel/3-victim/org.qemu.guest_agent.0", "foo", "mode='connect'"),
+    channel("/run/libvirt/qemu/channel/3-victim/org.qemu.guest_agent.0"),
+    channel(f"{VARIABLE}/domain-3-victim/org.qemu.guest_agent.0"),
+    channel("/run/libvirt/qemu/channel/3-webs/org.qemu.guest_agent.0"),
+    channel("/run/libvirt/qemu/channel/3-we/org.qemu.guest_agent.0"),
+    channel("/run/libvirt/qemu/channel/3-x-web/org.qemu.guest_agent.0"),
+    channel("/run/libvirt/qemu/channel/web/org.qemu.guest_agent.0"),
+    channel("/run/libvirt/qemu/channel/target/domain-1-web/org.qemu.guest_agent.0"),
+    channel(f"{VARIABLE}/1-web/org.qemu.guest_agent.0"),
+    channel("/run/libvirt/qemu/channel/../victim.xml", "victim.xml"),
+    channel("/run/libvirt/qemu/channel/1-web/..", ".."),
+    channel("/run/libvirt/qemu/channel/1-web/.", "."),
+    channel("/run/libvirt/qemu/channel/1-web/../3-victim/org.qemu.guest_agent.0"),
+    channel("/run/libvirt/qemu/channel//1-web/org.qemu.guest_agent.0"),
+    channel(LATER, "foo"),
+    channel(LATER, mode="mode='connect'"),
+    channel(GUEST_AGENT, mode="mode='connect'"),
+    channel(LATER, "foo", more="<target type='virtio' name='org.qemu.guest_agent.0'/>"),
+    channel(LATER, more="<target type='virtio' name='foo'/>"),
+]
+
+
+@pytest.mark.parametrize("devices", OTHERS_CHANNELS)
+def test_the_socket_of_a_channel_is_none_that_may_be_another_vms(devices: str) -> None:
+    found = problems(devices)
+    assert found
+    assert "channel source path" in found[0]
+
+
+@pytest.mark.parametrize("devices", OTHERS_CHANNELS)
+def test_such_a_socket_does_not_first_appear_after_the_approval(devices: str) -> None:
+    approved = re.sub("<source [^>]*>", "", devices)
+    before, after = (DOMAIN.replace("<memballoon", f"{given}<memballoon") for given in (approved, devices))
+    assert difference(bounded_xml.parse(before), bounded_xml.parse(after)) is not None
+
+
+@pytest.mark.parametrize("path", [GUEST_AGENT, LATER])
+@pytest.mark.parametrize("mode", ["", "mode='bind'"])
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [("web", "web"), ("a" * 20, "a" * 20), ("a" * 21, "a" * 20), ("ä" * 30, "ä" * 20), ("a-b.c 1", "a-b.c 1")],
+)
+def test_the_socket_that_libvirt_makes_for_a_channel_passes(path: str, mode: str, name: str, short: str) -> None:
+    approved, given = (
+        bounded_xml.parse(
+            DOMAIN.replace("<name>web<", f"<name>{name}<").replace(
+                "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>", device
+            )
+        )
+        for device in (
+            re.sub("<source [^>]*>", "", channel(path, mode=mode)),
+            channel(path.replace("-web/", f"-{short}/"), mode=mode),
+        )
+    )
+    assert check(given, ALLOWED) == []
+    assert difference(approved, given) is None
+
+
+def test_a_name_is_no_shorter_in_a_socket_than_libvirt_makes_it() -> None:
+    xml = DOMAIN.replace("<name>web<", f"<name>{'a' * 21}<").replace("<memballoon", "{}<memballoon")
+    for short in ("a" * 19, "a" * 21):
+        given = xml.replace("{}", channel(LATER.replace("-web/", f"-{short}/")))
+        assert len(check(bounded_xml.parse(given), ALLOWED)) == 1
+
+
+# What libvirt 9.0 and later ones add to the usual VM while it runs.
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{VARIABLE}/domain-7-usual/org.qemu.guest_agent.0",
+        "/run/libvirt/qemu/channel/7-usual/org.qemu.guest_agent.0",
+    ],
+)
+def test_a_vm_with_usual_devices_passes_as_it_is_and_as_it_runs(path: str) -> None:
+    usual = replace(ALLOWED, images=frozenset({f"{IMAGES}/usual.qcow2"}))
+    runs = USUAL.replace("<source mode='bind'/>", f"<source mode='bind' path='{path}'/>")
+    assert runs != USUAL
+    assert check(bounded_xml.parse(USUAL), usual) == []
+    assert check(bounded_xml.parse(runs), usual) == []
+    assert difference(bounded_xml.parse(USUAL), bounded_xml.parse(runs)) is None
+    for device in ("serial", "console"):
+        runs = runs.replace(f"<{device} type='pty'/>", f"<{device} type='pty'><source path='/dev/pts/3'/></{device}>")
+    assert check(bounded_xml.parse(runs), usual) == []
 
 
 @pytest.mark.parametrize(
@@ -371,6 +476,7 @@ def test_what_libvirt_makes_anew_on_each_host_is_no_difference() -> None:
     assert differs("<channel type='unix'>", source) is None
     assert differs("<channel type='unix'>", "<channel type='unix'><source mode='bind'/>") is None
     assert differs("<channel type='unix'>", "<channel type='unix'><source path='/srv/console/x'/>")
+    assert differs("<channel type='unix'>", "<channel type='unix'><source mode='connect'/>")
     assert differs("<channel type='unix'>", f"{source}<source path='/srv/console/x'/>")
     assert differs("<serial type='unix'>", f"<serial type='unix'><source path='{GUEST_AGENT}'/>")
 

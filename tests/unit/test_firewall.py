@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -193,9 +194,11 @@ def test_a_cookie_of_another_host_is_refused_by_its_uuid() -> None:
 def test_a_migration_of_two_disks_names_both() -> None:
     second = re.search("<disk .*</disk>", WEB.domain, flags=re.DOTALL)
     assert second
-    xml = WEB.domain.replace("<interface", f"{second[0].replace('vda', 'vdb')}<interface", 1)
+    other = second[0].replace("vda", "vdb").replace("web.qcow2", "web-2.qcow2")
+    xml = WEB.domain.replace("<interface", f"{other}<interface", 1)
     vm = Vm(domain=xml, disks=("vda", "vdb"))
-    found = verdicts(Firewall(vm.approval()), *GREETING, vm.prepare(), vm.finish(), *LEAVE)
+    allowed = replace(ALLOWED, images=ALLOWED.images | {"/var/lib/libvirt/images/web-2.qcow2"})
+    found = verdicts(Firewall(vm.approval(allowed)), *GREETING, vm.prepare(), vm.finish(), *LEAVE)
     assert not any(v.refusal for v in found)
 
 
