@@ -6,6 +6,9 @@ says of the VM, of who asked and of who approved are its claims; that they are o
 
 from __future__ import annotations
 
+import contextlib
+import uuid
+
 from certs.identity import Identity
 from gateway.authorization.authority import Authority, refusal
 from gateway.authorization.request import digest, domain_digest
@@ -20,6 +23,9 @@ from landbridge.v1 import agent_pb2
 from landbridge.v1.agent_pb2 import Role
 from landbridge.v1.decision_pb2 import Decision
 from landbridge.v1.types_pb2 import Migration, MigrationState
+
+# How a migration stands: what its source tells of it once it was let in. All else is what was judged here, and stays.
+TOLD = frozenset({"state", "reason", "updated_at", "ended_at", "progress", "summary", "silent_ms", "limit"})
 
 
 class Incoming:
@@ -39,6 +45,7 @@ class Incoming:
     async def authorize(self, migration: Migration, source: Identity, *, opens: bool) -> Decision:
         """What this site's policy says to a migration; `source` is the gateway that asks. PermissionDenied for others' migrations."""
         self._own_claims(migration, source)
+        _real_uuid(migration)
         asked = Migration()
         asked.CopyFrom(migration)
         asked.ClearField("id")
@@ -50,6 +57,7 @@ class Incoming:
         """Record a migration and have its host prepare it. Raises PolicyRefused or ApprovalNeeded where this site does not take it."""
         self._own_claims(migration, source)
         _known_state(migration)
+        _real_uuid(migration)
         _hold_together(migration, request)
         agent = self._inventory.agent(migration.destination_host)
         row = await self._ledger.latest(migration.id)
@@ -147,6 +155,14 @@ def _known_state(migration: Migration) -> None:
         )
 
 
+def _real_uuid(migration: Migration) -> None:
+    """Raises UsageError for a VM's UUID that is none, as it is written: agents and hypervisors make names and paths of it."""
+    with contextlib.suppress(ValueError):
+        if str(uuid.UUID(migration.vm_uuid)) == migration.vm_uuid:
+            return
+    raise UsageError(f"{migration.vm_uuid[:80]!r} is no UUID of a VM, in lower case and with hyphens")
+
+
 def _hold_together(migration: Migration, request: agent_pb2.PrepareRequest) -> None:
     """Raises UsageError unless what the host is to prepare is the migration that was judged."""
     asked = (
@@ -178,17 +194,22 @@ def _hold_together(migration: Migration, request: agent_pb2.PrepareRequest) -> N
 
 
 def _as_let_in(known: Migration, told: Migration, site: str) -> Migration:
-    """What the source tells now, with what this site has judged as it was judged."""
+    """What was let in, as it was judged by this site, and how the source says that it stands now."""
+    news = Migration()
+    news.CopyFrom(told)
+    for name in set(Migration.DESCRIPTOR.fields_by_name) - TOLD:
+        news.ClearField(name)
+    news.DiscardUnknownFields()
     kept = Migration()
-    kept.CopyFrom(told)
-    for name in ("vm", "requested_by", "domain_sha256", "break_glass"):
-        setattr(kept, name, getattr(known, name))
-    kept.labels.CopyFrom(known.labels)
-    del kept.approvals[:], kept.decisions[:]
-    kept.approvals.extend(known.approvals)
+    kept.CopyFrom(known)
+    for name in TOLD:
+        kept.ClearField(name)
+    kept.MergeFrom(news)
+    del kept.decisions[:]
+    # The source decides on: that somebody may cancel it, say.
     kept.decisions.extend(
         [
-            *(decision for decision in told.decisions if decision.site != site),
+            *(decision for decision in told.decisions if decision.site == known.source_site),
             *(decision for decision in known.decisions if decision.site == site),
         ]
     )
