@@ -198,12 +198,12 @@ def _as_let_in(known: Migration, told: Migration, site: str) -> Migration:
     news = Migration()
     news.CopyFrom(told)
     for name in set(Migration.DESCRIPTOR.fields_by_name) - TOLD:
-        news.ClearField(name)
+        news.ClearField(name)  # type: ignore[arg-type]  # a field, as the descriptor says
     news.DiscardUnknownFields()
     kept = Migration()
     kept.CopyFrom(known)
     for name in TOLD:
-        kept.ClearField(name)
+        kept.ClearField(name)  # type: ignore[arg-type]  # see TOLD
     kept.MergeFrom(news)
     del kept.decisions[:]
     # The source decides on: that somebody may cancel it, say.
