@@ -3,6 +3,7 @@
 weigh       what the policy says to a migration, with the approvals that are here    changes nothing
 authorize   the same for one that is to begin: where approvals are missing, ask for them
 admit       may somebody make this call, by their roles?
+administer  may somebody change what all share?
 oversee     may somebody have to do with this migration?
 """
 
@@ -20,7 +21,7 @@ from gateway.authorization.policy_file import PolicyFile
 from gateway.authorization.request import REASON_CHARACTERS, Labels, digest, operator, request_of
 from gateway.authorization.requests import OPEN, Requests, approvers
 from gateway.authorization.roles import OPEN as OPEN_CALLS
-from gateway.authorization.roles import may_call, needed
+from gateway.authorization.roles import OperatorRole, may_call, needed
 from gateway.authorization.rules import Rules
 from landbridge.errors import (
     ApprovalNeeded,
@@ -70,6 +71,16 @@ class Authority:
             has = f"has the role {' and '.join(sorted(roles))}" if roles else "has no role"
             raise PermissionDenied(
                 f"{who} {has} at site {rules.site}, and {call} takes {needed(call)}: see [roles] in the policy file"
+            )
+
+    def administer(self, who: Identity, what: str) -> None:
+        """Raises PermissionDenied unless somebody is an admin, who alone changes what all VMs share; `what` is a noun phrase."""
+        rules = self._rules()
+        if OperatorRole.ADMIN not in rules.roles_of(who):
+            log.warning("call.role_missing", who=str(who), call=what, policy=self._policy.sha256)
+            raise PermissionDenied(
+                f"{who} may not change {what}, which is shared by all: that takes the role {OperatorRole.ADMIN} at site "
+                f"{rules.site}; see [roles] in the policy file"
             )
 
     def _rules(self) -> Rules:

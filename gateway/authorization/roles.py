@@ -49,6 +49,7 @@ CALLS: Mapping[str, frozenset[OperatorRole]] = {
     "Migrate": _OPERATOR,
     "CancelMigration": _OPERATOR,
     "SettleMigration": _OPERATOR,
+    # Of a migration: operators who may move its VM. Of a tunnel, which all share: see `authority.administer`.
     "SetLimit": frozenset({OperatorRole.OPERATOR, OperatorRole.ADMIN}),
     "ApproveRequest": _APPROVER,
     "DenyRequest": _APPROVER,

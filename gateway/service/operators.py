@@ -176,10 +176,12 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
             case "site" if request.as_configured:
                 if (rate, links) != (None, None):
                     raise UsageError("either set something for a tunnel, or have it as it is configured")
+                self._authority.administer(caller.get(), f"the tunnel to site {request.site[:80]}")
                 await self._limits.reset(request.site)
             case "site":
                 if (rate, links) == (None, None):
                     raise UsageError("say what is to change: the bytes per second, or the number of links")
+                self._authority.administer(caller.get(), f"the tunnel to site {request.site[:80]}")
                 await self._limits.set(request.site, TunnelLimits(rate, links))
             case _:
                 raise UsageError("say what is to be limited: a migration, or the tunnel to a site")

@@ -6,9 +6,9 @@ import pytest
 
 from gateway.migration.states import State
 from gateway.tunnel.tunnels import Tunnels
-from landbridge.errors import Conflict, LandbridgeError, NotFound, UsageError
+from landbridge.errors import Conflict, LandbridgeError, NotFound, PermissionDenied, UsageError
 from landbridge.v1.gateway_pb2 import Site
-from tests.system.sites import Operator, TwoSites, eventually
+from tests.system.sites import Operator, SiteUnderTest, TwoSites, eventually
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -44,6 +44,12 @@ async def tunnel(operator: Operator, site: str = "ams") -> Site:
     return (await operator.sites())[site]
 
 
+async def tell(at: SiteUnderTest, gateway: str = "gw-1", /, **wish: object) -> None:
+    """An admin, who alone may, has one gateway limit a tunnel."""
+    async with at.person("root", gateway) as admin:
+        await admin.limit(**wish)  # type: ignore[arg-type]  # what `limit` takes
+
+
 async def shows(operator: Operator, limit: int, links: int) -> None:
     """The gateway tells of these soon, and the tunnel has so many links."""
 
@@ -72,8 +78,8 @@ def holds(tunnels: Tunnels, migration: str, limit: int) -> bool:
 
 async def test_what_one_gateway_is_told_of_a_tunnel_every_gateway_of_the_site_holds(three: TwoSites) -> None:
     one, two = three.fra.operator, three.fra.second_operator
-    await two.limit(50 * MBIT, site="ams")
-    await one.limit(site="ams", links=2)
+    await tell(three.fra, "gw-2", bytes_per_second=50 * MBIT, site="ams")
+    await tell(three.fra, site="ams", links=2)
     for operator in (one, two):
         await shows(operator, 50 * MBIT, 2)
     # The other site's own limits are its own.
@@ -81,14 +87,14 @@ async def test_what_one_gateway_is_told_of_a_tunnel_every_gateway_of_the_site_ho
 
 
 async def test_what_was_set_for_a_tunnel_outlives_all_gateways_until_it_is_reset(three: TwoSites) -> None:
-    await three.fra.operator.limit(50 * MBIT, site="ams", links=6)
+    await tell(three.fra, bytes_per_second=50 * MBIT, site="ams", links=6)
     await three.fra.gateway.stop()
     await three.fra.second_gateway.stop()
     await three.fra.gateway.start()
     await shows(three.fra.operator, 50 * MBIT, 6)
     await three.fra.second_gateway.start()
     await shows(three.fra.second_operator, 50 * MBIT, 6)
-    await three.fra.second_operator.limit(site="ams", as_configured=True)
+    await tell(three.fra, "gw-2", site="ams", as_configured=True)
     for operator in (three.fra.operator, three.fra.second_operator):
         await shows(operator, 0, 4)
     await three.fra.gateway.restart()
@@ -96,8 +102,8 @@ async def test_what_was_set_for_a_tunnel_outlives_all_gateways_until_it_is_reset
 
 
 async def test_no_limit_is_a_limit_that_was_set(three: TwoSites) -> None:
-    await three.fra.operator.limit(50 * MBIT, site="ams")
-    await three.fra.second_operator.limit(0, site="ams")
+    await tell(three.fra, bytes_per_second=50 * MBIT, site="ams")
+    await tell(three.fra, "gw-2", bytes_per_second=0, site="ams")
     await three.fra.gateway.restart()
     for operator in (three.fra.operator, three.fra.second_operator):
         await shows(operator, 0, 4)
@@ -117,7 +123,18 @@ async def test_what_cannot_be_is_refused_and_changes_nothing(
     two: TwoSites, wish: dict[str, int], error: type[LandbridgeError]
 ) -> None:
     with pytest.raises(error):
-        await two.fra.operator.limit(**wish)  # type: ignore[arg-type]  # one row of the table above
+        await tell(two.fra, **wish)
+    await shows(two.fra.operator, 0, 4)
+
+
+@pytest.mark.parametrize("wish", [{"bytes_per_second": 1}, {"links": 1}, {"as_configured": True}], ids=str)
+async def test_an_operator_who_may_move_vms_does_not_limit_the_tunnel_that_all_share(
+    two: TwoSites, wish: dict[str, int]
+) -> None:
+    with pytest.raises(
+        PermissionDenied, match="the tunnel to site ams, which is shared by all: that takes the role admin"
+    ):
+        await two.fra.operator.limit(site="ams", **wish)  # type: ignore[arg-type]  # see `tell`
     await shows(two.fra.operator, 0, 4)
 
 

@@ -301,7 +301,8 @@ async def test_a_vm_whose_memory_cannot_be_looked_at_moves_all_the_same(two: Two
 async def test_a_limit_of_the_tunnel_is_what_an_estimate_goes_by(two: TwoSites) -> None:
     two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
     two.fra.hypervisor.dirty_rate = 100_000_000_000
-    await two.fra.operator.limit(1_000_000, site="ams")
+    async with two.fra.person("root") as admin:
+        await admin.limit(1_000_000, site="ams")
 
     found = await two.fra.operator.preflight("web-01", "ams")
 

@@ -25,6 +25,9 @@ class Limited:
     def __init__(self) -> None:
         self.told: list[tuple[str, int | TunnelLimits | None]] = []
 
+    def administer(self, who: Identity, what: str) -> None:
+        """Who asks is an admin."""
+
     async def limit(self, migration: str, bytes_per_second: int, who: Identity) -> None:
         self.told.append((migration, bytes_per_second))
 
@@ -43,7 +46,7 @@ async def told(request: SetLimitRequest) -> list[tuple[str, int | TunnelLimits |
         cast("Inventory", None),
         cast("Tunnels", None),
         cast("Limits", limited),
-        cast("Authority", None),
+        cast("Authority", limited),
         cast("Receipts", None),
     )
     caller.set(Identity("landbridge.test", "fra", Role.OPERATOR, "alice"))
