@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from certs.identity import Identity, Role, parse
 from landbridge.errors import IdentityError, UsageError
 from landbridge.v1.decision_pb2 import Labels as LabelsMessage
-from landbridge.v1.types_pb2 import Migration
+from landbridge.v1.types_pb2 import Migration, Policy
 
 # Of what another site says: more is refused.
 MOST_APPROVALS = 64
@@ -118,6 +118,33 @@ def digest(migration: Migration) -> str:
         "break_glass": migration.break_glass,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def asked(migration: Migration) -> Migration:
+    """What the hash covers of a migration, and nothing else that somebody may have put beside it."""
+    policy, labels = migration.policy, migration.labels
+    kept = Migration(
+        requested_by=migration.requested_by,
+        vm=migration.vm,
+        vm_uuid=migration.vm_uuid,
+        domain_sha256=migration.domain_sha256,
+        source_site=migration.source_site,
+        source_host=migration.source_host,
+        destination_site=migration.destination_site,
+        destination_host=migration.destination_host,
+        break_glass=migration.break_glass,
+    )
+    if migration.HasField("labels"):
+        kept.labels.CopyFrom(LabelsMessage(owner=labels.owner, classification=labels.classification, tags=labels.tags))
+    if migration.HasField("policy"):
+        kept.policy.CopyFrom(
+            Policy(
+                max_downtime_ms=policy.max_downtime_ms,
+                deadline_ms=policy.deadline_ms if policy.HasField("deadline_ms") else None,
+                on_no_convergence=policy.on_no_convergence,
+            )
+        )
+    return kept
 
 
 def domain_digest(domain_xml: str) -> str:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import sqlalchemy as sa
 
 from certs.identity import Identity
-from gateway.authorization.request import digest, operator
+from gateway.authorization.request import asked, digest, operator
 from gateway.store import Store, approvals, requests
 from landbridge.errors import AlreadyExists, Conflict, NotFound, UsageError
 from landbridge.v1.authorization_pb2 import ApprovalRequest, RequestState
@@ -23,6 +23,8 @@ from landbridge.v1.types_pb2 import Migration
 SHORTEST_PREFIX = 4
 # That wait at a time, of one site: more is somebody who wants to fill the store.
 MOST_WAITING = 500
+# Of one request, with what another site says in it.
+MOST_BYTES = 64 * 1024
 # What is over is forgotten after this.
 KEPT = timedelta(days=90)
 
@@ -39,7 +41,10 @@ class Requests:
     async def open(
         self, migration: Migration, lifetime: timedelta, wanted_host: str, claimed_by: str
     ) -> ApprovalRequest:
-        """The request for exactly this that is not over, or a new one. Raises Conflict if too many wait already."""
+        """The request for exactly this that is not over, or a new one.
+
+        Raises Conflict if too many wait already, and UsageError for one that is too large.
+        """
         sha256 = digest(migration)
         if known := await self.bound_to(sha256):
             return known
@@ -50,9 +55,11 @@ class Requests:
                 f"{MOST_WAITING} requests wait for approval already: approve or deny some, see `landbridge requests`"
             )
         made = ApprovalRequest(id=str(uuid.uuid4()), wanted_host=wanted_host, claimed_by=claimed_by, sha256=sha256)
-        made.migration.CopyFrom(migration)
-        for field in ("approvals", "decisions", "findings", "estimate"):
-            made.migration.ClearField(field)
+        made.migration.CopyFrom(asked(migration))
+        if (size := made.ByteSize()) > MOST_BYTES:
+            raise UsageError(
+                f"a request of {size} bytes is refused: at most {MOST_BYTES}; shorten its names and labels"
+            )
         values = {
             "id": made.id,
             "sha256": sha256,

@@ -80,6 +80,30 @@ async def test_a_request_has_what_was_asked_for_and_is_bound_to_it(
     assert made.expires_at.ToDatetime(UTC) == clock.now + DAY
 
 
+async def test_a_request_keeps_what_approvals_are_bound_to_and_nothing_that_is_put_beside_it(
+    requests: Requests,
+) -> None:
+    told = wanted()
+    told.labels.tags.append("b")
+    told.policy.deadline_ms = 0
+    asked = Migration.FromString(told.SerializeToString())
+    asked.reason, asked.id, asked.limit = "x" * 100_000, "m-1", 5
+    asked.summary.total_ms = 1
+    unknown = b"\xfa\x7f\x05extra"  # field 2047, which no version has
+    kept = await opened(requests, Migration.FromString(asked.SerializeToString() + unknown))
+    assert kept.migration == told
+    assert kept.migration.SerializeToString(deterministic=True) == told.SerializeToString(deterministic=True)
+    assert digest(kept.migration) == digest(asked) == kept.sha256
+
+
+async def test_a_request_that_is_too_large_is_not_kept(requests: Requests) -> None:
+    large = wanted()
+    large.vm_uuid = "x" * module.MOST_BYTES
+    with pytest.raises(UsageError, match="is refused: at most 65536"):
+        await opened(requests, large)
+    assert await requests.all() == []
+
+
 async def test_exactly_the_same_is_one_request_and_anything_else_another(requests: Requests) -> None:
     first = await opened(requests)
     assert (await opened(requests)).id == first.id
