@@ -204,6 +204,12 @@ class Credential:
         return denial.subject in {str(self.issuer), str(gateway)} and self.issuer_issued_at <= denial.since
 
 
+def denials_end(subject: str, site: Site, denials: Iterable[Denial]) -> datetime:
+    """From when on something can be issued to an identity that no denial by its site concerns; long ago if there is none."""
+    ends = [each.since + timedelta(seconds=1) for each in denials if (each.subject, each.site) == (subject, site)]
+    return max([datetime.min.replace(tzinfo=UTC), *ends])
+
+
 @dataclass(frozen=True)
 class Denials:
     """All that was revoked, as it is known at one site."""
@@ -217,7 +223,7 @@ class Denials:
             if credential.denied_by(denial, self.own):
                 return (
                     f"The certificate of {credential.identity} (serial {credential.serial:x}) was revoked by site "
-                    f"{denial.site.site} at {_time(denial.since)}: enrol it again, or issue a new one."
+                    f"{denial.site.site}, as all that was issued until {_time(denial.since)}: enrol it again, or issue a new one."
                 )
         return ""
 

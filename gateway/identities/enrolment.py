@@ -72,6 +72,8 @@ class Enrolment:
             raise Unreachable("too many have tried to enrol here: try again in a minute")
         name = await self._check(request, address)
         control, stream = self._places(request)
+        # A host that was revoked a moment ago at another gateway is to come back.
+        await self._trusting.look()
         # Nothing must be wrong any more once the token is used.
         authority.requested_key(request.request.encode())
         self._issuing.issuer(datetime.now(UTC))

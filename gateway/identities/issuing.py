@@ -19,7 +19,7 @@ from certs.authority import Authority
 from certs.identity import Identity, Issuer, Role, issuer_of
 from certs.living import LivingIdentity
 from certs.store import StoredIdentity
-from certs.trust import Credential, fingerprint, judge, load_certificates, pem_of, renew_at
+from certs.trust import Credential, denials_end, fingerprint, judge, load_certificates, pem_of, renew_at
 from landbridge.errors import ConfigError, IdentityError, UsageError
 
 log = structlog.get_logger()
@@ -84,14 +84,19 @@ class Issuing:
         return issuer
 
     def sign(self, identity: Identity, request: str) -> tuple[str, x509.Certificate]:
-        """The chain for a request of a host of this site, PEM, and its leaf. Raises IdentityError, UsageError or ConfigError."""
+        """The chain for a request of a host of this site, PEM, and its leaf. Raises IdentityError, UsageError or ConfigError.
+
+        Whoever asks for it is in order by the denials of now: it is as of a moment that they do not reach, which may lie a little
+        ahead; it is valid at once all the same, since leaves are backdated by more.
+        """
         if identity.role is not Role.HOST:
             raise UsageError(
                 f"{identity} is no host: gateways renew themselves, and operators are issued by the site's CA"
             )
         now = datetime.now(UTC)
         issuer = self.issuer(now)
-        leaf = authority.sign(issuer, identity, authority.requested_key(request.encode()), now, self._lifetime)
+        as_of = max(now, denials_end(str(identity), identity.home, self._identity.denials.all))
+        leaf = authority.sign(issuer, identity, authority.requested_key(request.encode()), as_of, self._lifetime)
         return pem_of([leaf, issuer.certificate]).decode(), leaf
 
     async def renew(self) -> bool:

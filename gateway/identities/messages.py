@@ -43,9 +43,10 @@ def entries(denials: Iterable[Denial]) -> list[DenialEntry]:
 
 
 def denials_of(told: Sequence[DenialEntry], site: Site) -> frozenset[Denial]:
-    """What a site has revoked, of what it tells. Raises IdentityError."""
+    """What a site has revoked of its own, of what it tells; what it thinks of others is for itself. Raises IdentityError."""
     return frozenset(
         Denial(entry.subject, site, entry.since.ToDatetime(UTC).replace(microsecond=0))
         for entry in told
         if parse_site(entry.site) == site
+        and (not entry.subject.startswith("spiffe:") or entry.subject.startswith(f"{site}/"))
     )

@@ -12,14 +12,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
 from certs import store as files
 from certs.identity import Identity, Role
 from certs.living import LivingIdentity
-from certs.trust import Credential, Denial, TrustBundles, load_certificates, pem_of
+from certs.tls import ServicerContext
+from certs.trust import Credential, Denial, TrustBundles, denials_end, load_certificates, pem_of
 from gateway.config import GatewayConfig, HostSettings, SiteSettings
 from gateway.identities.issuing import Issuing
 from gateway.identities.messages import denials_of, entries, own_records
@@ -35,9 +36,13 @@ log = structlog.get_logger()
 
 # Seconds between two rounds.
 ROUND = 2.0
+# Seconds by which the clocks of gateways may differ: migrations between hosts whose clocks differ by more are refused, too.
+MOST_SKEW = 60.0
+# A revoked host may be signed for once more by a gateway that has not heard of it yet: what is issued until then is denied with it.
+MARGIN = timedelta(seconds=2 * ROUND + MOST_SKEW)
 # A site without a tunnel is asked once in so many.
 PATIENT_ROUNDS = 15
-# What another site may tell at once.
+# Of another site: denials, in all and not in one message, since they are kept for good; and what it may tell of addresses.
 MOST_DENIALS = 10_000
 MOST_ADDRESSES = 64
 
@@ -226,11 +231,20 @@ class Trusting:
 
     async def deny(self, subject: str) -> None:
         """Revoke, at once and for good. Raises IdentityError or ConfigError."""
-        denial = Denial(subject, self._identity.identity.home, datetime.now(UTC).replace(microsecond=0))
+        own = self._identity.identity.home
+        # Only what gateways sign by themselves can be signed at the same time.
+        margin = MARGIN if subject.startswith(f"{own}/{Role.HOST}/") else timedelta()
+        since = datetime.now(UTC).replace(microsecond=0) + margin
+        denial = Denial(subject, own, max(since, denials_end(subject, own, await self._records.denials())))
         await self._records.add_denial(denial)
         log.warning("identity.revoked", subject=subject)
         await self.look()
         self.hurry()
+
+    async def check(self, context: ServicerContext) -> None:
+        """Judge who calls by what the store has now, and not a round ago. Raises NotAuthenticated or ConfigError."""
+        await self.look()
+        self._identity.caller(context)
 
     async def install_roots(self, pem: str) -> None:
         """Believe new roots of this site. Raises IdentityError for one that its present roots have not signed off."""
@@ -282,11 +296,15 @@ class Trusting:
         offered = load_certificates(told.roots.encode())
         if site is None or set(TrustBundles.of(offered).roots) != {site}:
             raise IdentityError(f"site {name} tells the roots of another site: that is refused")
+        denied = denials_of(told.denials, site)
+        subjects = {each.subject for each in (*denied, *self._identity.denials.all) if each.site == site}
+        if len(subjects) > MOST_DENIALS:
+            raise ProtocolError(f"site {name} has revoked more than {MOST_DENIALS} in all: the rest is not taken")
         trust = known.follow(offered, datetime.now(UTC))
         has_changed = set(trust.of_site(site)) != set(known.of_site(site))
         if has_changed:
             await self._records.save_roots(str(site), pem_of(trust.of_site(site)))
-        fresh = denials_of(told.denials, site) - self._identity.denials.all
+        fresh = denied - self._identity.denials.all
         for denial in fresh:
             await self._records.add_denial(denial)
             log.warning("identity.revoked", subject=denial.subject, by=str(site))

@@ -42,6 +42,8 @@ class RenewalService(enrolment_pb2_grpc.RenewalServicer):
 
     async def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewResponse:
         """The next certificate of whoever calls."""
+        # A stolen key must not be faster than its revocation: nothing is awaited between this and the signature.
+        await self._trusting.check(context)
         chain, leaf = self._issuing.sign(caller.get(), request.request)
         log.info("identity.signed", identity=str(caller.get()), serial=f"{leaf.serial_number:x}")
         return pb.RenewResponse(chain=chain)

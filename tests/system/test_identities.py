@@ -18,18 +18,19 @@ from cryptography import x509
 import agent.main
 from agent.hypervisor.base import Presence
 from certs import authority, store, token, trust
-from certs.identity import Role
+from certs.identity import Role, parse_site
 from certs.living import LivingIdentity
-from certs.trust import TrustBundles, fingerprint, load_certificates, spoken
+from certs.trust import Denial, Denials, TrustBundles, fingerprint, load_certificates, spoken
+from gateway.identities import trusting
 from gateway.migration.states import ENDED, State
 from gateway.remote import Remote
 from landbridge.errors import LandbridgeError, NotAuthenticated, PermissionDenied
 from landbridge.v1 import enrolment_pb2 as pb
-from landbridge.v1.enrolment_pb2_grpc import IdentitiesStub
+from landbridge.v1.enrolment_pb2_grpc import IdentitiesStub, RenewalStub
 from tests.system.sites import Operator, SiteUnderTest, TwoSites, eventually, make_identities
 
 if TYPE_CHECKING:
-    from landbridge.v1.enrolment_pb2_grpc import IdentitiesAsyncStub
+    from landbridge.v1.enrolment_pb2_grpc import IdentitiesAsyncStub, RenewalAsyncStub
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -196,6 +197,79 @@ async def test_a_revoked_hosts_links_are_closed_and_it_comes_in_no_more(fresh: T
 
 def was_revoked(log: Mapping[str, object], event: str) -> bool:
     return log["event"] == event and "was revoked" in str(log.get("reason"))
+
+
+@pytest.fixture
+def rare_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gateways go round once, and learn nothing by themselves then."""
+    monkeypatch.setattr(trusting, "ROUND", 3600.0)
+
+
+async def renewal(site: SiteUnderTest, gateway: str) -> str:
+    """A host asks a gateway for its next certificate, as it is shown."""
+    local = LivingIdentity(site.identity(Role.HOST))
+    remote = Remote("the gateway", site.listens[gateway].operators, local, Role.GATEWAY, site.name, None)
+    stub: RenewalAsyncStub = RenewalStub(remote.channel)
+    try:
+        wanted = authority.request(authority.new_key()).decode()
+        return (await remote.ask(stub.Renew, pb.RenewRequest(request=wanted))).chain
+    finally:
+        await remote.close()
+
+
+async def test_a_stolen_key_is_renewed_at_no_gateway_once_it_is_revoked_at_one(
+    rare_rounds: None, tmp_path: Path
+) -> None:
+    make_identities(tmp_path)
+    with tempfile.TemporaryDirectory(prefix="lb-") as directory:
+        async with TwoSites(tmp_path, Path(directory)) as two:
+            await two.fra.second_gateway.start()
+            assert await renewal(two.fra, "gw-2")
+            admin = Admin(two.fra)
+            await admin.revoke("host/fra-1")
+            with pytest.raises(NotAuthenticated, match="was revoked"):
+                await renewal(two.fra, "gw-2")
+            await admin.close()
+
+
+async def test_what_is_signed_while_a_host_is_revoked_is_denied_and_the_host_comes_back_at_once(
+    rare_rounds: None, tmp_path: Path
+) -> None:
+    make_identities(tmp_path)
+    with tempfile.TemporaryDirectory(prefix="lb-") as directory:
+        async with TwoSites(tmp_path, Path(directory)) as two:
+            await two.fra.second_gateway.start()
+            signed = await renewal(two.fra, "gw-2")
+            admin = Admin(two.fra)
+            for attempt in ("a", "b"):
+                await admin.revoke("host/fra-1")
+                assert is_denied(two.fra, await denials(admin), signed)
+                # Another gateway of the site signs as it does a moment later, before it knows.
+                meanwhile = authority.issue(
+                    store.load_authority(two.fra._identities / "ca"),
+                    two.fra.identity(Role.HOST).identity,
+                    datetime.now(UTC) + timedelta(seconds=60),
+                )
+                assert is_denied(two.fra, await denials(admin), meanwhile.chain_pem.decode())
+                code, said = await enrol(await new_token(two.fra, "fra-1"), tmp_path / attempt)
+                assert code == 0, said
+                signed = (tmp_path / attempt / "identity" / "cert.pem").read_text()
+                assert not is_denied(two.fra, await denials(admin), signed)
+            await admin.close()
+
+
+async def denials(admin: Admin) -> frozenset[Denial]:
+    """What was revoked, as the gateway tells."""
+    found = await admin.ask(admin.stub.ListCertificates, pb.ListCertificatesRequest())
+    return frozenset(Denial(each.subject, parse_site(each.site), each.since.ToDatetime(UTC)) for each in found.denials)
+
+
+def is_denied(site: SiteUnderTest, denials: frozenset[Denial], chain: str) -> bool:
+    """Whether a certificate, which is in order otherwise, was revoked."""
+    leaf, *issuers = load_certificates(chain.encode())
+    roots = store.load_trust(site._identities / "gw-1")
+    credential = trust.judge(leaf, roots, datetime.now(UTC), issuers)
+    return Denials(credential.identity.home, denials).refusal(credential) != ""
 
 
 async def test_a_revoked_operators_watch_ends_and_no_call_is_answered(fresh: TwoSites) -> None:
