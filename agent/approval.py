@@ -9,6 +9,7 @@ lead out of it.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from agent.config import FirewallSettings
@@ -34,7 +35,8 @@ def refusals(settings: FirewallSettings, vm: Vm, xml: str, mapping: Mapping, che
         return []
     told = _told_otherwise(definitions.facts(xml), check.host)
     comes_back = any(other.uuid == vm.uuid and other.state == VmState.VM_STATE_MOVED for other in check.conflicts)
-    found = problems(placed, vm, allowed(settings, check.host, vm, mapping, images), may_replace=comes_back)
+    replaced = made_files(placed) if comes_back else ()
+    found = problems(placed, vm, allowed(settings, check.host, vm, mapping, images), may_replace=replaced)
     return [str(problem) for problem in found if not problem.where.startswith(told)]
 
 
@@ -76,10 +78,11 @@ def unreadable(xml: str) -> str:
     return ""
 
 
-def problems(xml: str, vm: Vm, rules: Allowed, *, may_replace: bool = False) -> list[Problem]:
+def problems(xml: str, vm: Vm, rules: Allowed, *, may_replace: Collection[str] = ()) -> list[Problem]:
     """Why a definition with this host's names, which can be read, may not come. Looks at the file system, and so blocks.
 
-    `may_replace`: files of the VM may be here, for it comes back to where it once left from.
+    Only where the definition keeps to the rules: else whoever asks would learn of any path what is there. `may_replace`: files that
+    may be here, for the VM comes back to where it once left from.
     """
     root = bounded_xml.parse(xml)
     found = domain_rules.check(root, rules)
@@ -94,13 +97,22 @@ def problems(xml: str, vm: Vm, rules: Allowed, *, may_replace: bool = False) -> 
         if theirs != ours
     ]
     for named in domain_rules.named_paths(root):
+        if not _is_allowed(named, rules):
+            continue  # refused as it is written
         if not _leads_where_it_says(named, rules):
             there = f"{named.path} leads to {os.path.realpath(named.path)}, where nothing of it may be"
             found.append(Problem(named.where, there))
-        elif named.kind == NVRAM and not may_replace and os.path.lexists(named.path):
+        elif named.kind == NVRAM and named.path not in may_replace and os.path.lexists(named.path):
             here = f"{named.path} is here already, and may be another VM's; remove or rename it"
             found.append(Problem(named.where, here))
     return found
+
+
+def _is_allowed(named: NamedPath, rules: Allowed) -> bool:
+    """Whether a path, as it is written, keeps to the rules."""
+    if named.kind == IMAGE:
+        return named.path in rules.images
+    return domain_rules.is_below(named.path, rules.folders.get(named.kind, ()))
 
 
 def _leads_where_it_says(named: NamedPath, rules: Allowed) -> bool:

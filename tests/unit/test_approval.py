@@ -49,7 +49,8 @@ def placed(files: Path, xml: str = DOMAIN) -> tuple[str, Allowed]:
 
 def found(files: Path, xml: str = DOMAIN, *, may_replace: bool = False) -> list[str]:
     xml, rules = placed(files, xml)
-    return [str(problem) for problem in problems(xml, facts(xml), rules, may_replace=may_replace)]
+    replaced = made_files(xml) if may_replace else ()
+    return [str(problem) for problem in problems(xml, facts(xml), rules, may_replace=replaced)]
 
 
 def test_files_where_they_say_that_they_are_have_no_problem(files: Path) -> None:
@@ -99,6 +100,28 @@ def test_variables_of_firmware_that_are_here_may_be_another_vms_unless_this_one_
     (problem,) = found(files, with_variables(files))
     assert "web_VARS.fd is here already, and may be another VM's; remove or rename it" in problem
     assert found(files, with_variables(files), may_replace=True) == []
+
+
+def test_a_vm_that_comes_back_does_not_get_the_variables_of_another(files: Path) -> None:
+    (files / "nvram/web_VARS.fd").touch()
+    xml, rules = placed(files, with_variables(files))
+    (problem,) = problems(xml, facts(xml), rules, may_replace=[f"{files}/nvram/other_VARS.fd"])
+    assert "is here already" in str(problem)
+
+
+@pytest.mark.parametrize("name", ["link", "file", "missing"])
+def test_a_path_that_is_refused_is_not_looked_at(files: Path, name: str) -> None:
+    (files / "elsewhere/file").touch()
+    (files / "elsewhere/link").symlink_to("/etc/passwd")
+    kernel = f"{files}/elsewhere/{name}"
+    for xml in (
+        DOMAIN.replace("/srv/boot/vmlinuz", kernel),
+        DOMAIN.replace("</os>", f"<nvram>{kernel}</nvram></os>"),
+        DOMAIN.replace("/var/lib/libvirt/images/web.qcow2", kernel),
+    ):
+        (problem,) = found(files, xml)
+        assert problem.partition("'")[2].startswith(kernel[:20])
+        assert "is not allowed" in problem
 
 
 def test_libvirt_makes_the_variables_and_whoever_gives_up_removes_them(files: Path) -> None:
