@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from pathlib import Path
 
 import structlog
@@ -20,14 +21,14 @@ import structlog
 from agent import approval
 from agent.channels import NAMES, make_directory, remove_directory
 from agent.hypervisor.base import Presence, VmChange, VmEvent
-from agent.journal import Record
+from agent.journal import Passage, Record
 from agent.move import ENDED, HostContext, Move, call, end
 from agent.relay import Traffic
 from agent.source import remove_moved
-from agent.stream.firewall import Firewall, Refusal
-from agent.stream.libvirt_rpc import Message, Procedure
+from agent.stream.firewall import Action, Approval, Firewall, Refusal, Verdict
+from agent.stream.libvirt_rpc import Message, Procedure, Status
 from landbridge import ticket
-from landbridge.errors import AlreadyExists, Conflict, LandbridgeError, NotFound, PermissionDenied
+from landbridge.errors import AlreadyExists, Conflict, LandbridgeError, NotFound, PermissionDenied, ProtocolError
 from landbridge.v1.agent_pb2 import (
     ActivateResponse,
     CancelResponse,
@@ -37,7 +38,7 @@ from landbridge.v1.agent_pb2 import (
     Stage,
 )
 from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
-from landbridge.v1.types_pb2 import VmState
+from landbridge.v1.types_pb2 import Vm, VmState
 
 log = structlog.get_logger()
 
@@ -49,6 +50,15 @@ MOST_CHANNELS = 512
 AUTODESTROY_PATIENCE = 10.0
 # How a VM that came whole is seen: libvirt forgets why it is paused when it is restarted.
 ARRIVED = frozenset({Presence.ARRIVED, Presence.PAUSED})
+# Which VM with the UUID of this migration's is this migration's, by what libvirtd has said: another may have come by another way.
+OWN = {
+    Passage.NONE: frozenset[Presence](),
+    Passage.ASKED: frozenset({Presence.INCOMING}),
+    Passage.DECLINED: frozenset[Presence](),
+    # It may have arrived, and this agent been killed before it was told. It does not run unless it is activated.
+    Passage.PREPARED: ARRIVED | {Presence.INCOMING, Presence.SHUT_OFF},
+    Passage.ARRIVED: frozenset(Presence),
+}
 # Seconds that libvirt at the source gets to leave in good order after one of its calls was refused.
 REFUSED_PATIENCE = 5.0
 # A pool with less free space than this, in bytes, is full for every practical purpose.
@@ -76,6 +86,33 @@ def _not_approved(host: HostContext, request: PrepareRequest, clause: str, *, en
         raise PermissionDenied(reason)
 
 
+class _Witness(Firewall):
+    """The firewall of a move, which has written down what libvirtd is asked, and what it said, before it goes on."""
+
+    def __init__(self, move: DestinationMove, approval: Approval, *, enforces: bool) -> None:
+        super().__init__(approval, enforces=enforces)
+        self._move = move
+
+    def call(self, call: Message) -> Verdict:
+        """See `Firewall`. Raises ProtocolError for a PREPARE or a FINISH that comes when the move is given up."""
+        verdict = super().call(call)
+        if verdict.action is Action.HOLD:
+            self._move.require_going()
+        elif verdict.action is Action.PASS and call.is_call_of(Procedure.DOMAIN_MIGRATE_PREPARE3_PARAMS):
+            self._move.asking()
+        return verdict
+
+    def reply(self, reply: Message) -> Verdict:
+        """See `Firewall`."""
+        verdict = super().reply(reply)
+        is_good = reply.status == Status.OK
+        if verdict.action is Action.PASS and reply.is_reply_to(Procedure.DOMAIN_MIGRATE_PREPARE3_PARAMS):
+            self._move.note(Passage.PREPARED if is_good else Passage.DECLINED)
+        elif verdict.action is Action.PASS and reply.is_reply_to(Procedure.DOMAIN_MIGRATE_FINISH3_PARAMS):
+            self._move.note(Passage.ARRIVED if is_good else Passage.ASKED)
+        return verdict
+
+
 class DestinationMove(Move):
     """One migration, at the host the VM comes to."""
 
@@ -94,6 +131,8 @@ class DestinationMove(Move):
         # Whether it has asked libvirtd here to hang up; else libvirtd does not, unless it ends.
         self._hung_up = False
         self._cause = ""
+        # Whether what was made here is being removed: libvirtd is asked for nothing any more.
+        self._is_given_up = False
         # What the firewall has refused first; and what ends those who stay all the same.
         self._refused = ""
         self._leaving: asyncio.TimerHandle | None = None
@@ -108,15 +147,7 @@ class DestinationMove(Move):
         vm, hypervisor = request.vm, host.hypervisor
         if unreadable := approval.unreadable(request.domain_xml):
             _not_approved(host, request, unreadable, enforces=True)
-        for other in await call(hypervisor.vms):
-            if other.uuid == vm.uuid and other.state == VmState.VM_STATE_MOVED:
-                # The VM comes back to where it once left from; what it left there is out of date.
-                log.info("move.superseded", vm=vm.name, migration=other.moved_by)
-                await remove_moved(host, other)
-            elif other.uuid == vm.uuid or other.name == vm.name:
-                raise AlreadyExists(
-                    f"{host.name} has a VM {other.name} with UUID {other.uuid}; rename or remove one of the two"
-                )
+        left = await cls._left_here(host, vm)
         record = Record(
             migration=request.migration,
             role=Role.ROLE_DESTINATION,
@@ -126,26 +157,55 @@ class DestinationMove(Move):
         )
         images = await call(hypervisor.image_paths, vm, request.mapping)
         check = await call(hypervisor.check_incoming, vm, request.domain_xml, request.mapping)
-        if check.existing_images:
-            raise AlreadyExists(f"{host.name} already has the image {check.existing_images[0]}; remove or rename it")
+        replaced = set() if left is None else {disk.path for disk in left.disks if not disk.read_only}
+        if taken := [image for image in check.existing_images if image not in replaced]:
+            raise AlreadyExists(f"{host.name} already has the image {taken[0]}; remove or rename it")
         rules = approval.allowed(host.firewall, check.host, vm, request.mapping, images)
         enforces = host.firewall.mode == "enforce"
-        for problem in await call(approval.problems, record.domain_xml, vm, rules):
-            _not_approved(host, request, str(problem), enforces=enforces)
+        files = [] if left is None else approval.made_files(await call(hypervisor.migratable_xml, left.uuid))
+        for problem in await call(approval.problems, record.domain_xml, vm, rules, may_replace=files):
+            # Whoever it is said to be is not for the host's settings: all that is done here goes by it.
+            is_another = problem.where in {"domain/name", "domain/uuid"}
+            _not_approved(host, request, str(problem), enforces=enforces or is_another)
+        if left is not None:
+            # Only now that all is well: one that may not come must not take away what may be the VM's last copy.
+            log.info("move.superseded", vm=vm.name, migration=left.moved_by)
+            await remove_moved(host, left)
         record.images, record.files = images, approval.made_files(record.domain_xml)
         move = cls(host, record)
         approved = approval.approve(record.domain_xml, vm, rules, move.directory)
-        move.traffic.firewall = Firewall(approved, enforces=enforces)
+        move.traffic.firewall = _Witness(move, approved, enforces=enforces)
         move.agree(request)
         move.advance(Stage.STAGE_PREPARED)
         try:
-            await call(hypervisor.create_disks, vm, request.mapping)
-            make_directory(move.directory, host.qemu_owner)
+            await move._make_room(request)
         except (LandbridgeError, OSError) as error:
             await move._remove(f"{host.name} could not be prepared: {error}")
             raise
         move._watchdog = asyncio.create_task(move._expire(), name=f"lease of {record.migration}")
         return move
+
+    @staticmethod
+    async def _left_here(host: HostContext, vm: Vm) -> Vm | None:
+        """What a VM that comes back once left here. Raises AlreadyExists for any other VM with its name or UUID."""
+        left = None
+        for other in await call(host.hypervisor.vms):
+            if other.uuid == vm.uuid and other.state == VmState.VM_STATE_MOVED:
+                left = other
+            elif other.uuid == vm.uuid or other.name == vm.name:
+                raise AlreadyExists(
+                    f"{host.name} has a VM {other.name} with UUID {other.uuid}; rename or remove one of the two"
+                )
+        return left
+
+    async def _make_room(self, request: PrepareRequest) -> None:
+        try:
+            await call(self.host.hypervisor.create_disks, request.vm, request.mapping)
+        except LandbridgeError:
+            # All or nothing: what is there now is somebody else's.
+            self.record.images = []
+            raise
+        make_directory(self.directory, self.host.qemu_owner)
 
     def agree(self, request: PrepareRequest) -> None:
         """Take over what the coordinator says of the channels, as long as none was opened."""
@@ -182,6 +242,33 @@ class DestinationMove(Move):
         kind = NAMES[opening.kind]
         return (libvirtd if kind == "rpc" else str(self.directory / f"{kind}.sock")), self.traffic
 
+    def require_going(self) -> None:
+        """Raises ProtocolError if what comes now would be removed by nobody."""
+        if self._is_given_up or self.stage != Stage.STAGE_PREPARED:
+            raise ProtocolError(f"migration {self.record.migration} is over on {self.host.name}")
+
+    def asking(self) -> None:
+        """libvirtd is to be asked to take the VM in. Raises ProtocolError if it may not be any more."""
+        self.require_going()
+        # libvirt makes those that are missing, and takes those that are here.
+        self.record.files = [file for file in self.record.files if not os.path.lexists(file)]
+        self.note(Passage.ASKED)
+
+    def note(self, passage: Passage) -> None:
+        """What becomes of the VM at libvirtd, durably; nothing is after the end. Raises ProtocolError, which ends the channel."""
+        if self.stage in ENDED:
+            return
+        self.record.passage = passage
+        try:
+            self.host.journal.save(self.record)
+        except OSError as error:
+            raise ProtocolError(f"{self.host.name} cannot write its journal: {error.strerror}") from error
+
+    async def _presence(self) -> Presence:
+        """Whether and how this move's VM is here; ABSENT also for another that has its UUID."""
+        found = await call(self.host.hypervisor.presence, self.record.vm_uuid)
+        return found if found in OWN[self.record.passage] else Presence.ABSENT
+
     async def _expire(self) -> None:
         await asyncio.sleep(PREPARED_LEASE)
         if not any(self.traffic.written.values()):
@@ -194,6 +281,9 @@ class DestinationMove(Move):
             return
         if not self._cause and not self._finishing and self.traffic.failure is None:
             self._cause = f"QEMU ended on {self.host.name} while it took the VM in ({event.detail})"
+        if not self._finishing and self.record.passage is Passage.PREPARED:
+            # Whatever stands here from now on is another's.
+            self.note(Passage.ASKED)
 
     def _on_call(self, message: Message) -> None:
         self._hung_up = self._hung_up or message.is_call_of(Procedure.CONNECT_CLOSE)
@@ -248,7 +338,7 @@ class DestinationMove(Move):
         deadline = asyncio.get_running_loop().time() + AUTODESTROY_PATIENCE
         while True:
             try:
-                presence = await call(self.host.hypervisor.presence, self.record.vm_uuid)
+                presence = await self._presence()
             except LandbridgeError as error:
                 # libvirtd is away; its successor ends what it finds half done.
                 log.warning("hypervisor.unreachable", error=error.message)
@@ -288,16 +378,20 @@ class DestinationMove(Move):
     async def _remove(self, why: str) -> None:
         """Remove everything that this migration made here. The VM is not active, and the source has it."""
         hypervisor = self.host.hypervisor
-        await call(hypervisor.destroy, self.record.vm_uuid)
-        # One that had arrived and whose QEMU has ended since is still defined.
-        await call(hypervisor.undefine, self.record.vm_uuid)
+        self._is_given_up = True
+        if await self._presence() is not Presence.ABSENT:
+            await call(hypervisor.destroy, self.record.vm_uuid)
+            # One that had arrived and whose QEMU has ended since is still defined.
+            await call(hypervisor.undefine, self.record.vm_uuid)
         for image in self.record.images:
             await call(hypervisor.remove_disk, image)
-        for file in self.record.files:
-            await call(Path(file).unlink, missing_ok=True)
+        if self.record.passage is not Passage.NONE:
+            for file in self.record.files:
+                await call(Path(file).unlink, missing_ok=True)
         remove_directory(self.directory)
         self._end_lease()
         self._unsubscribe()
+        self.record.passage = Passage.NONE
         self.advance(Stage.STAGE_FAILED, why)
         log.info("move.removed", migration=self.record.migration, vm=self.record.vm, why=why)
 
@@ -314,8 +408,9 @@ class DestinationMove(Move):
         async with self.busy:
             hypervisor, uuid = self.host.hypervisor, self.record.vm_uuid
             if self.stage != Stage.STAGE_ACTIVE:
-                presence = await call(hypervisor.presence, uuid)
-                if presence not in ARRIVED | {Presence.RUNNING}:
+                presence = await self._presence()
+                has_arrived = self.record.passage is Passage.ARRIVED
+                if not has_arrived or presence not in ARRIVED | {Presence.RUNNING}:
                     raise NotFound(
                         f"{self.record.vm} is not on {self.host.name} ({presence.value}); it cannot be activated there",
                         # For the coordinator: this host has looked, and does not only know nothing of the migration.
@@ -339,7 +434,7 @@ class DestinationMove(Move):
             if self.stage == Stage.STAGE_ACTIVE:
                 return CancelResponse(possession=Possession.POSSESSION_HERE)
             if self.stage != Stage.STAGE_FAILED:
-                presence = await call(self.host.hypervisor.presence, self.record.vm_uuid)
+                presence = await self._presence()
                 if presence is Presence.RUNNING:
                     return CancelResponse(possession=Possession.POSSESSION_HERE)
                 if presence in ARRIVED and not discard_arrived:

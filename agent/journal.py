@@ -5,6 +5,7 @@ A file is there from before the first thing is made on this host, so that whatev
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
@@ -12,6 +13,18 @@ from pydantic import BaseModel, Field, ValidationError
 from landbridge import durable
 from landbridge.errors import InternalError
 from landbridge.v1.agent_pb2 import Role, Stage
+
+
+class Passage(StrEnum):
+    """How far libvirtd at the destination is with a VM; what else has the VM's UUID there is none of the migration's."""
+
+    NONE = "it was not asked to take the VM in, or all that came of it was removed"
+    # Written before it is asked; and again if QEMU ended, or the move was cancelled.
+    ASKED = "it may take the VM in, or end it"
+    DECLINED = "it has said no"
+    PREPARED = "QEMU waits for the VM"
+    # Written before the source hears of it.
+    ARRIVED = "it has said that the VM came whole"
 
 
 class Record(BaseModel):
@@ -37,6 +50,8 @@ class Record(BaseModel):
     files: list[str] = Field(default_factory=list)
     # At the destination: the definition with this host's names.
     domain_xml: str = ""
+    # At the destination: which VM with this UUID is the migration's.
+    passage: Passage = Passage.NONE
     # At the destination: when the guest's CPUs started, seconds since the epoch.
     resumed_at: float | None = None
 

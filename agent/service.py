@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import uuid
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import Any
@@ -13,7 +14,7 @@ import structlog
 from agent.approval import refusals
 from agent.destination import DestinationMove
 from agent.journal import Record
-from agent.move import HostContext, Move, call
+from agent.move import ENDED, HostContext, Move, call
 from agent.relay import Traffic
 from agent.source import SourceMove
 from landbridge.errors import Conflict, LandbridgeError, NotFound, UsageError
@@ -28,6 +29,14 @@ MIGRATION_ID = re.compile(r"[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}")
 RECOVERY_INTERVAL = 2.0
 
 
+def _is_canonical(text: str) -> bool:
+    """Whether this is a UUID, written as libvirt writes it."""
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
+
+
 class Moves:
     """The migrations of this host, under way and ended."""
 
@@ -36,6 +45,8 @@ class Moves:
         self._moves: dict[str, Move] = {}
         self._recovered: dict[str, asyncio.Task[None]] = {}
         self._preparing: dict[str, asyncio.Task[Move]] = {}
+        # Held from the first look at what is here until a VM that comes has its place.
+        self._placing = asyncio.Lock()
 
     def recover(self) -> None:
         """Take up what a former run left. Each goes on in the background until the hypervisor answers."""
@@ -70,6 +81,9 @@ class Moves:
         """Prepare one end; returns the destination's definition. Raises Conflict if it has ended here already."""
         if not MIGRATION_ID.fullmatch(request.migration):
             raise UsageError(f"{request.migration!r} is no id of a migration; ids are UUIDs")
+        if not _is_canonical(request.vm.uuid):
+            # libvirt knows more ways to write one, and a name is none: each would go round what is compared here.
+            raise UsageError(f"{request.vm.uuid!r} is no UUID of a VM; it has 36 characters, in lower case")
         move = await self.get(request.migration)
         if move is None:
             # Goes on if the caller gives up, so that what it makes is known to whoever asks next, be it to remove it.
@@ -88,14 +102,27 @@ class Moves:
             move = SourceMove.prepare(self._host, request)
         else:
             await self.departed(request.vm.uuid)
-            move = await DestinationMove.prepare(self._host, request)
+            async with self._placing:
+                self._require_alone(request.vm)
+                move = await DestinationMove.prepare(self._host, request)
+                self._moves[request.migration] = move
+            return move
         self._moves[request.migration] = move
         return move
 
-    async def departed(self, uuid: str) -> None:
-        """Wait until a VM that was just released has left this host for good, so that it can come back."""
+    def _require_alone(self, vm: Vm) -> None:
+        """Raises Conflict if another migration brings a VM of this UUID or this name."""
         for move in self._moves.values():
-            if isinstance(move, SourceMove) and move.record.vm_uuid == uuid:
+            same = move.record.vm_uuid == vm.uuid or move.record.vm == vm.name
+            if same and isinstance(move, DestinationMove) and move.stage not in ENDED:
+                raise Conflict(
+                    f"migration {move.record.migration} brings {move.record.vm} to {self._host.name} already; wait until it has ended"
+                )
+
+    async def departed(self, vm: str) -> None:
+        """Wait until a VM, by its UUID, that was just released has left this host for good, so that it can come back."""
+        for move in list(self._moves.values()):
+            if isinstance(move, SourceMove) and move.record.vm_uuid == vm:
                 await move.gone()
 
     async def source(self, migration: str) -> SourceMove:

@@ -23,6 +23,7 @@ from landbridge.errors import PermissionDenied
 from landbridge.ticket import SECRET_SIZE, ticket
 from landbridge.v1 import agent_pb2 as pb
 from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
+from landbridge.v1.types_pb2 import Vm
 from tests.attack.attacker import CutOffError, HostileChannel
 from tests.system.sites import TwoSites, eventually
 from tests.system.test_failure import failed
@@ -89,13 +90,16 @@ class Attacked:
         self.id = str(uuid.uuid4())
         self.secret = secrets.token_bytes(SECRET_SIZE)
 
-    async def prepare(self, xml: str, **said: Any) -> None:
-        vm = definitions.facts(xml)
+    async def prepare(
+        self, xml: str, vm: Vm | None = None, role: pb.Role.ValueType = pb.Role.ROLE_DESTINATION, **said: Any
+    ) -> str:
+        """The definition with the host's names. `said` is said of the VM, whatever the definition has."""
+        vm = definitions.facts(xml) if vm is None else Vm.FromString(vm.SerializeToString())
         for name, value in said.items():
             setattr(vm, name, value)
         request = pb.PrepareRequest(
             migration=self.id,
-            role=pb.Role.ROLE_DESTINATION,
+            role=role,
             vm=vm,
             domain_xml=xml,
             source_site="fra",
@@ -105,7 +109,7 @@ class Attacked:
             channel_secret=self.secret,
             outage_limit_ms=60_000,
         )
-        await self.agent.ask(self.agent.stub.Prepare, request, WORK)
+        return (await self.agent.ask(self.agent.stub.Prepare, request, WORK)).domain_xml
 
     async def channel(self, index: int = 0) -> HostileChannel:
         opening = ChannelOpen(
