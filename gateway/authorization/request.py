@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from certs.identity import Identity, Role, parse
 from landbridge.errors import IdentityError, UsageError
+from landbridge.v1.agent_pb2 import Mapping
 from landbridge.v1.decision_pb2 import Labels as LabelsMessage
 from landbridge.v1.types_pb2 import Migration, Policy
 
@@ -19,7 +20,7 @@ MOST_CHARACTERS = 255
 REASON_CHARACTERS = 500
 
 # What the hash covers, so that no other hash of Landbridge's is ever taken for it; the number grows with the fields.
-DOMAIN = "landbridge request 1"
+DOMAIN = "landbridge request 2"
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def operator(text: str) -> Identity:
 def digest(migration: Migration) -> str:
     """SHA-256, as hex, of exactly what is asked for: who, which VM with which definition, from where to where, and how.
 
+    "Where" is also in which pools and networks.
+
     The hash of canonical JSON (sorted keys, no spaces, ASCII), so that programs of others can make it too.
     """
     policy = migration.policy
@@ -109,6 +112,7 @@ def digest(migration: Migration) -> str:
         "vm": migration.vm,
         "vm_uuid": migration.vm_uuid,
         "domain_sha256": migration.domain_sha256,
+        "mapping_sha256": migration.mapping_sha256,
         "source": [migration.source_site, migration.source_host],
         "destination": [migration.destination_site, migration.destination_host],
         "labels": [migration.labels.owner, migration.labels.classification, sorted(migration.labels.tags)],
@@ -128,6 +132,7 @@ def asked(migration: Migration) -> Migration:
         vm=migration.vm,
         vm_uuid=migration.vm_uuid,
         domain_sha256=migration.domain_sha256,
+        mapping_sha256=migration.mapping_sha256,
         source_site=migration.source_site,
         source_host=migration.source_host,
         destination_site=migration.destination_site,
@@ -150,3 +155,9 @@ def asked(migration: Migration) -> Migration:
 def domain_digest(domain_xml: str) -> str:
     """SHA-256, as hex, of a VM's definition as its hypervisor gave it."""
     return hashlib.sha256(domain_xml.encode()).hexdigest()
+
+
+def mapping_digest(mapping: Mapping) -> str:
+    """SHA-256, as hex, of which pools and networks there stand for those here; of canonical JSON, as `digest`."""
+    facts = {"networks": dict(mapping.networks), "pools": dict(mapping.pools)}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -20,7 +20,7 @@ import structlog
 
 from certs.identity import Identity
 from gateway.authorization.authority import Authority, refusal
-from gateway.authorization.request import domain_digest
+from gateway.authorization.request import domain_digest, mapping_digest
 from gateway.authorization.requests import OPEN
 from gateway.config import PatienceSettings
 from gateway.migration import savings
@@ -408,13 +408,14 @@ class Coordinator:
         )
         inspected = await agent.ask(agent.stub.InspectVm, agent_pb2.InspectVmRequest(vm=migration.vm_uuid), WORK)
         inspected.vm.autostart = row.autostart
-        self._hold_definition(migration, inspected.domain_xml)
+        mapping = remote.mapping()
+        self._hold_definition(migration, inspected.domain_xml, mapping)
         request = agent_pb2.PrepareRequest(
             migration=migration.id,
             role=Role.ROLE_DESTINATION,
             vm=inspected.vm,
             domain_xml=inspected.domain_xml,
-            mapping=remote.mapping(),
+            mapping=mapping,
             destination_site=migration.destination_site,
             destination_host=migration.destination_host,
             source_site=migration.source_site,
@@ -437,16 +438,17 @@ class Coordinator:
         return Outcome(Input.PREPARED)
 
     @staticmethod
-    def _hold_definition(migration: Migration, domain_xml: str) -> None:
+    def _hold_definition(migration: Migration, domain_xml: str, mapping: agent_pb2.Mapping) -> None:
         """What was approved is what moves. Raises Conflict; where nobody had to approve, the definition of now counts."""
-        sha256 = domain_digest(domain_xml)
-        if sha256 == migration.domain_sha256:
+        now = (domain_digest(domain_xml), mapping_digest(mapping))
+        if now == (migration.domain_sha256, migration.mapping_sha256):
             return
         if migration.approvals:
+            what = "definition" if now[0] != migration.domain_sha256 else "mapping of pools and networks"
             raise Conflict(
-                f"the definition of {migration.vm} has changed since it was approved: ask for the migration again"
+                f"the {what} of {migration.vm} has changed since it was approved: ask for the migration again"
             )
-        migration.domain_sha256 = sha256
+        migration.domain_sha256, migration.mapping_sha256 = now
 
     async def _moving(self, row: Row) -> Outcome:
         async for snapshot in self._follow_source(row):

@@ -11,7 +11,7 @@ import uuid
 
 from certs.identity import Identity
 from gateway.authorization.authority import Authority, refusal
-from gateway.authorization.request import digest, domain_digest
+from gateway.authorization.request import digest, domain_digest, mapping_digest
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger, has_ended
 from gateway.migration.states import ENDED, State
@@ -175,6 +175,7 @@ def _hold_together(migration: Migration, request: agent_pb2.PrepareRequest) -> N
         request.destination_site,
         request.destination_host,
         domain_digest(request.domain_xml),
+        mapping_digest(request.mapping),
     )
     judged = (
         migration.id,
@@ -186,6 +187,7 @@ def _hold_together(migration: Migration, request: agent_pb2.PrepareRequest) -> N
         migration.destination_site,
         migration.destination_host,
         migration.domain_sha256,
+        migration.mapping_sha256,
     )
     if asked != judged:
         raise UsageError(

@@ -7,7 +7,7 @@ import contextlib
 from dataclasses import dataclass
 
 from gateway.authorization.authority import Authority
-from gateway.authorization.request import domain_digest
+from gateway.authorization.request import domain_digest, mapping_digest
 from gateway.migration import estimate, preflight, verdicts
 from gateway.migration.inventory import PROTOCOL_VERSION, Inventory, SiteFacts, fill_offset
 from gateway.migration.ledger import Ledger, has_ended
@@ -160,6 +160,7 @@ class Survey:
             policy=policy,
             labels=self.authority.labels(vm.name, vm.labels),
             domain_sha256=domain_digest(domain_xml),
+            mapping_sha256=mapping_digest(self.inventory.site_named(site).mapping()),
             break_glass=asked.break_glass,
         )
 

@@ -13,7 +13,9 @@ from structlog.testing import capture_logs
 
 from certs.living import LivingIdentity
 from gateway.authorization import policy_file
-from gateway.authorization.request import domain_digest
+from gateway.authorization.request import domain_digest, mapping_digest
+from gateway.migration.coordinator import Coordinator
+from gateway.migration.inventory import RemoteSite
 from gateway.migration.states import State
 from gateway.remote import PeerRemote
 from landbridge.errors import (
@@ -293,6 +295,25 @@ async def test_what_is_approved_cannot_be_swapped_before_it_is_prepared(two: Two
     assert guest.presence.value == "running"
 
 
+async def test_what_is_approved_is_for_the_pools_and_networks_of_then(
+    two: TwoSites, carol: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two.fra.hypervisor.add_vm("web-01", disk=b"disk")
+    await give(two.fra, ONE)
+    id_ = await asked(two.fra.operator)
+    await carol.approve(await found(carol, id_))
+    elsewhere = agent_pb2.Mapping(networks={"lan": "management"})
+    monkeypatch.setattr(RemoteSite, "mapping", lambda _: elsewhere)
+    assert await asked(two.fra.operator) != id_
+    # Also where it is another one only by the time that the migration is prepared.
+    approved = brought(approvals=[Approval(approver=person("carol"))])
+    with pytest.raises(Conflict, match="the mapping of pools and networks of web-01 has changed since it was approved"):
+        Coordinator._hold_definition(approved, DEFINITION, elsewhere)
+    approved.ClearField("approvals")
+    Coordinator._hold_definition(approved, DEFINITION, elsewhere)
+    assert approved.mapping_sha256 == mapping_digest(elsewhere)
+
+
 async def test_a_denied_request_is_over_and_the_next_one_is_another(two: TwoSites, carol: Operator) -> None:
     two.fra.hypervisor.add_vm("web-01", disk=b"disk")
     await give(two.fra, ONE)
@@ -517,6 +538,7 @@ def brought(**changes: object) -> Migration:
         "requested_by": person("alice"),
         "state": State.PREPARING.value,
         "domain_sha256": domain_digest(DEFINITION),
+        "mapping_sha256": mapping_digest(agent_pb2.Mapping()),
     }
     return Migration(**{**facts, **changes})  # type: ignore[arg-type]  # the caller's keywords
 
@@ -580,6 +602,8 @@ async def test_what_a_source_claims_is_held_to_what_it_may_claim(
         {"destination_host": "ams-2"},
         {"destination_site": "fra"},
         {"source_site": "lon"},
+        {"mapping": agent_pb2.Mapping(pools={"default": "secret"})},
+        {"mapping": agent_pb2.Mapping(networks={"lan": "management"})},
         {"role": agent_pb2.Role.ROLE_SOURCE},
         {"migration": "6f0c4a52-3d1c-4c0e-9f64-000000000000"},
     ],

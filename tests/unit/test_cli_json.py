@@ -27,7 +27,7 @@ _FIELDS: dict[type[Message], str] = {
     types.ImmovableDevice: "kind description",
     types.Migration: "id vm vm_uuid source_site source_host destination_site destination_host state reason "
     "requested_by requested_at updated_at ended_at progress summary findings silent_ms limit policy estimate "
-    "decisions labels domain_sha256 approvals break_glass",
+    "decisions labels domain_sha256 approvals break_glass mapping_sha256",
     types.Progress: "disk_total disk_remaining memory_total memory_remaining rate dirty_rate iteration "
     "elapsed_ms eta_ms memory_rate converges throttle paused",
     types.Policy: "max_downtime_ms deadline_ms on_no_convergence",
@@ -109,6 +109,7 @@ def test_a_completed_migration_as_json() -> None:
         "domain_sha256": "",
         "approvals": [],
         "break_glass": "",
+        "mapping_sha256": "",
     }
 
 

@@ -6,8 +6,9 @@ import hashlib
 
 import pytest
 
-from gateway.authorization.request import Labels, digest, domain_digest, operator, request_of
+from gateway.authorization.request import Labels, digest, domain_digest, mapping_digest, operator, request_of
 from landbridge.errors import IdentityError, LandbridgeError, UsageError
+from landbridge.v1.agent_pb2 import Mapping
 from landbridge.v1.decision_pb2 import Approval
 from landbridge.v1.decision_pb2 import Labels as LabelsMessage
 from landbridge.v1.types_pb2 import Finding, Migration, MigrationState, NonConvergence, Policy
@@ -47,6 +48,7 @@ def wanted(**changes: object) -> Migration:
         {"labels": LabelsMessage(owner="shop", classification="public", tags=["a", "b"])},
         {"labels": LabelsMessage(owner="shop", classification="internal", tags=["a"])},
         {"domain_sha256": "e" * 64},
+        {"mapping_sha256": "f" * 64},
         {"break_glass": "why"},
     ],
     ids=str,
@@ -74,13 +76,21 @@ def test_what_becomes_of_a_request_does_not_change_it(change: dict[str, object])
 
 def test_the_hash_is_that_of_canonical_json_which_others_can_make() -> None:
     text = (
-        '{"break_glass":"","deadline_ms":null,"destination":["ams","ams-1"],"domain":"landbridge request 1",'
-        f'"domain_sha256":"{"d" * 64}","labels":["shop","internal",["a","b"]],"max_downtime_ms":300,"on_no_convergence":1,'
-        '"requester":"spiffe://example.org/site/fra/operator/alice","source":["fra","fra-1"],"vm":"web-1",'
+        '{"break_glass":"","deadline_ms":null,"destination":["ams","ams-1"],"domain":"landbridge request 2",'
+        f'"domain_sha256":"{"d" * 64}","labels":["shop","internal",["a","b"]],"mapping_sha256":"","max_downtime_ms":300,'
+        '"on_no_convergence":1,"requester":"spiffe://example.org/site/fra/operator/alice","source":["fra","fra-1"],"vm":"web-1",'
         '"vm_uuid":"6c1e5f0a-8b1d-4c3e-9a64-0d9f5a7b2c11"}'
     )
     assert digest(wanted()) == hashlib.sha256(text.encode()).hexdigest()
     assert domain_digest("<domain>é</domain>") == hashlib.sha256("<domain>é</domain>".encode()).hexdigest()
+
+
+def test_a_mapping_has_a_hash_of_its_own_whatever_its_order() -> None:
+    one = Mapping(pools={"a": "1", "b": "2"}, networks={"lan": "x"})
+    text = '{"networks":{"lan":"x"},"pools":{"a":"1","b":"2"}}'
+    assert mapping_digest(one) == hashlib.sha256(text.encode()).hexdigest()
+    assert mapping_digest(Mapping(pools={"b": "2", "a": "1"}, networks={"lan": "x"})) == mapping_digest(one)
+    assert mapping_digest(Mapping(networks=one.pools, pools=one.networks)) != mapping_digest(one)
 
 
 def test_a_migration_says_what_is_judged() -> None:

@@ -872,6 +872,7 @@ class Migration(_message.Message):
     DOMAIN_SHA256_FIELD_NUMBER: _builtins.int
     APPROVALS_FIELD_NUMBER: _builtins.int
     BREAK_GLASS_FIELD_NUMBER: _builtins.int
+    MAPPING_SHA256_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     vm: _builtins.str
     vm_uuid: _builtins.str
@@ -892,6 +893,8 @@ class Migration(_message.Message):
     """Of the VM's definition as the source's hypervisor gave it, as hex."""
     break_glass: _builtins.str
     """Why freezes and four-eyes were overridden; empty if nobody asked for it."""
+    mapping_sha256: _builtins.str
+    """Of the pools and networks that the source has its VMs mapped to at the destination, as hex."""
     @_builtins.property
     def requested_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -948,10 +951,11 @@ class Migration(_message.Message):
         domain_sha256: _builtins.str = ...,
         approvals: _abc.Iterable[_decision_pb2.Approval] | None = ...,
         break_glass: _builtins.str = ...,
+        mapping_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "ended_at", b"ended_at", "estimate", b"estimate", "labels", b"labels", "policy", b"policy", "progress", b"progress", "requested_at", b"requested_at", "silent_ms", b"silent_ms", "summary", b"summary", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "approvals", b"approvals", "break_glass", b"break_glass", "decisions", b"decisions", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_sha256", b"domain_sha256", "ended_at", b"ended_at", "estimate", b"estimate", "findings", b"findings", "id", b"id", "labels", b"labels", "limit", b"limit", "policy", b"policy", "progress", b"progress", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "silent_ms", b"silent_ms", "source_host", b"source_host", "source_site", b"source_site", "state", b"state", "summary", b"summary", "updated_at", b"updated_at", "vm", b"vm", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "approvals", b"approvals", "break_glass", b"break_glass", "decisions", b"decisions", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_sha256", b"domain_sha256", "ended_at", b"ended_at", "estimate", b"estimate", "findings", b"findings", "id", b"id", "labels", b"labels", "limit", b"limit", "mapping_sha256", b"mapping_sha256", "policy", b"policy", "progress", b"progress", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "silent_ms", b"silent_ms", "source_host", b"source_host", "source_site", b"source_site", "state", b"state", "summary", b"summary", "updated_at", b"updated_at", "vm", b"vm", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__silent_ms: _TypeAlias = _typing.Literal["silent_ms"]  # noqa: Y015
     _WhichOneofArgType__silent_ms: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms"]  # noqa: Y015
