@@ -43,9 +43,10 @@ async def activate(attacked: Attacked) -> pb.ActivateResponse:
     return await attacked.agent.ask(attacked.agent.stub.Activate, pb.ActivateRequest(migration=attacked.id), WORK)
 
 
-async def asking(attacked: Attacked, vm: str) -> tuple[HostileChannel, bytes]:
+async def asking(attacked: Attacked, vm: str, os: str = "") -> tuple[HostileChannel, bytes]:
     """A channel on which libvirtd was greeted, and the PREPARE that may come next on it."""
-    xml = await attacked.prepare(attacked.two.fra.hypervisor.migratable_xml(vm))
+    definition = attacked.two.fra.hypervisor.migratable_xml(vm).replace("</os>", f"{os}</os>")
+    xml = await attacked.prepare(definition)
     channel = await attacked.channel()
     for raw in GREETING:
         assert (await channel.call(raw)).status == Status.OK
@@ -263,3 +264,22 @@ async def test_a_completed_migration_has_arrived_and_what_it_brought_stays(two: 
     assert State((await two.fra.operator.ended(id_)).state) is State.COMPLETED
     assert passage(two, id_) is Passage.ARRIVED
     assert two.ams.hypervisor.presence(vm) is Presence.RUNNING
+
+
+async def test_variables_of_firmware_that_were_here_before_libvirtd_was_asked_stay(two: TwoSites) -> None:
+    two.ams.firewall = FirewallSettings(nvram=(str(two.ams.directory),))
+    await two.ams.agent.restart()
+    variables = two.ams.directory / "web_VARS.fd"
+    vm = two.fra.hypervisor.add_vm("web-01")
+    for is_there in (True, False):
+        attacked = Attacked(two)
+        variables.unlink(missing_ok=True)
+        channel, prepare = await asking(attacked, vm, f"<nvram>{variables}</nvram>")
+        if is_there:
+            variables.touch()
+        assert (await channel.call(prepare)).status == Status.OK
+        variables.touch()
+        await cancel(attacked)
+        assert variables.exists() is is_there
+        channel.close()
+        await attacked.agent.close()
