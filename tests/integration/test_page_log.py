@@ -25,7 +25,8 @@ pytestmark = pytest.mark.lab
 
 # Mbit/s at which the guest's memory, compressed, takes some ten seconds.
 SLOW = WanSettings(rate=24, rtt=20)
-FAST = WanSettings(rate=200, rtt=20)
+# So narrow that coding pays also while other tests take the processors.
+LINE = WanSettings(rate=60, rtt=20)
 MIB = 1 << 20
 
 
@@ -47,7 +48,7 @@ def paged(guest: Guest, with_pages: None) -> Guest:
     return guest
 
 
-def moved(guest: Guest, wan: WanSettings = FAST, during: Callable[[Move], None] = lambda _: None) -> Json:
+def moved(guest: Guest, wan: WanSettings = LINE, during: Callable[[Move], None] = lambda _: None) -> Json:
     """The guest's move to its other home; it must arrive whole."""
     with moving(guest, wan) as move:
         during(move)
@@ -70,7 +71,7 @@ def in_memory_phase(act: Callable[[Move], None]) -> Callable[[Move], None]:
     def during(move: Move) -> None:
         move.in_memory_phase()
         act(move)
-        move.lab.set_wan(FAST)
+        move.lab.set_wan(LINE)
 
     return during
 
