@@ -61,7 +61,7 @@ mount -t proc proc /proc
 mount -t tmpfs tmpfs /run
 cp -a {here} /run/here
 for path in /tmp /var/tmp /var/lib; do mount -t tmpfs tmpfs $path; done
-mkdir -p /run/lock /run/etc/above /run/etc/work /run/systemd/system
+mkdir -p /var/lib/libvirt/qemu/nvram /run/lock /run/etc/above /run/etc/work /run/systemd/system
 mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/etc/above,workdir=/run/etc/work /etc
 cp -r /run/here/landbridge /etc
 echo landbridge:x:{uid}:{uid}::/:/usr/sbin/nologin >> /etc/passwd
@@ -171,3 +171,5 @@ def test_a_unit_starts_in_its_sandbox_with_no_more_privileges_than_it_names(tmp_
             line.split()[1]: line.split()[3].split(",")[0] for line in (process / "mounts").read_text().splitlines()
         }
         assert options["/"] == "ro"
+        if kind == "agent":
+            assert options["/var/lib/libvirt/qemu/nvram"] == "rw"
