@@ -156,7 +156,12 @@ def load_identity(directory: Path, now: datetime | None) -> StoredIdentity:
         issuers = load_certificates(pem)[1:]
     except IdentityError as error:
         raise ConfigError(f"{directory / CERTIFICATE} is no identity: {error.message}") from error
-    _, key_pem = _load_key(directory / KEY, certificate, "issue the identity again with --force")
+    try:
+        _, key_pem = _load_key(directory / KEY, certificate, "issue the identity again with --force")
+    except (NotFound, ConfigError):
+        if _read(directory / CERTIFICATE, "issue the identity again with --force") == pem:
+            raise
+        return load_identity(directory, now)  # it was renewed meanwhile
     trust = load_trust(directory)
     if now is not None:
         try:
@@ -321,14 +326,12 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _load_key(path: Path, certificate: x509.Certificate, hint: str) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
-    """The key of a certificate, parsed and as it is written."""
+    """The key of a certificate, parsed and as it is written. Somebody else may be in the midst of `_write_pair`."""
     following = path.with_name(path.name + NEXT)
-    if following.exists():
+    with contextlib.suppress(NotFound):
         pem = _read_secret(following, hint)
         key = _parsed_key(following, pem)
         if key.public_key() == certificate.public_key():
-            with contextlib.suppress(OSError):  # whoever only looks may not be allowed to
-                following.replace(path)
             return key, pem
     pem = _read_secret(path, hint)
     key = _parsed_key(path, pem)
@@ -349,6 +352,11 @@ def _parsed_key(path: Path, pem: bytes) -> ec.EllipticCurvePrivateKey:
 
 def _write_pair(certificate_path: Path, certificate: bytes, key_path: Path, key: bytes) -> None:
     following = key_path.with_name(key_path.name + NEXT)
+    if following.exists() and certificate_path.exists():
+        # What a crash has left may be the only key of the present certificate, which lasts until the next one is written.
+        present = load_certificate(_read(certificate_path, ""))
+        if _parsed_key(following, _read_secret(following, "")).public_key() == present.public_key():
+            following.replace(key_path)
     _write(following, key, replace=True)
     # A crash here leaves the old certificate and its key.
     _write(certificate_path, certificate, replace=True)

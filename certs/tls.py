@@ -13,6 +13,7 @@ The key exchange is what both libraries prefer: with OpenSSL 3.5 and later, and 
 (X25519MLKEM768). What was agreed on is known where the library tells it (`group_of`), and "unknown" elsewhere.
 """
 
+import os
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -24,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs import floor  # importing the package has set the floor before grpc was loaded
 from certs.identity import Role, Site, server_name
-from certs.store import CERTIFICATE, KEY, StoredIdentity
+from certs.store import StoredIdentity
 from certs.trust import Credential, Denials, TrustBundles, judge, load_certificates, pem_of
 from landbridge.errors import ConfigError, NotAuthenticated, NotFound
 
@@ -113,7 +114,10 @@ def _context(protocol: ssl._SSLMethod, local: StoredIdentity, roots: bytes) -> s
         context.hostname_checks_common_name = False
     try:
         context.load_verify_locations(cadata=roots.decode("ascii"))
-        context.load_cert_chain(local.directory / CERTIFICATE, local.directory / KEY)
+        # Python's ssl reads files only, and those of the directory may be renewed at any time.
+        with os.fdopen(os.memfd_create("identity"), "wb", buffering=0) as pair:
+            pair.write(local.certificate_pem + local.key_pem)
+            context.load_cert_chain(f"/proc/self/fd/{pair.fileno()}")
     except (ssl.SSLError, OSError) as error:
         raise ConfigError(f"{local.directory} cannot be loaded for TLS ({error}): issue it again.") from error
     return context

@@ -19,7 +19,7 @@ from tests.integration.story import FAST, GUEST, Guest, assert_holds, moving, re
 from tests.lab import Lab, LabSettings, WanSettings, processes
 from tests.lab.lab import name_of
 from tests.lab.network import SITES, node
-from tests.lab.product import BIN, SEATS
+from tests.lab.product import BIN, OPERATORS, SEATS
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -88,11 +88,12 @@ def short_lived(lab: Lab) -> Iterator[Lab]:
     reconfigure(lab, lifetime=LIFETIME)
     yield lab
     for site in SITES:
-        ca, alice = lab.product.authority(site), lab.product.identity(site, "operator", "alice")
-        issued = lab.landbridge(
-            site, "certs", "issue", "--ca", str(ca), "operator", "alice", "--out", str(alice), "--force"
-        )
-        assert issued.returncode == 0, issued.stderr
+        for who in OPERATORS:
+            ca, out = lab.product.authority(site), lab.product.identity(site, "operator", who)
+            issued = lab.landbridge(
+                site, "certs", "issue", "--ca", str(ca), "operator", who, "--out", str(out), "--force"
+            )
+            assert issued.returncode == 0, issued.stderr
     reconfigure(lab, lifetime=86_400.0)
     reconfigure(lab)
 

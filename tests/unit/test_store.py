@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -173,10 +174,43 @@ def test_a_crash_while_an_identity_is_renewed_leaves_the_old_or_the_new_one(
     assert after.certificate == (leaf.certificate if is_new else before.certificate)
     # And files are as TLS loads them.
     tls.server_context(after)
-    # What was left is no obstacle to the next one.
+    # What was left is no obstacle to the next one, not even to one that crashes as well.
     following = authority.issue(ca, GATEWAY, NOW)
+    for steps in (int(step == 2), 1):
+        _crash_before(monkeypatch, steps)
+        with contextlib.suppress(Crash):
+            store.renew_identity(home, following.chain_pem, following.key)
+        monkeypatch.undo()
+        assert store.load_identity(home, NOW).certificate == after.certificate
     store.renew_identity(home, following.chain_pem, following.key)
     assert store.load_identity(home, NOW).certificate == following.certificate
+
+
+@pytest.mark.parametrize("step", range(8))
+@pytest.mark.parametrize("before", range(4))
+def test_an_identity_that_is_renewed_while_it_is_read_is_the_old_or_the_new_one(
+    home: Path, ca: authority.Authority, monkeypatch: pytest.MonkeyPatch, step: int, before: int
+) -> None:
+    """The reader opens so many files and looks for so many, and meanwhile another process gets so far with a renewal, and to its end."""
+    old, leaf = store.load_identity(home, NOW), authority.issue(ca, GATEWAY, NOW)
+    with monkeypatch.context() as patch:
+        _crash_before(patch, before)
+        with contextlib.suppress(Crash):
+            store.renew_identity(home, leaf.chain_pem, leaf.key)
+    left, real = step, os.open
+
+    def opened(path: Path, flags: int, mode: int = 0o777) -> int:
+        nonlocal left
+        left -= 1
+        if left == -1:
+            store.renew_identity(home, leaf.chain_pem, leaf.key)
+        return real(path, flags, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", opened)
+        read = store.load_identity(home, NOW)
+    assert read.certificate in {old.certificate, leaf.certificate}
+    tls.server_context(read)  # which fails where the key is another one's
 
 
 @pytest.mark.parametrize(("step", "is_new"), [(0, False), (1, False), (2, True), (3, True)])

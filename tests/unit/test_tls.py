@@ -479,6 +479,12 @@ def test_the_floor_holds_or_no_credentials_are_made(
     assert done.stdout.strip() == expected, done.stderr
 
 
-def test_a_directory_that_vanished_is_a_config_error(gateway_a: StoredIdentity, tmp_path: Path) -> None:
+def test_an_identity_serves_from_memory(gateway_a: StoredIdentity, tmp_path: Path) -> None:
+    tls.server_context(replace(gateway_a, directory=tmp_path / "gone"))
+
+
+def test_an_identity_that_tls_cannot_use_is_a_config_error(
+    gateway_a: StoredIdentity, gateway_b: StoredIdentity
+) -> None:
     with pytest.raises(LandbridgeError, match="cannot be loaded"):
-        tls.server_context(replace(gateway_a, directory=tmp_path))
+        tls.server_context(replace(gateway_a, key_pem=gateway_b.key_pem))
