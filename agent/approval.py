@@ -37,7 +37,20 @@ def refusals(settings: FirewallSettings, vm: Vm, xml: str, mapping: Mapping, che
     comes_back = any(other.uuid == vm.uuid and other.state == VmState.VM_STATE_MOVED for other in check.conflicts)
     replaced = made_files(placed) if comes_back else ()
     found = problems(placed, vm, allowed(settings, check.host, vm, mapping, images), may_replace=replaced)
-    return [str(problem) for problem in found if not problem.where.startswith(told)]
+    found = [problem for problem in found if not problem.where.startswith(told)]
+    return [str(problem) for problem in (*not_granted(settings, vm, mapping), *found)]
+
+
+def not_granted(settings: FirewallSettings, vm: Vm, mapping: Mapping) -> list[Problem]:
+    """Where a VM would go on this host that this host does not give to VMs from other sites."""
+    wanted = {("disk", "pool", mapping.pools.get(disk.pool, disk.pool)) for disk in placement.writable(vm)}
+    wanted |= {("interface", "network", mapping.networks.get(name, name)) for name in vm.networks}
+    granted = {"pool": settings.pools, "network": settings.networks}
+    return [
+        Problem(f"domain/devices/{device}", f"the {kind} {name} is not among the {kind}s for VMs from other sites")
+        for device, kind, name in sorted(wanted)
+        if (names := granted[kind]) is not None and name not in names
+    ]
 
 
 def _told_otherwise(vm: Vm, host: Host) -> tuple[str, ...]:

@@ -84,6 +84,9 @@ class FirewallSettings(Settings):
     nvram: Folders = ("/var/lib/libvirt/qemu/nvram",)
     kernel: Folders = ("/var/lib/libvirt/boot",)
     serial: Folders = ()
+    # Pools and networks of this host that VMs may be placed in and on, whatever the gateways map theirs to; None: all that are active.
+    pools: tuple[str, ...] | None = None
+    networks: tuple[str, ...] | None = None
     # PCI devices, such as "0000:01:00.0", and directories that VMs may be given.
     hostdevs: tuple[str, ...] = ()
     filesystems: Folders = ()

@@ -163,7 +163,8 @@ class DestinationMove(Move):
         rules = approval.allowed(host.firewall, check.host, vm, request.mapping, images)
         enforces = host.firewall.mode == "enforce"
         files = [] if left is None else approval.made_files(await call(hypervisor.migratable_xml, left.uuid))
-        for problem in await call(approval.problems, record.domain_xml, vm, rules, may_replace=files):
+        found = await call(approval.problems, record.domain_xml, vm, rules, may_replace=files)
+        for problem in (*approval.not_granted(host.firewall, vm, request.mapping), *found):
             # Whoever it is said to be is not for the host's settings: all that is done here goes by it.
             is_another = problem.where in {"domain/name", "domain/uuid"}
             _not_approved(host, request, str(problem), enforces=enforces or is_another)

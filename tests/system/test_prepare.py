@@ -81,6 +81,17 @@ async def test_whose_definition_it_is_counts_where_nothing_is_enforced_too(two: 
     await attacked.agent.close()
 
 
+async def test_a_source_that_skips_preflight_gets_no_pool_that_is_not_for_vms_from_other_sites(two: TwoSites) -> None:
+    two.ams.firewall = FirewallSettings(pools=("fast",))
+    await two.ams.agent.restart()
+    attacked = Attacked(two)
+    vm = two.fra.hypervisor.add_vm("web-01", disk=DISK)
+    with pytest.raises(PermissionDenied, match="the pool images is not among the pools for VMs from other sites"):
+        await attacked.prepare(two.fra.hypervisor.migratable_xml(vm), two.fra.hypervisor.vm(vm))
+    assert "create_disks" not in two.ams.hypervisor.asked
+    await attacked.agent.close()
+
+
 async def test_of_migrations_of_one_uuid_or_one_name_one_comes_at_a_time(two: TwoSites) -> None:
     attacked, second = Attacked(two), Attacked(two)
     vm, namesake = (two.fra.hypervisor.add_vm("web-01") for _ in range(2))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.approval import allowed, approve, made_files, problems, refusals, unreadable
+from agent.approval import allowed, approve, made_files, not_granted, problems, refusals, unreadable
 from agent.config import FirewallSettings
 from agent.hypervisor import domain_xml as definitions
 from agent.stream.domain_rules import KERNEL, NVRAM, SERIAL, Allowed
@@ -182,6 +182,23 @@ def test_what_has_a_finding_of_its_own_is_not_told_twice() -> None:
 def test_what_has_no_place_here_is_for_other_findings() -> None:
     assert refused(mapping=Mapping(pools={"default": "none"})) == []
     assert refused(mapping=Mapping(networks={"lan": "none"})) == []
+
+
+def test_a_host_says_which_of_its_pools_and_networks_vms_from_other_sites_get() -> None:
+    def told(mapping: Mapping, **granted: tuple[str, ...]) -> list[str]:
+        settings = SETTINGS.model_copy(update=granted)
+        assert [str(each) for each in not_granted(settings, facts(), mapping)] == refusals(
+            settings, facts(), DOMAIN, mapping, CheckIncomingResponse(host=HOST)
+        )
+        return refusals(settings, facts(), DOMAIN, mapping, CheckIncomingResponse(host=HOST))
+
+    assert told(Mapping(), pools=("default",), networks=("lan",)) == []
+    assert told(Mapping(networks={"lan": "secret"}), networks=("lan",)) == [
+        "the network secret is not among the networks for VMs from other sites (domain/devices/interface)"
+    ]
+    assert told(Mapping(), pools=(), networks=("lan", "secret")) == [
+        "the pool default is not among the pools for VMs from other sites (domain/devices/disk)"
+    ]
 
 
 def test_a_vm_that_comes_back_may_replace_what_it_left(tmp_path: Path) -> None:
