@@ -109,7 +109,7 @@ async def running(settings: AgentSettings, stored: StoredIdentity, hypervisor: H
     )
     moves = Moves(host)
     moves.recover()
-    access = Access(Role.GATEWAY, settings.site)
+    access = Access(Role.GATEWAY, identity.identity.home)
     server = guarded_server(Guard(identity, {"landbridge.v1.Agent": access}))
     add_AgentServicer_to_server(AgentService(host, moves, settings.site, settings.name), server)
     if server.add_secure_port(str(settings.listen.control), tls.grpc_server_credentials(lambda: identity.stored)) == 0:

@@ -20,7 +20,7 @@ import grpc
 import structlog
 from grpc import aio
 
-from certs.identity import Identity, Role
+from certs.identity import Identity, Role, Site
 from certs.living import LivingIdentity
 from certs.trust import Credential
 from landbridge.errors import IdentityError, InternalError, LandbridgeError, PermissionDenied, Status, to_status
@@ -57,13 +57,15 @@ class Access:
     """Who may call a service: one role, of one site or (with `local` false) of any trusted site but this one."""
 
     role: Role
-    site: str
+    home: Site
     local: bool = True
 
     def check(self, identity: Identity, method: str) -> None:
         """Raises PermissionDenied."""
-        if identity.role is not self.role or (identity.site == self.site) is not self.local:
-            whose = f"of site {self.site}" if self.local else "of another site"
+        # Sites go by their names everywhere: a namesake in another trust domain is neither this one nor another.
+        fits = identity.home == self.home if self.local else identity.site != self.home.site
+        if identity.role is not self.role or not fits:
+            whose = f"of site {self.home.site}" if self.local else "of another site"
             raise PermissionDenied(f"{identity} may not call {method}: it takes a certificate of a {self.role} {whose}")
 
 

@@ -137,7 +137,7 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         gateway_service = GatewayService(coordinator, ledger, inventory, tunnels, limits, authority, receipts)
         await serve_operators(settings, identity, authority, gateway_service, keepers, stack)
         peers = guarded_server(
-            Guard(identity, {"landbridge.v1.Peer": Access(Role.GATEWAY, settings.site, local=False)})
+            Guard(identity, {"landbridge.v1.Peer": Access(Role.GATEWAY, identity.identity.home, local=False)})
         )
         incoming = Incoming(ledger, inventory, pump, authority)
         add_PeerServicer_to_server(PeerService(incoming, inventory, keepers.trusting, receipts), peers)
@@ -163,14 +163,14 @@ async def serve_operators(
     stack: contextlib.AsyncExitStack,
 ) -> None:
     """Answer those of this site: its operators and hosts, and strangers who want to become hosts."""
-    by_role = ByRole(Role.OPERATOR, settings.site, authority=authority)
+    by_role = ByRole(Role.OPERATOR, identity.identity.home, authority=authority)
     known = guarded_server(
         Guard(
             identity,
             {
                 "landbridge.v1.Gateway": by_role,
                 "landbridge.v1.Identities": by_role,
-                "landbridge.v1.Renewal": Access(Role.HOST, settings.site),
+                "landbridge.v1.Renewal": Access(Role.HOST, identity.identity.home),
             },
         )
     )
@@ -285,10 +285,10 @@ async def listen_for_links(
     settings: GatewayConfig, identity: LivingIdentity, tunnels: Tunnels, stack: contextlib.AsyncExitStack
 ) -> None:
     """Accept links from this site's agents and from other sites' gateways."""
-    hosts = Access(Role.HOST, settings.site)
+    hosts = Access(Role.HOST, identity.identity.home)
     agents = await listen(settings.listen.agents, identity, hosts, tunnels.pump.attach_agent, holds_back=True)
     stack.callback(agents.close)
-    others = Access(Role.GATEWAY, settings.site, local=False)
+    others = Access(Role.GATEWAY, identity.identity.home, local=False)
     accepted = await listen(settings.listen.tunnel, identity, others, tunnels.attach, is_tunnel=True)
     stack.callback(accepted.close)
 

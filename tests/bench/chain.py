@@ -230,7 +230,7 @@ def destination(directory: Path, address: str, sink: str) -> None:
             return sink, Traffic()
 
         incoming = Incoming(admit)
-        access = Access(Role.GATEWAY, identity.identity.site)
+        access = Access(Role.GATEWAY, identity.identity.home)
         server = await listen(parse_address(address), identity, access, lambda link, _peer: incoming.accept(link))
         await _serve_until_stopped("destination.ready")
         server.close()

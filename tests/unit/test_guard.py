@@ -14,7 +14,7 @@ from grpc import aio
 from certs import tls
 from certs.guard import Access, Guard, caller
 from certs.guard import server as guarded_server
-from certs.identity import Role
+from certs.identity import Identity, Role, Site
 from certs.living import LivingIdentity
 from certs.store import StoredIdentity
 from landbridge.errors import (
@@ -111,8 +111,9 @@ def error_of(caught: pytest.ExceptionInfo[aio.AioRpcError]) -> LandbridgeError:
     return from_status(error.code().name, error.details(), trailing)
 
 
-OPERATORS = Access(Role.OPERATOR, "a")
-PEERS = Access(Role.GATEWAY, "a", local=False)
+HOME = Site("example.org", "a")
+OPERATORS = Access(Role.OPERATOR, HOME)
+PEERS = Access(Role.GATEWAY, HOME, local=False)
 
 
 @pytest.mark.parametrize(("access", "site", "role"), [(OPERATORS, "a", Role.OPERATOR), (PEERS, "b", Role.GATEWAY)])
@@ -147,6 +148,12 @@ async def test_a_caller_of_another_role_or_site_is_refused_before_the_method(
             assert type(error) is PermissionDenied
             assert f"/site/{site}/{role}/x1 may not call /landbridge.v1.Gateway/" in error.message
             assert takes.replace("a operator", f"a {Role.OPERATOR}") in error.message
+
+
+@pytest.mark.parametrize("access", [OPERATORS, PEERS])
+def test_a_namesake_of_this_site_in_another_trust_domain_may_call_nothing(access: Access) -> None:
+    with pytest.raises(PermissionDenied, match="may not call"):
+        access.check(Identity("example.net", "a", access.role, "x1"), "Get")
 
 
 async def test_a_service_that_nobody_was_given_access_to_is_refused(identities: Identities) -> None:

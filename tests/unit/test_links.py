@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from certs import links
 from certs.guard import Access
-from certs.identity import Identity, Role
+from certs.identity import Identity, Role, Site
 from certs.links import Listener, Target, dial, listen
 from certs.living import LivingIdentity
 from certs.store import StoredIdentity
@@ -26,7 +26,7 @@ from landbridge.link import Link
 from tests.unit.identities import Identities
 from tests.unit.wires import SECONDS, End, no_exceptions, nothing_left, settled, until
 
-HOSTS_OF_A = Access(Role.HOST, "a")
+HOSTS_OF_A = Access(Role.HOST, Site("example.org", "a"))
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ async def test_what_tls_has_decrypted_already_is_read_when_a_paused_link_is_resu
 
 
 async def test_gateways_of_two_sites_dial_each_other(identities: Identities) -> None:
-    access = Access(Role.GATEWAY, "a", local=False)
+    access = Access(Role.GATEWAY, Site("example.org", "a"), local=False)
     async with listening(identities.of("a", Role.GATEWAY), access) as attached:
         ours = await dial(attached.target(identities.of("b", Role.GATEWAY)))
         theirs, peer = await attached.next()
@@ -315,7 +315,9 @@ async def test_a_listener_that_is_not_whom_we_dialled_is_unreachable(
 
 async def test_a_host_with_another_name_does_not_answer_for_the_one_we_dialled(identities: Identities) -> None:
     gateway = identities.of("a", Role.GATEWAY)
-    async with listening(identities.of("a", Role.HOST, "x2"), Access(Role.GATEWAY, "a")) as attached:
+    async with listening(
+        identities.of("a", Role.HOST, "x2"), Access(Role.GATEWAY, Site("example.org", "a"))
+    ) as attached:
         with pytest.raises(Unreachable):
             await dial(attached.target(gateway, Role.HOST))
 

@@ -79,7 +79,7 @@ class Service(gateway_pb2_grpc.GatewayServicer):
 
 @asynccontextmanager
 async def served(gateway: LivingIdentity, role: Role) -> AsyncIterator[tuple[int, Service]]:
-    guard = Guard(gateway, {"landbridge.v1.Gateway": Access(role, "a")})
+    guard = Guard(gateway, {"landbridge.v1.Gateway": Access(role, Site("example.org", "a"))})
     server = guarded_server(guard)
     service = Service()  # type: ignore[abstract]  # what is not called is not there
     gateway_pb2_grpc.add_GatewayServicer_to_server(service, server)
