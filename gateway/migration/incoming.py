@@ -21,7 +21,7 @@ from gateway.tunnel.pump import Pump
 from landbridge.errors import Conflict, LandbridgeError, NotFound, PermissionDenied, UsageError
 from landbridge.v1 import agent_pb2
 from landbridge.v1.agent_pb2 import Role
-from landbridge.v1.decision_pb2 import Decision
+from landbridge.v1.decision_pb2 import Decision, Verdict
 from landbridge.v1.types_pb2 import Migration, MigrationState
 
 # How a migration stands: what its source tells of it once it was let in. All else is what was judged here, and stays.
@@ -37,8 +37,18 @@ class Incoming:
         self._pump = pump
         self._authority = authority
 
-    async def check(self, host: str, request: agent_pb2.CheckIncomingRequest) -> agent_pb2.CheckIncomingResponse:
-        """Preflight facts of one host here."""
+    async def check(
+        self, host: str, request: agent_pb2.CheckIncomingRequest, migration: Migration, source: Identity
+    ) -> agent_pb2.CheckIncomingResponse:
+        """Preflight facts of one host here. PolicyRefused where the VM may not come: nobody learns then what is on the host."""
+        decision = await self.authorize(migration, source, opens=False)
+        if decision.verdict == Verdict.VERDICT_REFUSED and (error := refusal(decision)):
+            raise error
+        asked = (host, request.vm.uuid, request.vm.name, domain_digest(request.domain_xml))
+        if asked != (migration.destination_host, migration.vm_uuid, migration.vm, migration.domain_sha256):
+            raise UsageError(
+                f"the request to look at {request.vm.name} contradicts itself; update the older gateway of site {source.site}"
+            )
         agent = self._inventory.agent(host)
         return await agent.ask(agent.stub.CheckIncoming, request, WORK)
 

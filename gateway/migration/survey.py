@@ -93,7 +93,7 @@ class Survey:
                 # Where it may not go, nothing more is told of it.
                 results.append(Preflight(inspected.vm, candidate.name, refused, proposal, decisions))
                 continue
-            request = PeerCheckIncomingRequest(host=candidate.name, check=check)
+            request = PeerCheckIncomingRequest(host=candidate.name, check=check, migration=proposal)
             answer = (await remote.remote.ask(remote.remote.stub.CheckIncoming, request, WORK)).check
             fill_offset(answer, facts)
             findings = preflight.check(

@@ -29,7 +29,8 @@ class PeerService(peer_pb2_grpc.PeerServicer):
 
     async def CheckIncoming(self, request: pb.PeerCheckIncomingRequest, context: Any) -> pb.PeerCheckIncomingResponse:
         """Preflight facts of a host here."""
-        return pb.PeerCheckIncomingResponse(check=await self._incoming.check(request.host, request.check))
+        check = await self._incoming.check(request.host, request.check, request.migration, caller.get())
+        return pb.PeerCheckIncomingResponse(check=check)
 
     async def Authorize(self, request: pb.PeerAuthorizeRequest, context: Any) -> pb.PeerAuthorizeResponse:
         """What this site's policy says."""

@@ -31,7 +31,7 @@ from landbridge.errors import (
 from landbridge.v1 import agent_pb2
 from landbridge.v1.authorization_pb2 import ApprovalRequest, RequestState
 from landbridge.v1.decision_pb2 import Approval, Decision, Verdict
-from landbridge.v1.peer_pb2 import PeerAuthorizeRequest, PeerPrepareRequest, PeerReportRequest
+from landbridge.v1.peer_pb2 import PeerAuthorizeRequest, PeerCheckIncomingRequest, PeerPrepareRequest, PeerReportRequest
 from landbridge.v1.types_pb2 import Migration, Policy
 from tests.system.sites import TRUST_DOMAIN, Operator, SiteUnderTest, TwoSites, eventually, policy_of
 
@@ -558,6 +558,12 @@ def prepare(migration: Migration, /, **changes: object) -> PeerPrepareRequest:
     return PeerPrepareRequest(migration=migration, prepare=request)
 
 
+def looks(migration: Migration) -> PeerCheckIncomingRequest:
+    check = agent_pb2.CheckIncomingRequest(domain_xml=DEFINITION)
+    check.vm.name, check.vm.uuid = migration.vm, migration.vm_uuid
+    return PeerCheckIncomingRequest(host="ams-1", check=check, migration=migration)
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "said"),
     [
@@ -587,7 +593,23 @@ async def test_what_a_source_claims_is_held_to_what_it_may_claim(
     if kind is not PolicyRefused:  # which is an answer to Authorize, and no error
         with pytest.raises(kind, match=said):
             await liar.ask(liar.stub.Authorize, PeerAuthorizeRequest(migration=migration, open=True))
+    # Nor does it learn by such claims what is on a host.
+    with pytest.raises(kind, match=said):
+        await liar.ask(liar.stub.CheckIncoming, looks(migration))
+    assert "check_incoming" not in two.ams.hypervisor.asked
     assert await two.ams.operator.migrations() == []
+
+
+async def test_a_source_learns_of_no_other_vm_than_the_one_that_was_judged(two: TwoSites, liar: PeerRemote) -> None:
+    migration = brought()
+    two.ams.hypervisor.add_vm("db-01", disk=b"disk")
+    for vm, xml in (("db-01", DEFINITION), ("web-01", "<domain/>")):
+        request = looks(migration)
+        request.check.vm.name, request.check.domain_xml = vm, xml
+        with pytest.raises(UsageError, match="contradicts itself"):
+            await liar.ask(liar.stub.CheckIncoming, request)
+    assert "check_incoming" not in two.ams.hypervisor.asked
+    assert not (await liar.ask(liar.stub.CheckIncoming, looks(migration))).check.conflicts
     assert await two.ams.operator.requests() == []
     assert "create_disks" not in two.ams.hypervisor.asked
 

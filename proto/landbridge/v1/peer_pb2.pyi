@@ -83,18 +83,24 @@ class PeerCheckIncomingRequest(_message.Message):
 
     HOST_FIELD_NUMBER: _builtins.int
     CHECK_FIELD_NUMBER: _builtins.int
+    MIGRATION_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     @_builtins.property
     def check(self) -> _agent_pb2.CheckIncomingRequest: ...
+    @_builtins.property
+    def migration(self) -> _types_pb2.Migration:
+        """What it is for, as Authorize takes it. Nothing is told of what the policy refuses."""
+
     def __init__(
         self,
         *,
         host: _builtins.str = ...,
         check: _agent_pb2.CheckIncomingRequest | None = ...,
+        migration: _types_pb2.Migration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["check", b"check"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "migration", b"migration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "host", b"host"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "host", b"host", "migration", b"migration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
