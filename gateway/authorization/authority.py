@@ -38,7 +38,7 @@ from landbridge.v1.types_pb2 import Migration
 log = structlog.get_logger()
 
 NO_POLICY = (
-    "this gateway has no policy, so nothing is allowed: write one (the README has an example), and name it in gateway.toml as `file` "
+    "this gateway has no policy, so nothing is allowed: write one (docs/policy.md has an example), and name it in gateway.toml as `file` "
     "under [policy]"
 )
 

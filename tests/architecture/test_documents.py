@@ -8,30 +8,39 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import AgentSettings
+from agent.config import AgentSettings, FirewallSettings
 from gateway.authorization import cases, rules
 from gateway.cli import cli
 from gateway.config import GatewayConfig
 from landbridge.config import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
+CONFIGURATION = (ROOT / "docs/configuration.md").read_text()
+POLICY = (ROOT / "docs/policy.md").read_text()
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-@pytest.mark.parametrize(("name", "model"), [("agent", AgentSettings), ("gateway", GatewayConfig)])
-def test_the_configuration_in_the_readme_is_accepted(name: str, model: type[Settings]) -> None:
-    blocks = re.findall(rf"^```toml {name}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+class Firewall(Settings):
+    """That section of an agent's file."""
+
+    firewall: FirewallSettings
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("agent", AgentSettings), ("gateway", GatewayConfig), ("firewall", Firewall)]
+)
+def test_the_documented_configuration_is_accepted(name: str, model: type[Settings]) -> None:
+    blocks = re.findall(rf"^```toml {name}\n(.*?)^```", CONFIGURATION, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 1
     model.model_validate(tomllib.loads(blocks[0]))
 
 
-def test_the_policy_in_the_readme_is_right_and_holds_its_own_tests() -> None:
-    (block,) = re.findall(r"^```toml policy\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    outcomes = cases.run(rules.parse(block, "README.md"))
+def test_the_documented_policy_is_right_and_holds_its_own_tests() -> None:
+    (block,) = re.findall(r"^```toml policy\n(.*?)^```", POLICY, re.MULTILINE | re.DOTALL)
+    outcomes = cases.run(rules.parse(block, "docs/policy.md"))
     assert [outcome.wrong for outcome in outcomes] == [""]
-    assert f"holds  {outcomes[0].case.name}: refused by {outcomes[0].decision.rule}\n" in README
+    assert f"holds  {outcomes[0].case.name}: refused by {outcomes[0].decision.rule}\n" in POLICY
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
