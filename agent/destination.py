@@ -28,7 +28,15 @@ from agent.source import remove_moved
 from agent.stream.firewall import Action, Approval, Firewall, Refusal, Verdict
 from agent.stream.libvirt_rpc import Message, Procedure, Status
 from landbridge import ticket
-from landbridge.errors import AlreadyExists, Conflict, LandbridgeError, NotFound, PermissionDenied, ProtocolError
+from landbridge.errors import (
+    AlreadyExists,
+    Conflict,
+    LandbridgeError,
+    NotFound,
+    NotRecorded,
+    PermissionDenied,
+    ProtocolError,
+)
 from landbridge.v1.agent_pb2 import (
     ActivateResponse,
     CancelResponse,
@@ -262,8 +270,8 @@ class DestinationMove(Move):
         self.record.passage = passage
         try:
             self.host.journal.save(self.record)
-        except OSError as error:
-            raise ProtocolError(f"{self.host.name} cannot write its journal: {error.strerror}") from error
+        except NotRecorded as error:
+            raise ProtocolError(f"{self.host.name}: {error.message}") from error
 
     async def _presence(self) -> Presence:
         """Whether and how this move's VM is here; ABSENT also for another that has its UUID."""
@@ -284,7 +292,8 @@ class DestinationMove(Move):
             self._cause = f"QEMU ended on {self.host.name} while it took the VM in ({event.detail})"
         if not self._finishing and self.record.passage is Passage.PREPARED:
             # Whatever stands here from now on is another's.
-            self.note(Passage.ASKED)
+            with contextlib.suppress(ProtocolError):
+                self.note(Passage.ASKED)
 
     def _on_call(self, message: Message) -> None:
         self._hung_up = self._hung_up or message.is_call_of(Procedure.CONNECT_CLOSE)

@@ -1,18 +1,25 @@
 """What an agent must remember of a migration when it is killed: one small JSON file each, written before the act.
 
 A file is there from before the first thing is made on this host, so that whatever a killed agent left can be found.
+
+A full disk stops no migration that has begun: the journal keeps some space in reserve, and no migration begins without it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 from enum import StrEnum
 from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
 from landbridge import durable
-from landbridge.errors import InternalError
+from landbridge.errors import InternalError, NotRecorded
 from landbridge.v1.agent_pb2 import Role, Stage
+
+# Bytes: several records, which are replaced by others of the same size.
+RESERVE = 512 << 10
 
 
 class Passage(StrEnum):
@@ -66,11 +73,35 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._reserve = directory / ".reserve"
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
+    def reserve(self) -> None:
+        """Keep space for when there is none. Raises NotRecorded where there is none already."""
+        try:
+            with self._reserve.open("ab") as file:
+                os.posix_fallocate(file.fileno(), 0, RESERVE)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._reserve.unlink(missing_ok=True)
+            raise self._not_recorded(error) from error
+
     def save(self, record: Record) -> None:
-        """Make a record durable."""
-        durable.write(self._directory / f"{record.migration}.json", record.model_dump_json().encode())
+        """Make a record durable, by the reserve if need be. Raises NotRecorded."""
+        path, raw = self._directory / f"{record.migration}.json", record.model_dump_json().encode()
+        try:
+            try:
+                durable.write(path, raw)
+            except OSError:
+                if not self._reserve.exists():
+                    raise
+                self._reserve.unlink()
+                durable.write(path, raw)
+        except OSError as error:
+            raise self._not_recorded(error) from error
+
+    def _not_recorded(self, error: OSError) -> NotRecorded:
+        return NotRecorded(f"the journal in {self._directory} cannot be written ({error.strerror}): see to its disk")
 
     def load(self) -> list[Record]:
         """Every record. Raises InternalError naming a file that is not one."""

@@ -9,13 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+import structlog
+
 from agent.channels import Gateways
 from agent.config import FirewallSettings
 from agent.hypervisor.base import Hypervisor
 from agent.journal import Journal, Record
 from agent.relay import KINDS, Traffic
+from landbridge.errors import NotRecorded
 from landbridge.v1.agent_pb2 import CancelResponse, PrepareRequest, Role, Stage, WatchResponse
 from landbridge.v1.types_pb2 import ChannelBytes, Progress
+
+log = structlog.get_logger()
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -69,10 +74,19 @@ class Move:
         return self.host.runtime / self.record.migration
 
     def advance(self, stage: Stage.ValueType, error: str = "") -> None:
-        """Go to a stage, durably, and tell those who watch."""
+        """Go to a stage, durably, and tell those who watch. Raises NotRecorded where nothing has begun yet.
+
+        After that the hypervisor goes on whatever is written here. An agent that is killed before it could write it finds out by
+        looking, as it does if it is killed just before it writes.
+        """
         self.record.stage = stage
         self.record.error = error
-        self.host.journal.save(self.record)
+        try:
+            self.host.journal.save(self.record)
+        except NotRecorded as failed:
+            if stage == Stage.STAGE_PREPARED:
+                raise
+            log.error("journal.failed", migration=self.record.migration, error=failed.message)  # noqa: TRY400 - no defect
         self.changed()
 
     def changed(self) -> None:

@@ -98,6 +98,7 @@ class Moves:
 
     async def _prepare(self, request: pb.PrepareRequest) -> Move:
         move: Move
+        await call(self._host.journal.reserve)
         if request.role == pb.Role.ROLE_SOURCE:
             move = SourceMove.prepare(self._host, request)
         else:

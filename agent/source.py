@@ -23,7 +23,7 @@ from agent.move import ENDED, HostContext, Move, call, end
 from agent.relay import Traffic
 from agent.stream.libvirt_rpc import Message
 from agent.stream.rpc_calls import FinishWatch
-from landbridge.errors import Conflict, HypervisorError, LandbridgeError, NotFound
+from landbridge.errors import Conflict, HypervisorError, LandbridgeError, NotFound, NotRecorded
 from landbridge.v1.agent_pb2 import (
     CancelResponse,
     Possession,
@@ -167,12 +167,12 @@ class SourceMove(Move):
             try:
                 with contextlib.suppress(NotFound):  # somebody has removed what was left
                     await call(self.host.hypervisor.mark_moved, self.record.vm_uuid, self.record.migration)
-            except LandbridgeError as error:
-                log.warning("hypervisor.unreachable", error=error.message)
-                await asyncio.sleep(MARK_RETRY)
-            else:
                 self.record.marked = True
                 self.host.journal.save(self.record)
+            except LandbridgeError as error:
+                log.warning("move.not_marked", migration=self.record.migration, error=error.message)
+                await asyncio.sleep(MARK_RETRY)
+            else:
                 return
 
     def _on_event(self, event: VmEvent) -> None:
@@ -222,10 +222,10 @@ class SourceMove(Move):
             self._granted_ms = self._steering.downtime_ms
 
     async def _pause(self) -> None:
-        # The record comes first: a guest that a killed agent has paused is let run by the next run.
-        self._note_paused(paused=True)
-        log.info("move.paused", migration=self.record.migration, vm=self.record.vm, why=self._steering.reason)
         try:
+            # The record comes first: a guest that a killed agent has paused is let run by the next run.
+            self._note_paused(paused=True)
+            log.info("move.paused", migration=self.record.migration, vm=self.record.vm, why=self._steering.reason)
             is_paused = await call(self.host.hypervisor.pause, self.record.vm_uuid)
         except LandbridgeError as error:
             log.warning("move.not_paused", migration=self.record.migration, error=error.message)
@@ -235,8 +235,15 @@ class SourceMove(Move):
             self._note_paused(paused=False)
 
     def _note_paused(self, *, paused: bool) -> None:
-        self.record.paused = self.progress.paused = paused
-        self.host.journal.save(self.record)
+        self.record.paused = paused
+        try:
+            self.host.journal.save(self.record)
+        except NotRecorded:
+            if paused:
+                self.record.paused = False
+                raise
+            # The next run would let run a guest that runs already.
+        self.progress.paused = paused
 
     def snapshot(self) -> WatchResponse:
         """What those who watch are shown."""

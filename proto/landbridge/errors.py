@@ -243,7 +243,7 @@ class MigrationCancelled(LandbridgeError):  # noqa: N818 - see NotFound
 
 
 class NotRecorded(LandbridgeError):  # noqa: N818 - see NotFound
-    """The audit log cannot be written, so what should have been recorded has not been done; it may succeed later."""
+    """A log or a journal cannot be written, so what should have been recorded has not been done; it may succeed later."""
 
     code = "not-recorded"
     exit_code = 13
