@@ -288,6 +288,13 @@ def test_the_socket_that_libvirt_makes_for_a_channel_passes(path: str, mode: str
     assert difference(approved, given) is None
 
 
+@pytest.mark.parametrize("what", [" name='org.qemu.guest_agent.0'", " port='2'"])
+def test_of_a_channel_nothing_but_its_socket_is_made_anew(what: str) -> None:
+    xml = DOMAIN.replace("<memballoon", f"{channel(GUEST_AGENT)}<memballoon", 1)
+    last = xml.rindex(what)
+    assert difference(bounded_xml.parse(xml), bounded_xml.parse(xml[:last] + xml[last + len(what) :])) is not None
+
+
 def test_a_name_is_no_shorter_in_a_socket_than_libvirt_makes_it() -> None:
     xml = DOMAIN.replace("<name>web<", f"<name>{'a' * 21}<").replace("<memballoon", "{}<memballoon")
     for short in ("a" * 19, "a" * 21):
@@ -453,6 +460,18 @@ def test_every_path_that_is_opened_is_named() -> None:
         NamedPath("domain/devices/serial/log/@file", "/srv/console/b", SERIAL),
         NamedPath(IMAGE, "/var/lib/libvirt/images/web.qcow2", IMAGE),
     }
+
+
+@pytest.mark.parametrize(
+    ("device", "path", "is_named"),
+    [("channel", GUEST_AGENT, False), ("channel", "/srv/console/x", True), ("serial", GUEST_AGENT, True)],
+)
+def test_of_sockets_only_those_that_libvirt_makes_for_channels_need_no_folder(
+    device: str, path: str, is_named: bool
+) -> None:
+    xml = DOMAIN.replace("<memballoon", f"<{device} type='unix'><source path='{path}'/></{device}><memballoon", 1)
+    named = {each.path for each in named_paths(bounded_xml.parse(xml)) if each.kind == SERIAL}
+    assert (path in named) is is_named
 
 
 # Equality.
