@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from gateway.authorization.request import Labels, digest, domain_digest, mapping_digest, operator, request_of
+from gateway.authorization.request import Labels, asked, digest, domain_digest, mapping_digest, operator, request_of
 from landbridge.errors import IdentityError, LandbridgeError, UsageError
 from landbridge.v1.agent_pb2 import Mapping
 from landbridge.v1.decision_pb2 import Approval
@@ -29,6 +29,24 @@ def wanted(**changes: object) -> Migration:
         "domain_sha256": "d" * 64,
     }
     return Migration(**{**facts, **changes})  # type: ignore[arg-type]  # the caller's keywords
+
+
+# What is kept of a request is what the hash covers, whatever else was put beside it.
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"mapping_sha256": "f" * 64, "break_glass": "why"},
+        {"labels": None, "policy": None},
+        {"policy": Policy(max_downtime_ms=1, deadline_ms=0)},
+    ],
+    ids=str,
+)
+def test_of_a_request_all_is_kept_that_others_approve_and_nothing_else(change: dict[str, object]) -> None:
+    request = wanted(**change)
+    beside = wanted(**change, id="m-1", state=MigrationState.MIGRATION_STATE_COMPLETED, reason="x")
+    assert asked(beside) == asked(request) == request
+    assert digest(asked(beside)) == digest(request)
 
 
 @pytest.mark.parametrize(
