@@ -5,7 +5,8 @@
     <base64 root>                   RFC 6962
 
     — <origin> ...                  the log's Ed25519 signature over these three lines
-    — <witness> ...                 a cosignature: time (u64), and Ed25519 over "cosignature/v1\\ntime <time>\\n" and the three lines
+    — <witness> ...                 a cosignature: time (u64), and Ed25519 over "cosignature/v1\\ntime <time>\\n" and the three lines;
+                                    or ML-DSA-44 over a structure of witness, time, origin, size and root
 
 Pure.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
@@ -26,6 +28,7 @@ from landbridge.errors import EvidenceFailed
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}")
 _TIME_BYTES = 8
 _LATEST = (1 << 63) - 1
+_COSIGNS = (KeyType.COSIGNATURE, KeyType.ML_DSA_44)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +106,8 @@ class Signed:
     def _cosigned(self, signature: Signature, key: Key) -> Cosigned:
         time = int.from_bytes(signature.value[:_TIME_BYTES], "big")
         value = signature.value[_TIME_BYTES:]
-        well_formed = key.type is KeyType.COSIGNATURE and len(value) == SIGNATURE_BYTES and time <= _LATEST
-        if not well_formed or not key.verifies(value, _cosignature_message(self.note.text, time)):
+        well_formed = key.type in _COSIGNS and len(value) == SIGNATURE_BYTES[key.type] and time <= _LATEST
+        if not well_formed or not key.verifies(value, _message(key, self.checkpoint, time)):
             raise EvidenceFailed(f"the cosignature of the witness {key.name} is wrong: it was changed, or forged")
         return Cosigned(key.name, time)
 
@@ -122,9 +125,21 @@ def sign(checkpoint: Checkpoint, signer: Signer) -> Signed:
 
 def cosign(checkpoint: Checkpoint, signer: Signer, time: int) -> Signature:
     """A witness's signature at `time`, seconds since the epoch. Whoever calls has checked that the log is consistent."""
-    value = signer.private.sign(_cosignature_message(checkpoint.text, time))
-    return Signature(signer.name, signer.key(KeyType.COSIGNATURE).id, time.to_bytes(_TIME_BYTES, "big") + value)
+    key = signer.cosigning
+    value = signer.private.sign(_message(key, checkpoint, time))
+    return Signature(signer.name, key.id, time.to_bytes(_TIME_BYTES, "big") + value)
 
 
-def _cosignature_message(text: str, time: int) -> bytes:
-    return f"cosignature/v1\ntime {time}\n{text}".encode()
+def _message(key: Key, checkpoint: Checkpoint, time: int) -> bytes:
+    """What a witness signs: tlog-cosignature, "Ed25519 signed message" and "ML-DSA-44 signed message"."""
+    if key.type is KeyType.COSIGNATURE:
+        return f"cosignature/v1\ntime {time}\n{checkpoint.text}".encode()
+    name, origin = key.name.encode(), checkpoint.origin.encode()
+    if max(len(name), len(origin)) > 255:
+        raise EvidenceFailed(
+            f"{checkpoint.origin[:80]} cannot be cosigned by ML-DSA-44: a name has more than 255 bytes"
+        )
+    whole_tree = struct.pack(">QQ", 0, checkpoint.size) + checkpoint.root
+    return b"".join(
+        (b"subtree/v1\n\0", bytes([len(name)]), name, struct.pack(">Q", time), bytes([len(origin)]), origin, whole_tree)
+    )

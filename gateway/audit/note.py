@@ -14,19 +14,18 @@ import enum
 import re
 from dataclasses import dataclass
 from hashlib import sha256
+from types import MappingProxyType
 from typing import Self
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey, MLDSA44PublicKey
 
 from landbridge.errors import EvidenceFailed, UsageError
 
 MOST_BYTES = 256 * 1024
 MOST_SIGNATURES = 64  # signed-note demands at least 16
 
-KEY_BYTES = 32
-SIGNATURE_BYTES = 64
 _ID_BYTES = 4
 _DASH = "— "
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
@@ -38,6 +37,12 @@ class KeyType(enum.IntEnum):
 
     ED25519 = 1
     COSIGNATURE = 4  # Ed25519 with a time, see `checkpoint`
+    ML_DSA_44 = 6  # the same for quantum computers to come: FIPS 204
+
+
+# Of public keys, and of signatures, without the time of a cosignature.
+KEY_BYTES = MappingProxyType({KeyType.ED25519: 32, KeyType.COSIGNATURE: 32, KeyType.ML_DSA_44: 1312})
+SIGNATURE_BYTES = MappingProxyType({KeyType.ED25519: 64, KeyType.COSIGNATURE: 64, KeyType.ML_DSA_44: 2420})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +54,11 @@ class Key:
     public: bytes
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or len(self.public) != KEY_BYTES:
-            raise UsageError(f"{ascii(self.name)[:80]} is no key: a name has neither spaces nor a plus, a key 32 bytes")
+        size = KEY_BYTES[self.type]
+        if not _NAME.fullmatch(self.name) or len(self.public) != size:
+            raise UsageError(
+                f"{ascii(self.name)[:80]} is no key: a name has neither spaces nor a plus, a key of its type {size} bytes"
+            )
 
     @property
     def id(self) -> bytes:
@@ -65,7 +73,7 @@ class Key:
         """A vkey. UsageError if it is none, or of a type that is not known here."""
         name, _, rest = text.partition("+")
         raw = _unbase64(rest.partition("+")[2])
-        if raw is None or len(raw) != 1 + KEY_BYTES or raw[0] not in tuple(KeyType):
+        if not raw or raw[0] not in tuple(KeyType) or len(raw) != 1 + KEY_BYTES[KeyType(raw[0])]:
             raise UsageError(f"{ascii(text)[:120]} is no key of a log or witness: give it as NAME+ID+KEY, in one line")
         key = cls(name, KeyType(raw[0]), raw[1:])
         if str(key) != text:
@@ -73,11 +81,16 @@ class Key:
         return key
 
     def verifies(self, signature: bytes, message: bytes) -> bool:
-        """Whether the plain Ed25519 signature is this key's."""
+        """Whether the plain signature, without a time, is this key's. EvidenceFailed if that cannot be told on this machine."""
+        kind = MLDSA44PublicKey if self.type is KeyType.ML_DSA_44 else Ed25519PublicKey
         try:
-            Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
+            kind.from_public_bytes(self.public).verify(signature, message)
         except (InvalidSignature, ValueError):
             return False
+        except UnsupportedAlgorithm as error:
+            raise EvidenceFailed(
+                f"a signature of {self.name} is of ML-DSA-44, which the OpenSSL here does not have: check it on another machine"
+            ) from error
         return True
 
 
@@ -137,17 +150,22 @@ def _signature(line: str) -> Signature:
 
 @dataclass(frozen=True)
 class Signer:
-    """A private Ed25519 key under a name. The key stays out of logs."""
+    """A private key under a name: of Ed25519, or for cosignatures also of ML-DSA-44. The key stays out of logs."""
 
     name: str
-    private: Ed25519PrivateKey
+    private: Ed25519PrivateKey | MLDSA44PrivateKey
 
     def __repr__(self) -> str:
         return f"Signer({self.name!r})"
 
     def key(self, kind: KeyType = KeyType.ED25519) -> Key:
         """The public key that verifies its signatures of this kind."""
-        return Key(self.name, kind, self.private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+        return Key(self.name, kind, self.private.public_key().public_bytes_raw())
+
+    @property
+    def cosigning(self) -> Key:
+        """The public key that verifies its cosignatures."""
+        return self.key(KeyType.COSIGNATURE if isinstance(self.private, Ed25519PrivateKey) else KeyType.ML_DSA_44)
 
     def sign(self, text: str) -> Signature:
         """Sign a note's text."""

@@ -6,10 +6,11 @@ import re
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey, MLDSA44PublicKey
 
 from gateway.audit import checkpoint as heads
 from gateway.audit.checkpoint import Checkpoint, Cosigned, Signed
-from gateway.audit.note import MOST_SIGNATURES, Key, KeyType, Note, Signer
+from gateway.audit.note import MOST_SIGNATURES, Key, KeyType, Note, Signature, Signer
 from gateway.audit.proof import Proof
 from gateway.audit.tree import leaf_hash, node_hash
 from landbridge.errors import EvidenceFailed, UsageError
@@ -150,6 +151,60 @@ def test_a_cosignature_covers_the_checkpoint_and_its_time() -> None:
         forged = SIGNED.added([signature.__class__(signature.name, signature.key_id, bytes(changed))])
         with pytest.raises(EvidenceFailed, match=re.escape(f"the cosignature of the witness {WITNESS.name} is wrong")):
             forged.cosigned([WITNESS_KEY])
+
+
+# The example of C2SP tlog-cosignature; its keys are not published, its time is.
+COSIGNED = (
+    TEXT
+    + "\n— example.com/behind-the-sofa "
+    + "Az3grlgtzPICa5OS8npVmf1Myq/5IZniMp+ZJurmRDeOoRDe4URYN7u5/Zhcyv2q1gGzGku9nTo+zyWE+xeMcTOAYQ8=\n"
+    + "— witness.example.com/w1 jWbPPwAAAABkGFDLEZMHwSRaJNiIDoe9DYn/zXcrtPHeolMI5OWXEhZCB9dlrDJsX3b2oyin1nPZqhf5nNo0xUe+mbIUBkBIfZ+qnA==\n"
+)
+
+
+def test_the_published_cosignature_is_read_and_has_the_published_time() -> None:
+    signed = Signed.decode(COSIGNED.encode())
+    assert signed.encode() == COSIGNED.encode()
+    cosignature = signed.note.signatures[1]
+    assert (cosignature.name, cosignature.key_id.hex()) == ("witness.example.com/w1", "8d66cf3f")
+    assert len(cosignature.value) == 8 + 64
+    assert int.from_bytes(cosignature.value[:8], "big") == 1_679_315_147
+
+
+POST_QUANTUM = Signer("example.com/w2", MLDSA44PrivateKey.from_seed_bytes(b"q" * 32))
+
+
+def test_a_cosignature_of_ml_dsa_signs_the_published_structure() -> None:
+    key = POST_QUANTUM.cosigning
+    assert key.type is KeyType.ML_DSA_44
+    assert Key.parse(str(key)) == key
+    signature = heads.cosign(HEAD, POST_QUANTUM, 1_679_315_147)
+    assert (len(signature.value), signature.value[:8]) == (8 + 2420, (1_679_315_147).to_bytes(8, "big"))
+    # tlog-cosignature, "ML-DSA-44 signed message", field by field.
+    message = (
+        b"subtree/v1\n\x00"
+        b"\x0eexample.com/w2"
+        + bytes.fromhex("00000000641850cb")
+        + b"\x0fexample.com/log"
+        + bytes.fromhex("0000000000000000" + "0000000000000002")
+        + HEAD.root
+    )
+    MLDSA44PublicKey.from_public_bytes(key.public).verify(signature.value[8:], message)
+    both = Signed.decode(SIGNED.added([signature, heads.cosign(HEAD, WITNESS, 7)]).encode())
+    assert both.cosigned([key, WITNESS_KEY]) == [Cosigned("example.com/w2", 1_679_315_147), Cosigned(WITNESS.name, 7)]
+    # Of another time, or of another witness's name, it is forged.
+    later = Signature(signature.name, signature.key_id, bytes(8) + signature.value[8:])
+    renamed = Key("example.com/w3", key.type, key.public)
+    for forged, by in ((later, key), (Signature(renamed.name, renamed.id, signature.value), renamed)):
+        with pytest.raises(EvidenceFailed, match="is wrong: it was changed, or forged"):
+            SIGNED.added([forged]).cosigned([by])
+
+
+def test_a_key_of_ml_dsa_of_another_length_is_none() -> None:
+    with pytest.raises(UsageError, match="a key of its type 1312 bytes"):
+        Key("example.com/w2", KeyType.ML_DSA_44, bytes(32))
+    with pytest.raises(UsageError, match="is no key of a log or witness"):
+        Key.parse(str(POST_QUANTUM.cosigning)[:-8])
 
 
 def test_a_logs_signature_does_not_pass_as_a_cosignature() -> None:
