@@ -128,6 +128,23 @@ class AuditSettings(Settings):
     directory: Path = Path("/var/lib/landbridge/audit")
 
 
+class WitnessedLog(Settings):
+    """A log whose heads this gateway cosigns for anybody who brings them; of a peer's log, also the key that is expected."""
+
+    # Its public key as C2SP signed-note writes it, NAME+ID+KEY; its name is the log's origin.
+    vkey: str
+
+
+class WitnessSettings(Settings):
+    """How this gateway cosigns the audit logs of others. Those of the gateways of other sites it always does."""
+
+    # HTTP in the clear, C2SP tlog-witness, for logs that are no peers, and for monitors
+    listen: AddressField | None = None
+    # Whether cosignatures of ML-DSA-44, against quantum computers to come, stand beside those of Ed25519: 3.3 KB more each
+    ml_dsa: bool = False
+    logs: tuple[WitnessedLog, ...] = ()
+
+
 class GatewayConfig(Settings):
     """The whole file."""
 
@@ -143,3 +160,4 @@ class GatewayConfig(Settings):
     pages: PagesSettings = PagesSettings()
     policy: PolicySettings = PolicySettings()
     audit: AuditSettings = AuditSettings()
+    witness: WitnessSettings = WitnessSettings()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,7 +23,12 @@ from certs.identity import Role
 from certs.links import listen
 from certs.living import LivingIdentity
 from certs.store import StoredIdentity, load_identity
+from gateway.audit.cosigning import Cosigning
+from gateway.audit.journal import Journal
 from gateway.audit.keeper import keeping
+from gateway.audit.witness_http import WitnessServer
+from gateway.audit.witness_keeper import Witness, log_key
+from gateway.audit.witness_records import Records as WitnessRecords
 from gateway.authorization.authority import Authority
 from gateway.authorization.policy_file import PolicyFile
 from gateway.authorization.requests import Requests
@@ -51,7 +57,7 @@ from gateway.store import Store
 from gateway.tunnel.tunnels import Tunnels
 from landbridge import config, log, memory
 from landbridge.config import Address
-from landbridge.errors import ConfigError, LandbridgeError
+from landbridge.errors import ConfigError, LandbridgeError, UsageError
 from landbridge.v1.enrolment_pb2_grpc import (
     add_EnrolmentServicer_to_server,
     add_IdentitiesServicer_to_server,
@@ -129,23 +135,29 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         inventory = remotes(settings, identity, stack)
         authority = keep_policy(settings, identity, store, stack)
         coordinator = Coordinator(ledger, inventory, tunnels, settings.patience, authority)
-        receipts = Receipts(ledger, inventory, journal)
+        witness = await keep_witness(settings, journal, stack)
+        cosigning = Cosigning(journal, inventory.peers, witness)
+        receipts = Receipts(ledger, inventory, journal, cosigning.head)
         keepers = await keep_identities(settings, identity, store, inventory, tunnels)
         stack.push_async_callback(keepers.close)
 
         await listen_for_links(settings, identity, tunnels, stack)
-        gateway_service = GatewayService(coordinator, ledger, inventory, tunnels, limits, authority, receipts)
+        gateway_service = GatewayService(
+            coordinator, ledger, inventory, tunnels, limits, authority, receipts, witness.alarms
+        )
         await serve_operators(settings, identity, authority, gateway_service, keepers, stack)
         peers = guarded_server(
             Guard(identity, {"landbridge.v1.Peer": Access(Role.GATEWAY, identity.identity.home, local=False)})
         )
         incoming = Incoming(ledger, inventory, pump, authority)
-        add_PeerServicer_to_server(PeerService(incoming, inventory, keepers.trusting, receipts), peers)
+        add_PeerServicer_to_server(PeerService(incoming, inventory, keepers.trusting, receipts, witness), peers)
         await begin(peers, settings.listen.peers, identity, "peers", stack)
         tunnels.keep_up()
         outages = Outages(journal, settings.site, inventory.site_names, tunnels.is_up)
         outages.start()
         stack.push_async_callback(outages.close)
+        cosigning.start()
+        stack.push_async_callback(cosigning.close)
         coordinator.resume()
         stack.push_async_callback(coordinator.close)
         succession = Succession(store, ledger, coordinator, limits)
@@ -204,6 +216,23 @@ def keep_policy(
     policy.start()
     stack.push_async_callback(policy.close)
     return Authority(policy, Requests(store, now), home, now)
+
+
+async def keep_witness(settings: GatewayConfig, journal: Journal, stack: contextlib.AsyncExitStack) -> Witness:
+    """Cosign the logs of others, with a key of this gateway's own. Raises ConfigError."""
+    try:
+        known = [log_key(log.vkey) for log in settings.witness.logs]
+    except UsageError as error:
+        raise ConfigError(f"{error.message}; see witness.logs in the configuration") from error
+    records = WitnessRecords(settings.audit.directory)
+    signers = records.signers(journal.key.name, ml_dsa=settings.witness.ml_dsa)
+    witness = Witness(journal, records, signers, {key.name: key for key in known}, time.time)
+    stack.callback(witness.close)
+    if settings.witness.listen is not None:
+        server = WitnessServer(witness)
+        await server.start(settings.witness.listen)
+        stack.push_async_callback(server.close)
+    return witness
 
 
 async def leave(store: Store) -> None:

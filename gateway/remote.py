@@ -110,6 +110,8 @@ class PeerRemote(Remote):
         self._where = ", ".join(map(str, addresses))
         others = [LivingChannel(str(each), local, Role.GATEWAY, site, None, _OPTIONS) for each in addresses[1:]]
         self._channels = [self._channel, *others]
+        # Of each address alone, for what every gateway is to be asked.
+        self.each: list[PeerAsyncStub] = [PeerStub(each.for_stub()) for each in self._channels]
         self.stub: PeerAsyncStub = PeerStub(
             cast("aio.Channel", _FirstThatAnswers([each.for_stub() for each in self._channels]))
         )

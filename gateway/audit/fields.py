@@ -192,7 +192,18 @@ FACTS: Mapping[str, Kind] = MappingProxyType(
         "outage": record({"what": text, "since": moment, "duration_ms": count}),
         "clock": record({"source": text, "offset_us": offset, "synchronised": flag}),
         # The log itself, and those of others.
-        "log": record({"origin": text, "size": count, "root": digest, "other_size": count, "other_root": digest}),
+        "log": record(
+            {
+                "origin": text,
+                "size": count,
+                "root": digest,
+                # The signed head itself, as lines: evidence that verifies alone.
+                "note": listing(text),
+                "other_size": count,
+                "other_root": digest,
+                "other_note": listing(text),
+            }
+        ),
         "pruned": record({"minimum": count, "retention_days": count}),
         "query": record(
             {"filter": text, "format": text, "entries": count, "first": count, "last": count, "sha256": digest}

@@ -2,7 +2,7 @@
 
     checkpoint                      the newest head, signed
     cosigned                        the newest head that witnesses have cosigned, with what they signed
-    log.vkey                        the public key, for those who verify
+    log.vkey, witness.vkey          the public keys, for those who verify; the second is that of `witness_records`
     tile/entries/<N>[.p/<W>]        the entries, 256 to a bundle
     tile/<L>/<N>[.p/<W>]            the hashes
     .state/key.pem, lock, new.*     the private key; held while the log is open; files that are being written
@@ -34,12 +34,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Self
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
-
 from gateway.audit import checkpoint as heads
 from gateway.audit.checkpoint import Checkpoint, Signed
-from gateway.audit.note import Signature, Signer
+from gateway.audit.keys import ed25519_key
+from gateway.audit.note import Signer
 from gateway.audit.tree import (
     EMPTY_ROOT,
     TILE,
@@ -150,7 +148,9 @@ class Storage:
     def _opened(cls, directory: Path, origin: str, lock: IO[bytes]) -> Self:
         for left in (*(directory / STATE).glob(f"{_NEW}*"), *(directory / STATE).glob(".*"), *directory.glob(".*.*")):
             left.unlink()
-        signer = Signer(origin, _private_key(directory))
+        private = directory / STATE / _PRIVATE
+        missing = f"the key of the audit log, {private}, is missing: restore it, or move {directory} away"
+        signer = Signer(origin, ed25519_key(private, missing if (directory / CHECKPOINT).exists() else ""))
         if not (directory / CHECKPOINT).exists():
             if (directory / "tile").exists():
                 raise EvidenceFailed(
@@ -212,10 +212,27 @@ class Storage:
         self._tidy(tiles)
         return first
 
-    def cosigned(self, signatures: Sequence[Signature]) -> None:
-        """Keep what witnesses have signed of the present checkpoint, durably. NotRecorded if the system refuses."""
+    def certain(self) -> Signed:
+        """The newest checkpoint, once no crash can take it back: only such a one is shown to others. NotRecorded if that cannot be had."""
         try:
-            durable.write(self.directory / COSIGNED, self.signed.added(signatures).encode())
+            durable.sync_directory(self.directory)
+        except OSError as error:
+            raise NotRecorded(f"the audit log at {self.directory} cannot be synced: {error.strerror}") from error
+        return self.signed
+
+    def cosigned(self) -> Signed | None:
+        """The newest checkpoint that was kept with cosignatures; None if there is none that can be read."""
+        try:
+            kept = Signed.decode((self.directory / COSIGNED).read_bytes())
+            kept.check(self.signer.key())
+        except (OSError, EvidenceFailed):
+            return None
+        return kept
+
+    def keep(self, cosigned: Signed) -> None:
+        """Keep a checkpoint of this log with what witnesses have signed of it, durably. NotRecorded if the system refuses."""
+        try:
+            durable.write(self.directory / COSIGNED, cosigned.encode())
         except OSError as error:
             raise NotRecorded(f"the cosignatures of {self.directory} cannot be kept: {error.strerror}") from error
 
@@ -372,22 +389,3 @@ def _growth(directory: Path, checkpoint: Checkpoint) -> Growth:
     if [leaf_hash(entry) for entry in entries] != (levels[0] if levels else []):
         raise EvidenceFailed("its newest entries are not those that its checkpoint signs")
     return Growth(edge, entries, levels)
-
-
-def _private_key(directory: Path) -> Ed25519PrivateKey:
-    path = directory / STATE / _PRIVATE
-    if not path.exists():
-        if (directory / CHECKPOINT).exists():
-            raise ConfigError(f"the key of the audit log, {path}, is missing: restore it, or move {directory} away")
-        made = Ed25519PrivateKey.generate()
-        durable.write(path, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        return made
-    if path.stat().st_mode & 0o077:
-        raise ConfigError(f"{path} can be read by others, and a key like that is refused: chmod 600 it")
-    try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
-    except ValueError as error:
-        raise ConfigError(f"{path} is not an unencrypted PEM key: restore it from your backup") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(f"{path} is no Ed25519 key: restore it from your backup")
-    return key

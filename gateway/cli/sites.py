@@ -29,6 +29,7 @@ def sites(ctx: click.Context, *, as_json: bool) -> None:
 
     TUNNEL is whether the tunnel to a site is up, and how many of its links are, of how many there should
     be. HOSTS is how many of a site's hosts answer, of how many it has. LIMIT is what may be sent to it.
+    ALARM says that a site's audit log has shown two histories.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -94,10 +95,13 @@ def _row(site: Site) -> output.Row:
     if site.links:
         tunnel = f"{tunnel} {site.links_up}/{site.links}"
     limit = words.limit(site.limit) if site.limit else ""
+    notes = [f"ALARM: {words.safe(alarm)}; see docs/audit.md" for alarm in site.alarms]
     if site.unreachable:
-        note = f"unreachable: {words.safe(site.unreachable)}"
-        return output.Row((name, tunnel, "", "", "", limit), note, "red")
+        notes.insert(0, f"unreachable: {words.safe(site.unreachable)}")
+        return output.Row((name, tunnel, "", "", "", limit), "; ".join(notes), "red")
     rtt = "" if site.local else words.duration(site.rtt_ms)
     answering = f"{site.hosts_reachable}/{site.hosts}"
     cells = (name, tunnel, rtt, answering, words.safe(site.gateway_version), limit)
+    if notes:
+        return output.Row(cells, "; ".join(notes), "red")
     return output.Row(cells, style="yellow" if site.links_up < site.links else "")

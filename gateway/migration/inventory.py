@@ -76,6 +76,10 @@ class Inventory:
         """The other sites."""
         return sorted(self._sites)
 
+    def peers(self) -> dict[str, PeerRemote]:
+        """How the other sites are asked."""
+        return {name: site.remote for name, site in self._sites.items()}
+
     async def hosts(self) -> list[Host]:
         """Every host of this site; one that does not answer says why in `unreachable`."""
         return list(await asyncio.gather(*(self._host(name) for name in sorted(self._hosts))))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
+from gateway.audit.checkpoint import Signed
 from gateway.audit.journal import Journal
 from gateway.audit.note import Key
 from gateway.audit.proof import Proof
@@ -19,7 +21,11 @@ from landbridge.v1.audit_pb2 import GetProofsRequest, GetProofsResponse, ProvedE
 class Receipts:
     """Made when they are asked for, of what the logs have then."""
 
-    def __init__(self, ledger: Ledger, inventory: Inventory, journal: Journal) -> None:
+    def __init__(
+        self, ledger: Ledger, inventory: Inventory, journal: Journal, head: Callable[[], Awaitable[Signed]]
+    ) -> None:
+        """`head` is the log's newest head, cosigned by whoever answers in time."""
+        self._head = head
         self._ledger = ledger
         self._inventory = inventory
         self._journal = journal
@@ -52,7 +58,7 @@ class Receipts:
         return GetProofsResponse(key=str(part.key), entries=entries)
 
     async def _proved(self, migration: str) -> Part:
-        return await asyncio.to_thread(prove, self._journal.storage, self._journal.signed, migration)
+        return await asyncio.to_thread(prove, self._journal.storage, await self._head(), migration)
 
 
 def _part(answer: GetProofsResponse, site: str) -> Part:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -40,7 +40,9 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         limits: Limits,
         authority: Authority,
         receipts: Receipts,
+        alarms: Callable[[], Awaitable[dict[str, list[str]]]],
     ) -> None:
+        """`alarms` is what audit logs have shown that does not fit, by site; of this one under ""."""
         self._coordinator = coordinator
         self._survey = Survey(ledger, inventory, tunnels, authority)
         self._authority = authority
@@ -49,11 +51,16 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         self._tunnels = tunnels
         self._limits = limits
         self._receipts = receipts
+        self._alarms = alarms
 
     async def ListSites(self, request: pb.ListSitesRequest, context: Any) -> pb.ListSitesResponse:
         """This site, and those it is joined with."""
         names = self._inventory.site_names()
+        alarms = await self._alarms()
         own, *others = await asyncio.gather(self._own_site(), *(self._remote_site(name) for name in names))
+        own.alarms.extend(alarms.get("", ()))
+        for site in others:
+            site.alarms.extend(alarms.get(site.name, ()))
         return pb.ListSitesResponse(sites=[own, *others])
 
     async def _own_site(self) -> pb.Site:

@@ -5,23 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from certs.guard import caller
+from gateway.audit.witness_keeper import Witness
 from gateway.identities.trusting import Trusting
 from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory
 from gateway.migration.receipts import Receipts
 from landbridge.v1 import peer_pb2 as pb
 from landbridge.v1 import peer_pb2_grpc
-from landbridge.v1.audit_pb2 import GetProofsRequest, GetProofsResponse
+from landbridge.v1.audit_pb2 import AddCheckpointRequest, AddCheckpointResponse, GetProofsRequest, GetProofsResponse
 
 
 class PeerService(peer_pb2_grpc.PeerServicer):
     """What the coordinators of other sites ask."""
 
-    def __init__(self, incoming: Incoming, inventory: Inventory, trusting: Trusting, receipts: Receipts) -> None:
+    def __init__(
+        self, incoming: Incoming, inventory: Inventory, trusting: Trusting, receipts: Receipts, witness: Witness
+    ) -> None:
         self._incoming = incoming
         self._inventory = inventory
         self._trusting = trusting
         self._receipts = receipts
+        self._witness = witness
 
     async def GetSite(self, request: pb.GetSiteRequest, context: Any) -> pb.GetSiteResponse:
         """This site."""
@@ -63,3 +67,7 @@ class PeerService(peer_pb2_grpc.PeerServicer):
     async def GetProofs(self, request: GetProofsRequest, context: Any) -> GetProofsResponse:
         """What this site's log says."""
         return await self._receipts.proofs(request.migration, caller.get().site)
+
+    async def AddCheckpoint(self, request: AddCheckpointRequest, context: Any) -> AddCheckpointResponse:
+        """Cosign the head of the caller's log."""
+        return await self._witness.add_of_peer(request, caller.get())

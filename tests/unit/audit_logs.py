@@ -61,7 +61,7 @@ def written(directory: Path, count: int, origin: str = BRU, first: int = 0) -> S
 def cosigned(directory: Path, time: int = 1_769_860_800) -> None:
     """Have the witness cosign the log's checkpoint."""
     storage = Storage.open(directory, BRU)
-    storage.cosigned([heads.cosign(storage.signed.checkpoint, WITNESS, time)])
+    storage.keep(storage.signed.added([heads.cosign(storage.signed.checkpoint, WITNESS, time)]))
     storage.close()
 
 

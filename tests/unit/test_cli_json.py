@@ -16,7 +16,7 @@ from tests.unit.fake_gateway import ID, completed, copying_memory, outage, reque
 _ROOT = Path(__file__).parents[2]
 
 _FIELDS: dict[type[Message], str] = {
-    api.Site: "name local unreachable hosts hosts_reachable gateway_version rtt_ms tunnel links_up links limit",
+    api.Site: "name local unreachable hosts hosts_reachable gateway_version rtt_ms tunnel links_up links limit alarms",
     types.Host: "site name arch cpu_model cpu_features machine_types emulators "
     "libvirt_version hypervisor_version memory memory_free cpus pools networks agent_version clock "
     "unreachable clock_offset_ms",

@@ -86,6 +86,19 @@ def test_sites_shows_how_many_links_are_up_and_the_limit(fake: FakeGateway, run:
     assert [each["links_up"] for each in objects(run("sites", "--json")[1])] == [4, 3, 0]
 
 
+def test_sites_shows_whose_log_has_shown_two_histories(fake: FakeGateway, run: Run) -> None:
+    fake.sites = [
+        api.Site(name="fra", local=True, tunnel="local", alarms=["this site has shown two histories: ..."]),
+        api.Site(name="ams", tunnel="down", unreachable="no answer", alarms=["site ams has shown two histories: ..."]),
+    ]
+    assert run("sites")[1] == (
+        "SITE  TUNNEL  RTT  HOSTS  VERSION  LIMIT  NOTE\n"
+        "fra   local     -    0/0  -            -  ALARM: this site has shown two histories: ...; see docs/audit.md\n"
+        "ams   down      -      -  -            -  unreachable: no answer; ALARM: site ams has shown two histories: ...; "
+        "see docs/audit.md\n"
+    )
+
+
 def test_hosts_shows_sizes_clocks_that_are_off_and_unreachable_hosts(fake: FakeGateway, run: Run) -> None:
     fake.hosts = [
         types.Host(site="fra", name="host-a", cpus=64, memory=512 * GIB, memory_free=GIB, clock_offset_ms=-2400),

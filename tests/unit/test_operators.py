@@ -38,6 +38,10 @@ class Limited:
         self.told.append((site, None))
 
 
+async def no_alarms() -> dict[str, list[str]]:
+    return {}
+
+
 async def told(request: SetLimitRequest) -> list[tuple[str, int | TunnelLimits | None]]:
     limited = Limited()
     service = GatewayService(
@@ -48,6 +52,7 @@ async def told(request: SetLimitRequest) -> list[tuple[str, int | TunnelLimits |
         cast("Limits", limited),
         cast("Authority", limited),
         cast("Receipts", None),
+        no_alarms,
     )
     caller.set(Identity("landbridge.test", "fra", Role.OPERATOR, "alice"))
     await service.SetLimit(request, None)

@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 
 from gateway.audit import proving
+from gateway.audit.checkpoint import Signed
 from gateway.audit.journal import Journal
 from gateway.audit.proving import prove
 from gateway.audit.receipt import Receipt, check
@@ -48,7 +49,10 @@ async def ledger(tmp_path: Path, journal: Journal) -> AsyncIterator[Ledger]:
 
 @pytest.fixture
 def receipts(ledger: Ledger, journal: Journal) -> Receipts:
-    return Receipts(ledger, cast("Inventory", Bru()), journal)
+    async def head() -> Signed:
+        return journal.signed
+
+    return Receipts(ledger, cast("Inventory", Bru()), journal, head)
 
 
 async def test_only_the_two_sites_of_a_migration_get_proofs_of_it(receipts: Receipts, ledger: Ledger) -> None:

@@ -37,7 +37,9 @@ class FakePeer:
     async def _not_asked(self, request: object, context: Any) -> None:
         raise NotImplementedError
 
-    CheckIncoming = Authorize = Prepare = Activate = Cancel = Report = ExchangeTrust = GetProofs = _not_asked
+    CheckIncoming = Authorize = Prepare = Activate = Cancel = Report = ExchangeTrust = GetProofs = AddCheckpoint = (
+        _not_asked
+    )
 
     async def GetSite(self, request: pb.GetSiteRequest, context: Any) -> pb.GetSiteResponse:
         self.asked += 1

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19landbridge/v1/audit.proto\x12\rlandbridge.v1\"\x1f\n\x11GetReceiptRequest\x12\n\n\x02id\x18\x01 \x01(\t\"8\n\x12GetReceiptResponse\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x0f\n\x07receipt\x18\x02 \x01(\x0c\"%\n\x10GetProofsRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\"M\n\x11GetProofsResponse\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1a.landbridge.v1.ProvedEntry\"+\n\x0bProvedEntry\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\r\n\x05proof\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19landbridge/v1/audit.proto\x12\rlandbridge.v1\"\x1f\n\x11GetReceiptRequest\x12\n\n\x02id\x18\x01 \x01(\t\"8\n\x12GetReceiptResponse\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x0f\n\x07receipt\x18\x02 \x01(\x0c\"%\n\x10GetProofsRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\"M\n\x11GetProofsResponse\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1a.landbridge.v1.ProvedEntry\"+\n\x0bProvedEntry\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\r\n\x05proof\x18\x02 \x01(\t\"X\n\x14\x41\x64\x64\x43heckpointRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x10\n\x08old_size\x18\x02 \x01(\x04\x12\r\n\x05proof\x18\x03 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x04 \x01(\x0c\"m\n\x15\x41\x64\x64\x43heckpointResponse\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x14\n\x0c\x63osignatures\x18\x03 \x01(\t\x12\x10\n\x08recorded\x18\x04 \x01(\x0c\x12\x0c\n\x04keys\x18\x05 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,4 +41,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETPROOFSRESPONSE']._serialized_end=251
   _globals['_PROVEDENTRY']._serialized_start=253
   _globals['_PROVEDENTRY']._serialized_end=296
+  _globals['_ADDCHECKPOINTREQUEST']._serialized_start=298
+  _globals['_ADDCHECKPOINTREQUEST']._serialized_end=386
+  _globals['_ADDCHECKPOINTRESPONSE']._serialized_start=388
+  _globals['_ADDCHECKPOINTRESPONSE']._serialized_end=497
 # @@protoc_insertion_point(module_scope)

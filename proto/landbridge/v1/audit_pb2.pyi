@@ -131,3 +131,75 @@ class ProvedEntry(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProvedEntry: _TypeAlias = ProvedEntry  # noqa: Y015
+
+@_typing.final
+class AddCheckpointRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    OLD_SIZE_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The log's public key, as a vkey: held on to from the first time on."""
+    old_size: _builtins.int
+    """The size of the newest head that the witness has recorded, as far as the caller knows."""
+    checkpoint: _builtins.bytes
+    """The head, a signed note (C2SP tlog-checkpoint)."""
+    @_builtins.property
+    def proof(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """That the head goes on from there (RFC 6962, 2.1.2), 32 bytes each."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        old_size: _builtins.int = ...,
+        proof: _abc.Iterable[_builtins.bytes] | None = ...,
+        checkpoint: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "key", b"key", "old_size", b"old_size", "proof", b"proof"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddCheckpointRequest: _TypeAlias = AddCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class AddCheckpointResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    COSIGNATURES_FIELD_NUMBER: _builtins.int
+    RECORDED_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    status: _builtins.int
+    """As tlog-witness answers over HTTP: 200 if it is cosigned; else 400, 403, 404, 409 or 422."""
+    reason: _builtins.str
+    """Why it is not cosigned, in one sentence."""
+    cosignatures: _builtins.str
+    """Lines of a signed note."""
+    recorded: _builtins.bytes
+    """The newest head of this log that the witness has recorded, with the log's own signature; empty if there is none."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The witness's public keys, as vkeys."""
+
+    def __init__(
+        self,
+        *,
+        status: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        cosignatures: _builtins.str = ...,
+        recorded: _builtins.bytes = ...,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cosignatures", b"cosignatures", "keys", b"keys", "reason", b"reason", "recorded", b"recorded", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddCheckpointResponse: _TypeAlias = AddCheckpointResponse  # noqa: Y015

@@ -36,6 +36,7 @@ class Site(_message.Message):
     LINKS_UP_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    ALARMS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     local: _builtins.bool
     """This gateway's own site."""
@@ -53,6 +54,10 @@ class Site(_message.Message):
     links: _builtins.int
     limit: _builtins.int
     """Bytes per second that the tunnel may use; 0: no limit."""
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What its audit logs have shown that does not fit together, each in one sentence; of the own site, also what others hold of it."""
+
     def __init__(
         self,
         *,
@@ -67,10 +72,11 @@ class Site(_message.Message):
         links_up: _builtins.int = ...,
         links: _builtins.int = ...,
         limit: _builtins.int = ...,
+        alarms: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_version", b"gateway_version", "hosts", b"hosts", "hosts_reachable", b"hosts_reachable", "limit", b"limit", "links", b"links", "links_up", b"links_up", "local", b"local", "name", b"name", "rtt_ms", b"rtt_ms", "tunnel", b"tunnel", "unreachable", b"unreachable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "gateway_version", b"gateway_version", "hosts", b"hosts", "hosts_reachable", b"hosts_reachable", "limit", b"limit", "links", b"links", "links_up", b"links_up", "local", b"local", "name", b"name", "rtt_ms", b"rtt_ms", "tunnel", b"tunnel", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -80,6 +80,11 @@ class PeerStub:
                 request_serializer=landbridge_dot_v1_dot_audit__pb2.GetProofsRequest.SerializeToString,
                 response_deserializer=landbridge_dot_v1_dot_audit__pb2.GetProofsResponse.FromString,
                 _registered_method=True)
+        self.AddCheckpoint = channel.unary_unary(
+                '/landbridge.v1.Peer/AddCheckpoint',
+                request_serializer=landbridge_dot_v1_dot_audit__pb2.AddCheckpointRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_audit__pb2.AddCheckpointResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -143,6 +148,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddCheckpoint(self, request, context):
+        """Cosign the newest head of the calling gateway's audit log (C2SP tlog-witness, add-checkpoint).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -190,6 +202,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.GetProofs,
                     request_deserializer=landbridge_dot_v1_dot_audit__pb2.GetProofsRequest.FromString,
                     response_serializer=landbridge_dot_v1_dot_audit__pb2.GetProofsResponse.SerializeToString,
+            ),
+            'AddCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddCheckpoint,
+                    request_deserializer=landbridge_dot_v1_dot_audit__pb2.AddCheckpointRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_audit__pb2.AddCheckpointResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -435,6 +452,33 @@ class Peer:
             '/landbridge.v1.Peer/GetProofs',
             landbridge_dot_v1_dot_audit__pb2.GetProofsRequest.SerializeToString,
             landbridge_dot_v1_dot_audit__pb2.GetProofsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Peer/AddCheckpoint',
+            landbridge_dot_v1_dot_audit__pb2.AddCheckpointRequest.SerializeToString,
+            landbridge_dot_v1_dot_audit__pb2.AddCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class PeerStub:
     """What each site believes of itself, told regularly."""
     GetProofs: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetProofsRequest, _audit_pb2.GetProofsResponse]
     """What this site's audit log says of a migration between the two, with the proofs."""
+    AddCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_pb2.AddCheckpointRequest, _audit_pb2.AddCheckpointResponse]
+    """Cosign the newest head of the calling gateway's audit log (C2SP tlog-witness, add-checkpoint)."""
 
 @_typing.type_check_only
 class PeerAsyncStub(PeerStub):
@@ -62,6 +64,8 @@ class PeerAsyncStub(PeerStub):
     """What each site believes of itself, told regularly."""
     GetProofs: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetProofsRequest, _audit_pb2.GetProofsResponse]  # type: ignore[assignment]
     """What this site's audit log says of a migration between the two, with the proofs."""
+    AddCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_pb2.AddCheckpointRequest, _audit_pb2.AddCheckpointResponse]  # type: ignore[assignment]
+    """Cosign the newest head of the calling gateway's audit log (C2SP tlog-witness, add-checkpoint)."""
 
 class PeerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -130,5 +134,13 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.GetProofsResponse, _abc.Awaitable[_audit_pb2.GetProofsResponse]]:
         """What this site's audit log says of a migration between the two, with the proofs."""
+
+    @_abc_1.abstractmethod
+    def AddCheckpoint(
+        self,
+        request: _audit_pb2.AddCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.AddCheckpointResponse, _abc.Awaitable[_audit_pb2.AddCheckpointResponse]]:
+        """Cosign the newest head of the calling gateway's audit log (C2SP tlog-witness, add-checkpoint)."""
 
 def add_PeerServicer_to_server(servicer: PeerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
