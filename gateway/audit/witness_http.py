@@ -56,6 +56,13 @@ class WitnessServer:
         except OSError as error:
             raise ConfigError(f"nothing can listen on {address}: see witness.listen in the configuration") from error
 
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        assert self._server is not None  # noqa: S101 - it was started
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
     async def close(self) -> None:
         """Stop, and give up all connections."""
         if self._server is not None:
@@ -91,7 +98,7 @@ class WitnessServer:
         while True:
             try:
                 async with asyncio.timeout(PATIENCE):
-                    asked = await self._request(connection, reader)
+                    asked = await self._request(connection, reader, writer)
             except h11.RemoteProtocolError as error:
                 if connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
                     await self._send(
@@ -106,12 +113,16 @@ class WitnessServer:
             connection.start_next_cycle()
 
     @staticmethod
-    async def _request(connection: h11.Connection, reader: asyncio.StreamReader) -> tuple[h11.Request, bytes] | None:
+    async def _request(
+        connection: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> tuple[h11.Request, bytes] | None:
         """The next request and its body, which may be one byte longer than is taken; None at the end of the connection."""
         request, body = None, b""
         while len(body) <= MOST_BYTES:
             event = connection.next_event()
             if event is h11.NEED_DATA:
+                if connection.they_are_waiting_for_100_continue:
+                    writer.write(connection.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
                 connection.receive_data(await reader.read(MOST_BYTES))
             elif isinstance(event, h11.Request):
                 request = event
@@ -137,13 +148,12 @@ class WitnessServer:
             await writer.drain()
 
     async def _answer(self, request: h11.Request, body: bytes) -> _Page:
-        path = request.target.decode("ascii", "replace")
-        monitored = _CHECKPOINT.fullmatch(path)
+        method, path = request.method, request.target.decode("ascii", "replace")
         try:
-            if path == "/add-checkpoint":
-                return await self._add(body) if request.method == b"POST" else _Page(405, "POST it\n")
-            if monitored:
-                return await self._latest(monitored[1]) if request.method == b"GET" else _Page(405, "GET it\n")
+            if method == b"POST" and path == "/add-checkpoint":
+                return await self._add(body)
+            if method == b"GET" and (monitored := _CHECKPOINT.fullmatch(path)):
+                return await self._latest(monitored[1])
         except NotRecorded as error:
             logger.error("witness.failed", error=error.message)  # noqa: TRY400 - no defect
             return _Page(503, "the witness cannot keep what it cosigns: try again later\n")
