@@ -48,6 +48,12 @@ class Part:
     key: Key
     entries: tuple[Proved, ...]
 
+    @property
+    def cosigners(self) -> list[str]:
+        """Who has signed its heads beside the log itself, by name; unverified."""
+        signatures = (signature for each in self.entries for signature in each.proof.signed.note.signatures)
+        return sorted({each.name for each in signatures if each.name != self.key.name})
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:

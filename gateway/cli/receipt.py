@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from gateway.audit.receipt import Receipt
 from gateway.audit.verify import verify_receipt
 from gateway.cli import arguments, connection, output, words
 from gateway.cli.audit_export import save
@@ -32,8 +33,15 @@ def receipt(ctx: click.Context, migration_id: str, out: Path | None, *, as_json:
     if not report.is_good:
         raise EvidenceFailed(f"The receipt in {path} does not verify: {words.safe(report.findings[0].message)}.")
     keys = report.key.split(", ")
+    alone = [part.key.name for part in Receipt.decode(answer.receipt).parts if not part.cosigners]
     if as_json:
-        facts = {"migration": answer.migration, "file": str(path), "entries": report.entries, "keys": keys}
+        facts: dict[str, object] = {
+            "migration": answer.migration,
+            "file": str(path),
+            "entries": report.entries,
+            "keys": keys,
+        }
+        facts["not_cosigned"] = alone
         click.echo(json.dumps({"type": "receipt", **facts}))
         return
     output.say(
@@ -41,3 +49,7 @@ def receipt(ctx: click.Context, migration_id: str, out: Path | None, *, as_json:
     )
     for key in keys:
         click.echo(f"  key {words.safe(key)}")
+    for log in alone:
+        click.echo(
+            f"  no witness has cosigned the log {words.safe(log)} yet: for a receipt that has it, ask again later"
+        )

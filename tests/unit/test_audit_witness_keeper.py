@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from structlog.testing import capture_logs
@@ -22,6 +25,8 @@ from gateway.audit.verify import verify
 from gateway.audit.witness import Alarm, Kind, Status, Submission
 from gateway.audit.witness_keeper import Answer, Witness, log_key
 from gateway.audit.witness_records import Record, Records
+from gateway.config import AuditSettings, GatewayConfig, WitnessSettings
+from gateway.main import keep_witness
 from landbridge import durable
 from landbridge.errors import ConfigError, NotRecorded, PermissionDenied, UsageError
 from landbridge.v1.audit_pb2 import AddCheckpointRequest
@@ -224,6 +229,22 @@ async def test_one_site_has_not_more_logs_than_gateways(witness: Witness, monkey
     submission = Submission(0, (), head(5))
     elsewhere = Signed(type(submission.signed.checkpoint)(other.name, 0, b""), submission.signed.note)
     assert (await witness.add(Submission(0, (), elsewhere), other, "example.org/site/")).status is Status.UNKNOWN
+
+
+async def test_the_configuration_names_logs_by_keys_and_where_to_listen(journal: Journal, tmp_path: Path) -> None:
+    def settings(**witness: object) -> GatewayConfig:
+        audit = AuditSettings(directory=tmp_path)
+        return cast("GatewayConfig", SimpleNamespace(witness=WitnessSettings.model_validate(witness), audit=audit))
+
+    async with contextlib.AsyncExitStack() as stack:
+        for wrong in ("no key", str(WITNESS_KEY)):
+            with pytest.raises(ConfigError, match=r"see witness\.logs in the configuration"):
+                await keep_witness(settings(logs=[{"vkey": wrong}]), journal, stack)
+        made = await keep_witness(
+            settings(listen="127.0.0.1:0", ml_dsa=True, logs=[{"vkey": str(KEY)}]), journal, stack
+        )
+        assert (await made.add(asked(0, 5))).status is Status.COSIGNED
+        assert len(made.keys) == 2
 
 
 # Alarms.

@@ -20,8 +20,11 @@ from typing import Any
 import pytest
 
 from gateway.audit import files
+from gateway.audit.checkpoint import Signed
 from gateway.audit.export import standalone
 from gateway.audit.journal import commit
+from gateway.audit.proof import Proof
+from gateway.audit.receipt import Part, Proved, Receipt
 from gateway.audit.storage import Storage
 from gateway.audit.verify import verify
 from gateway.cli import connection, main
@@ -122,6 +125,7 @@ def test_a_receipt_is_written_and_checked_at_once(
         said = capsys.readouterr().out
         assert f"Wrote {ID}.receipt: 2 entries of {BRU}" in said
         assert f"  key {signer(log).key()}\n" in said
+        assert f"  no witness has cosigned the log {BRU} yet" in said
         assert (tmp_path / f"{ID}.receipt").read_bytes() == fake.receipt
         assert (tmp_path / f"{ID}.receipt").stat().st_mode & 0o777 == 0o600
         assert main(["receipt", "3f2a"]) == 4
@@ -129,9 +133,16 @@ def test_a_receipt_is_written_and_checked_at_once(
         assert main(["receipt", "3f2a", "--json", "--out", "other"]) == 0
         written_down = json.loads(capsys.readouterr().out)
         assert (written_down["type"], written_down["file"], written_down["entries"]) == ("receipt", "other", 2)
+        assert written_down["not_cosigned"] == [BRU]
         fake.receipt = fake.receipt.replace(b"copying", b"stopped")
         assert main(["receipt", "3f2a", "--out", "forged"]) == 14
         assert "The receipt in forged does not verify" in capsys.readouterr().err
+        cosigned_head = Signed.decode((log / "cosigned").read_bytes())
+        (proved,) = receipt(log, 4).parts[0].entries
+        proof = Proof(proved.proof.index, proved.proof.hashes, cosigned_head)
+        fake.receipt = Receipt(MIGRATION, (Part(signer(log).key(), (Proved(proved.raw, proof),)),)).encode()
+        assert main(["receipt", "3f2a", "--out", "cosigned"]) == 0
+        assert "no witness" not in capsys.readouterr().out
 
 
 def test_a_changed_byte_is_named_with_its_entry_and_its_meaning(log: Path, tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ class Key:
         self.id = sha256(self.name.encode() + b"\n" + raw)[:4]
         if key_id != self.id.hex():
             raise WrongError(f"the key {text} was not copied whole")
+        if self.type == 6:
+            raise WrongError("a key of ML-DSA-44 is for `landbridge audit verify`: give the witness's Ed25519 key")
 
     def has_signed(self, text: str, signatures: list[str]) -> bool:
         """Whether this key has signed the note; a signature in its name that is wrong is forged."""
