@@ -136,7 +136,7 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         authority = keep_policy(settings, identity, store, stack)
         coordinator = Coordinator(ledger, inventory, tunnels, settings.patience, authority)
         witness = await keep_witness(settings, journal, stack)
-        cosigning = Cosigning(journal, inventory.peers, witness)
+        cosigning = Cosigning(journal, lambda: inventory.peers(tunnels.is_up_or_leads_nowhere), witness)
         receipts = Receipts(ledger, inventory, journal, cosigning.head)
         keepers = await keep_identities(settings, identity, store, inventory, tunnels)
         stack.push_async_callback(keepers.close)

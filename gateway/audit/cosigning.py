@@ -57,7 +57,7 @@ class Cosigning:
     """Of one gateway's log. Owned by the event loop."""
 
     def __init__(self, journal: Journal, witnesses: Callable[[], Mapping[str, PeerRemote]], own: Witness) -> None:
-        """`witnesses` are the other sites, by name, as they are now; `own` raises the alarm about this log."""
+        """`witnesses` are the other sites that can be reached, by name, as they are now; `own` raises the alarm about this log."""
         self._journal = journal
         self._witnesses = witnesses
         self._own = own
@@ -119,7 +119,7 @@ class Cosigning:
         found = await asyncio.gather(*(self._ask(each, signed) for each in asked))
         answers = [each for each in found if each is not None]
         self._newest = signed.added(signature for answer in answers for signature in answer)
-        self._done = signed.checkpoint.size if len(answers) == len(asked) else -1
+        self._done = signed.checkpoint.size if answers and len(answers) == len(asked) else -1
         if answers:
             await self._journal.read(lambda storage: _keep(storage, self._newest or signed))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -76,9 +76,9 @@ class Inventory:
         """The other sites."""
         return sorted(self._sites)
 
-    def peers(self) -> dict[str, PeerRemote]:
-        """How the other sites are asked."""
-        return {name: site.remote for name, site in self._sites.items()}
+    def peers(self, is_worth_asking: Callable[[str], bool]) -> dict[str, PeerRemote]:
+        """How the other sites are asked. A connection that was tried in vain is not tried again for seconds, by nobody."""
+        return {name: site.remote for name, site in self._sites.items() if is_worth_asking(name)}
 
     async def hosts(self) -> list[Host]:
         """Every host of this site; one that does not answer says why in `unreachable`."""

@@ -56,7 +56,8 @@ async def test_both_sites_record_every_step_of_a_migration(two: TwoSites) -> Non
 async def test_a_gateway_that_is_started_again_goes_on_with_its_log(two: TwoSites) -> None:
     await two.fra.gateway.restart()
     names = [entry.event.name for _, entry in last(Still(Directory(place(two.fra))), 9)]
-    assert [name for name in names if name.startswith("log.")] == ["log.started", "log.stopped", "log.started"]
+    kept = [name for name in names if name in {"log.started", "log.stopped"}]
+    assert kept == ["log.started", "log.stopped", "log.started"]
 
 
 async def test_a_tunnel_that_goes_and_comes_back_is_on_record(two: TwoSites, monkeypatch: pytest.MonkeyPatch) -> None:
