@@ -20,7 +20,7 @@ import structlog
 
 from gateway.audit.checkpoint import Cosigned, Signed
 from gateway.audit.journal import Journal
-from gateway.audit.note import Key, Note, Signature
+from gateway.audit.note import MOST_SIGNATURES, Key, Note, Signature
 from gateway.audit.storage import Storage
 from gateway.audit.witness import Alarm, Kind, Status, by_its_log
 from gateway.audit.witness_keeper import Witness
@@ -37,6 +37,8 @@ logger = structlog.get_logger()
 LOOK = 0.5
 PAUSE = 10.0
 EVERY = 60.0
+# Of one witness: Ed25519 and ML-DSA-44. More would fill the note, which holds MOST_SIGNATURES.
+MOST_KEYS = 2
 # Seconds within which a witness is to answer: a receipt waits for it.
 ANSWER = 5.0
 # Seconds for which a witness may be silent before the newest head is kept without it.
@@ -118,7 +120,8 @@ class Cosigning:
         ]
         found = await asyncio.gather(*(self._ask(each, signed) for each in asked))
         answers = [each for each in found if each is not None]
-        self._newest = signed.added(signature for answer in answers for signature in answer)
+        signatures = [signature for answer in answers for signature in answer]
+        self._newest = signed.added(signatures[: MOST_SIGNATURES - 1])
         self._done = signed.checkpoint.size if answers and len(answers) == len(asked) else -1
         if answers:
             await self._journal.read(lambda storage: _keep(storage, self._newest or signed))
@@ -192,7 +195,7 @@ class Cosigning:
         except (EvidenceFailed, UsageError) as error:
             raise ProtocolError(f"site {who.site} gave a cosignature that is none: {error.message}") from error
         name = re.compile(rf"[^/]+/site/{re.escape(who.site)}/gateway/[^/]+")
-        if not good or any(not name.fullmatch(key.name) for key in keys):
+        if not good or len(keys) > MOST_KEYS or any(not name.fullmatch(key.name) for key in keys):
             raise ProtocolError(f"site {who.site} gave no cosignature of its own")
         for key in (each for each in keys if each not in self._keys):
             self._keys.add(key)

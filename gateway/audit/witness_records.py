@@ -100,6 +100,8 @@ class Records:
             if not self._directory.is_dir():
                 self._directory.mkdir(mode=0o700)
                 durable.sync_directory(self._directory.parent)
+            for left in self._directory.glob(".*"):  # by a crash
+                left.unlink()
             path = self._directory / "ed25519.pem"
             missing = f"the key of the witness, {path}, is missing: restore it, or move {self._directory} away"
             signers = [Signer(name, ed25519_key(path, missing if any(self._directory.glob("*.json")) else ""))]

@@ -150,9 +150,16 @@ audit.add_command(export)
 
 def _key(text: str) -> Key:
     """A vkey, or the first line of a file that holds one."""
-    if "+" not in text or Path(text).is_file():
+    if "+" not in text or _is_file(text):
         text = _content(text).decode("ascii", "replace").strip()
     return Key.parse(text)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # the key of ML-DSA-44 is longer than any name
+        return False
 
 
 def _checkpoint(path: str) -> Signed:

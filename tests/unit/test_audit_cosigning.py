@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from structlog.testing import capture_logs
 
 from certs.identity import Identity, Role
@@ -191,6 +192,11 @@ async def test_who_is_silent_holds_nothing_up_and_what_it_has_cosigned_is_kept_f
 FORGED = heads.cosign(Checkpoint(AMS, 1, bytes(32)), WITNESS, 1)
 
 
+# Of the site itself, and good; more than a note has room for.
+_SIGNERS = [Signer(AMS, Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32)) for number in range(40)]
+MANY = [str(each.cosigning) for each in _SIGNERS]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -199,6 +205,7 @@ FORGED = heads.cosign(Checkpoint(AMS, 1, bytes(32)), WITNESS, 1)
         ({"cosignatures": FORGED.encode()}, "gave no cosignature of its own"),
         ({"keys": ["nonsense"]}, "gave a cosignature that is none"),
         ({"keys": []}, "gave no cosignature of its own"),
+        ({"keys": MANY, "cosignatures": "of all of them"}, "gave no cosignature of its own"),
         # Signed well, by somebody who is no gateway of that site.
         ({"keys": [str(WITNESS.key(KeyType.COSIGNATURE))]}, "gave no cosignature of its own"),
         ({"status": 409, "recorded": b""}, "shows no head that this log has signed"),
@@ -211,6 +218,9 @@ async def test_what_a_witness_answers_is_checked_and_raises_no_alarm(
     world: World, changes: dict[str, object], said: str
 ) -> None:
     def lie(answer: AddCheckpointResponse) -> AddCheckpointResponse:
+        if changes.get("keys") == MANY:
+            head = world.journal.signed.checkpoint
+            changes["cosignatures"] = "".join(heads.cosign(head, each, 1).encode() for each in _SIGNERS)
         changed = AddCheckpointResponse()
         changed.CopyFrom(answer)
         for name in changes:

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
+from gateway.audit import checkpoint as heads
 from gateway.audit import files
 from gateway.audit.checkpoint import Signed
 from gateway.audit.export import standalone
 from gateway.audit.journal import commit
+from gateway.audit.note import Signer
 from gateway.audit.proof import Proof
 from gateway.audit.receipt import Part, Proved, Receipt
 from gateway.audit.storage import Storage
@@ -94,6 +97,21 @@ def test_what_an_auditor_brings_is_checked_too(log: Path, tmp_path: Path) -> Non
     assert (said["good"], said["key_is_given"], said["receipts"], said["size"]) == (True, True, 1, 5)
     assert said["cosigned"] == [{"witness": AMS, "size": 5, "time": "2026-01-31T12:00:00Z"}]
     assert "as given" in audit("verify", log, "--key", str(signer(log).key()), "--receipt", issued).stdout
+
+
+def test_a_witness_of_ml_dsa_is_named_by_its_key_or_by_a_file(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signer = Signer(AMS, MLDSA44PrivateKey.from_seed_bytes(b"q" * 32))
+    head = Signed.decode((log / "checkpoint").read_bytes())
+    (log / "cosigned").write_bytes(head.added([heads.cosign(head.checkpoint, signer, 1)]).encode())
+    vkey = tmp_path / "witness-ml-dsa-44.vkey"
+    vkey.write_text(f"{signer.cosigning}\n")
+    for key in (str(vkey), str(signer.cosigning)):
+        assert main(["audit", "verify", str(log), "--witness", key]) == 0
+        assert f"by {AMS}" in capsys.readouterr().out
+    vkey.write_text(f"{Signer(AMS, MLDSA44PrivateKey.from_seed_bytes(b'r' * 32)).cosigning}\n")
+    assert main(["audit", "verify", str(log), "--witness", str(vkey)]) == 14
 
 
 def test_a_receipt_is_verified_alone(log: Path, tmp_path: Path) -> None:
