@@ -126,7 +126,10 @@ def _prove(lab: Lab) -> list[str]:
             break
         time.sleep(0.2)
     _say(f"\n{source}$ landbridge receipt {id_[:8]} --out {file}\n{done.stdout}{done.stderr}".rstrip())
-    keys = ("--key", str(logs[source] / "log.vkey"), "--other", str(logs[destination] / "log.vkey"))
+    known = {"--key": logs[source] / "log.vkey", "--other": logs[destination] / "log.vkey"}
+    # The destination has cosigned what the source says.
+    known["--witness"] = logs[destination] / "witness.vkey"
+    keys = [word for option, path in known.items() for word in (option, str(path))]
     problems = (
         [] if _landbridge(lab, source, "audit", "verify", str(file), *keys) == 0 else ["the receipt did not verify"]
     )
