@@ -111,7 +111,10 @@ class PeerRemote(Remote):
         others = [LivingChannel(str(each), local, Role.GATEWAY, site, None, _OPTIONS) for each in addresses[1:]]
         self._channels = [self._channel, *others]
         # Of each address alone, for what every gateway is to be asked.
-        self.each: list[PeerAsyncStub] = [PeerStub(each.for_stub()) for each in self._channels]
+        self.each: dict[str, PeerAsyncStub] = {
+            str(address): PeerStub(channel.for_stub())
+            for address, channel in zip(addresses, self._channels, strict=True)
+        }
         self.stub: PeerAsyncStub = PeerStub(
             cast("aio.Channel", _FirstThatAnswers([each.for_stub() for each in self._channels]))
         )

@@ -47,10 +47,10 @@ SILENCE = 600.0
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A witness at one address: to be told apart from the others of its site by it alone."""
+    """A witness: to be told apart from the others of its site by its address."""
 
     site: str
-    index: int
+    address: str
     remote: PeerRemote
     stub: PeerAsyncStub
 
@@ -64,8 +64,8 @@ class Cosigning:
         self._witnesses = witnesses
         self._own = own
         # What each witness had recorded when it last answered: a guess, for it says so itself if it is wrong.
-        self._recorded: dict[tuple[str, int], int] = {}
-        self._said: dict[tuple[str, int], str] = {}
+        self._recorded: dict[tuple[str, str], int] = {}
+        self._said: dict[tuple[str, str], str] = {}
         # The keys of those that have cosigned since the gateway began.
         self._keys: set[Key] = set()
         # A round at a time; the size of the last head of which all have answered, and the newest head with what was signed of it.
@@ -100,7 +100,8 @@ class Cosigning:
         while True:
             waited = time.monotonic() - began
             has_changed = self._journal.signed.checkpoint.size != self._done
-            if waited >= EVERY or (has_changed and waited >= PAUSE):
+            is_due = waited >= EVERY or (has_changed and waited >= PAUSE)
+            if is_due and self._witnesses():
                 began = time.monotonic()
                 try:
                     async with self._going:
@@ -114,9 +115,9 @@ class Cosigning:
     async def _round(self) -> None:
         signed = await self._journal.read(Storage.certain)
         asked = [
-            _Asked(site, index, remote, stub)
+            _Asked(site, address, remote, stub)
             for site, remote in self._witnesses().items()
-            for index, stub in enumerate(remote.each)
+            for address, stub in remote.each.items()
         ]
         found = await asyncio.gather(*(self._ask(each, signed) for each in asked))
         answers = [each for each in found if each is not None]
@@ -130,12 +131,12 @@ class Cosigning:
 
     async def _ask(self, who: _Asked, signed: Signed) -> list[Signature] | None:
         """Its cosignatures, None if there are none; nothing else is raised than what is no answer of a witness."""
-        place = (who.site, who.index)
+        place = (who.site, who.address)
         try:
             async with asyncio.timeout(ANSWER):
                 signatures = await self._cosign(who, place, signed)
-        except TimeoutError:
-            said = Unreachable(f"site {who.site} has not cosigned within {ANSWER:.0f} s").message
+        except (TimeoutError, Unreachable):
+            said = f"the gateway of site {who.site} at {who.address} does not answer: it cosigns nothing until it does"
         except LandbridgeError as error:
             said = error.message
         else:
@@ -146,7 +147,7 @@ class Cosigning:
         self._said[place] = said
         return None
 
-    async def _cosign(self, who: _Asked, place: tuple[str, int], signed: Signed) -> list[Signature]:
+    async def _cosign(self, who: _Asked, place: tuple[str, str], signed: Signed) -> list[Signature]:
         size = signed.checkpoint.size
         answer = await self._submit(who, min(self._recorded.get(place, 0), size), signed)
         if answer.status == Status.CONFLICT:

@@ -40,7 +40,7 @@ class Peer:
     """The gateways of another site, each a witness in this process; `lie` changes what they answer."""
 
     def __init__(self, *witnesses: Witness) -> None:
-        self.each = list(map(_Stub, witnesses))
+        self.each = {f"192.0.2.{number}:7443": _Stub(witness) for number, witness in enumerate(witnesses)}
         self.asked = 0
         self.lie: Callable[[AddCheckpointResponse], AddCheckpointResponse] | None = None
         # By the numbers of those who are silent.
@@ -48,7 +48,7 @@ class Peer:
 
     async def ask(self, method: _Stub, request: AddCheckpointRequest, timeout: float) -> AddCheckpointResponse:
         self.asked += 1
-        if next(number for number, stub in enumerate(self.each) if stub.AddCheckpoint is method) in self.silent:
+        if [*self.each.values()].index(method) in self.silent:
             raise Unreachable("site ams does not answer")
         caller = Identity("example.org", "bru", Role.GATEWAY, "gw-1")
         answer = await method.witness.add_of_peer(request, caller)
@@ -177,7 +177,9 @@ async def test_who_is_silent_holds_nothing_up_and_what_it_has_cosigned_is_kept_f
         await world.cosigning.head()
     assert (one.checkpoint.size, len(one.note.signatures)) == (2, 2)
     # Said once.
-    assert [each["reason"] for each in logged if each["event"] == "cosigning.refused"] == ["site ams does not answer"]
+    assert [each["reason"] for each in logged if each["event"] == "cosigning.refused"] == [
+        "the gateway of site ams at 192.0.2.1:7443 does not answer: it cosigns nothing until it does"
+    ]
     assert world.kept() == both
     monkeypatch.setattr(cosigning, "SILENCE", -1)
     await world.cosigning.head()
