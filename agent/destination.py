@@ -2,7 +2,7 @@
 
     prepare   images exist, empty; libvirt makes the rest when the source's calls arrive on the rpc channel
     arrived   the VM came whole and stands still; it is removed only by one who knows that the source has it
-    active    it runs here
+    active    it runs here; one that was shut off is so again
     failed    nothing of it is here
 
 When the rpc channel ends before the VM has arrived, libvirt ends the incoming VM by itself, and this agent removes the
@@ -161,6 +161,7 @@ class DestinationMove(Move):
             role=Role.ROLE_DESTINATION,
             vm=vm.name,
             vm_uuid=vm.uuid,
+            cold=request.cold,
             domain_xml=await call(hypervisor.localize, request.domain_xml, request.mapping, vm),
         )
         images = await call(hypervisor.image_paths, vm, request.mapping)
@@ -335,7 +336,7 @@ class DestinationMove(Move):
         async with self.busy:
             if self.stage != Stage.STAGE_PREPARED:
                 return
-            if presence in ARRIVED:
+            if self._is_whole(presence):
                 self._arrived()
             elif presence is Presence.RUNNING:
                 # A former run of this agent let it run, and was killed before it could say so.
@@ -357,6 +358,11 @@ class DestinationMove(Move):
             if presence is not Presence.INCOMING or asyncio.get_running_loop().time() > deadline:
                 return presence
             await asyncio.sleep(0.2)
+
+    def _is_whole(self, presence: Presence) -> bool:
+        """Whether it came, and has all that it came with: one that is to be shut off loses nothing if it is so already."""
+        has_ended = self.record.cold and self.record.passage is Passage.ARRIVED and presence is Presence.SHUT_OFF
+        return presence in ARRIVED or has_ended
 
     def _arrived(self) -> None:
         self._end_lease()
@@ -414,19 +420,22 @@ class DestinationMove(Move):
             self._leaving = None
 
     async def activate(self, *, autostart: bool) -> ActivateResponse:
-        """Let the VM run. The caller knows that the source has released it."""
+        """Let the VM run, or shut it off if it came so. The caller knows that the source has released it."""
         async with self.busy:
             hypervisor, uuid = self.host.hypervisor, self.record.vm_uuid
             if self.stage != Stage.STAGE_ACTIVE:
                 presence = await self._presence()
                 has_arrived = self.record.passage is Passage.ARRIVED
-                if not has_arrived or presence not in ARRIVED | {Presence.RUNNING}:
+                if not has_arrived or not (self._is_whole(presence) or presence is Presence.RUNNING):
                     raise NotFound(
                         f"{self.record.vm} is not on {self.host.name} ({presence.value}); it cannot be activated there",
                         # For the coordinator: this host has looked, and does not only know nothing of the migration.
                         details={"presence": presence.name.lower()},
                     )
-                self.record.resumed_at = await call(hypervisor.resume, uuid)
+                if not self.record.cold:
+                    self.record.resumed_at = await call(hypervisor.resume, uuid)
+                elif presence is not Presence.RUNNING:  # else its owner has let it run: there is no other one any more
+                    await call(hypervisor.end_paused, uuid)
                 self._end_lease()
                 self._unsubscribe()
                 self.advance(Stage.STAGE_ACTIVE)
@@ -447,7 +456,7 @@ class DestinationMove(Move):
                 presence = await self._presence()
                 if presence is Presence.RUNNING:
                     return CancelResponse(possession=Possession.POSSESSION_HERE)
-                if presence in ARRIVED and not discard_arrived:
+                if self._is_whole(presence) and not discard_arrived:
                     return CancelResponse(possession=Possession.POSSESSION_ARRIVED)
                 await self._remove(await self._explain())
             return CancelResponse(possession=Possession.POSSESSION_ABSENT, cause=self.record.error)

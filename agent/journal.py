@@ -34,6 +34,18 @@ class Passage(StrEnum):
     ARRIVED = "it has said that the VM came whole"
 
 
+class Instance(StrEnum):
+    """How far the paused instance is that a VM which is shut off is moved as, at the source."""
+
+    NONE = "there is none, and the VM is known to be here"
+    # Written before it is started: what stands still here from now on is the migration's, and is ended by it.
+    STARTED = "it may stand still here"
+    # Written before the hypervisor is asked to move it: if the VM is found shut off from now on, it may have left.
+    MOVING = "it may stand still here, or have left"
+    # Whatever stands still here later is another's.
+    ENDED = "there is none, and the VM may have left"
+
+
 class Record(BaseModel):
     """One migration at this host."""
 
@@ -44,6 +56,10 @@ class Record(BaseModel):
     vm: str
     vm_uuid: str
     error: str = ""
+    # The VM is shut off, and is so in the end: it runs at no time.
+    cold: bool = False
+    # At the source, of such a VM.
+    instance: Instance = Instance.NONE
     # At the source: whether the VM started with the host before the move; None until autostart was touched.
     autostart: bool | None = None
     # At the source: whether the policy lets the guest stand still until all is copied.

@@ -77,8 +77,8 @@ class Moves:
             await asyncio.wait([preparing])
         return self._moves.get(migration)
 
-    async def prepare(self, request: pb.PrepareRequest) -> str:
-        """Prepare one end; returns the destination's definition. Raises Conflict if it has ended here already."""
+    async def prepare(self, request: pb.PrepareRequest) -> Record:
+        """Prepare one end; returns its record. Raises Conflict if it has ended here already."""
         if not MIGRATION_ID.fullmatch(request.migration):
             raise UsageError(f"{request.migration!r} is no id of a migration; ids are UUIDs")
         if not _is_canonical(request.vm.uuid):
@@ -94,7 +94,7 @@ class Moves:
             move.agree(request)
         if move.stage == pb.Stage.STAGE_FAILED:
             raise Conflict(f"migration {request.migration} has ended on {self._host.name}: {move.record.error}")
-        return move.record.domain_xml
+        return move.record
 
     async def _prepare(self, request: pb.PrepareRequest) -> Move:
         move: Move
@@ -185,7 +185,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         """One VM and its definition."""
         vm = await call(self._host.hypervisor.vm, request.vm)
         vm.site, vm.host = self._site, self._name
-        xml = await call(self._host.hypervisor.migratable_xml, vm.uuid)
+        xml = await call(self._host.hypervisor.migratable_xml, vm.uuid, cold=request.cold)
         return pb.InspectVmResponse(vm=vm, domain_xml=xml)
 
     async def MeasureVm(self, request: pb.MeasureVmRequest, context: Any) -> pb.MeasureVmResponse:
@@ -204,7 +204,8 @@ class AgentService(agent_pb2_grpc.AgentServicer):
 
     async def Prepare(self, request: pb.PrepareRequest, context: Any) -> pb.PrepareResponse:
         """One end of a migration."""
-        return pb.PrepareResponse(domain_xml=await self._moves.prepare(request))
+        record = await self._moves.prepare(request)
+        return pb.PrepareResponse(domain_xml=record.domain_xml, cold=record.cold)
 
     async def Start(self, request: pb.StartRequest, context: Any) -> pb.StartResponse:
         """Begin."""
@@ -221,7 +222,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             yield snapshot
 
     async def Activate(self, request: pb.ActivateRequest, context: Any) -> pb.ActivateResponse:
-        """Let an arrived VM run."""
+        """Let an arrived VM run, or shut it off if it came so."""
         return await (await self._moves.destination(request.migration)).activate(autostart=request.autostart)
 
     async def Cancel(self, request: pb.CancelRequest, context: Any) -> pb.CancelResponse:

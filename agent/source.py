@@ -6,6 +6,8 @@ run       the hypervisor moves the VM; this task watches
 pause     asked for by the policy: from here on the guest stands still while the rest is copied, and the stage stays what it is
 released  the VM has left and this host will not run it again: only now may the destination let it run
 failed    the VM goes on here, and starts with the host as before
+
+A VM that is shut off is started paused between `start` and `run` (`paused_instance`), and is shut off again if it fails.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from agent.channels import LocalSockets, Way, make_directory, remove_directory
 from agent.hypervisor.base import MoveRequest, Presence, VmChange, VmEvent
 from agent.journal import Record
 from agent.move import ENDED, HostContext, Move, call, end
+from agent.paused_instance import PausedInstance
 from agent.relay import Traffic
 from agent.stream.libvirt_rpc import Message
 from agent.stream.rpc_calls import FinishWatch
@@ -62,12 +65,17 @@ class SourceMove(Move):
         self._aborting: asyncio.Task[None] | None = None
         self._steering = convergence.Steering(Policy())
         self._granted_ms = 0
+        self._instance = PausedInstance(host, record)
+        # What has happened here that ends the move; empty if nothing.
+        self._trouble = ""
 
     @classmethod
     def prepare(cls, host: HostContext, request: PrepareRequest) -> SourceMove:
         """Make the sockets."""
         vm = request.vm
-        record = Record(migration=request.migration, role=Role.ROLE_SOURCE, vm=vm.name, vm_uuid=vm.uuid)
+        record = Record(
+            migration=request.migration, role=Role.ROLE_SOURCE, vm=vm.name, vm_uuid=vm.uuid, cold=request.cold
+        )
         move = cls(host, record, vm)
         move.agree(request)
         move.advance(Stage.STAGE_PREPARED)
@@ -114,16 +122,21 @@ class SourceMove(Move):
             disks=tuple(disk.target for disk in self._vm.disks if not disk.read_only),
             throttle=wanted.policy.on_no_convergence == NonConvergence.NON_CONVERGENCE_THROTTLE,
             max_downtime_ms=self._granted_ms,
+            cold=self.record.cold,
         )
         try:
             # The record comes first: if this agent is killed in between, the next run sets autostart as it was.
             self.record.autostart = self._vm.autostart
             self.host.journal.save(self.record)
             await call(hypervisor.set_autostart, uuid, False)
+            if self.record.cold:
+                await self._instance.start()
             await call(hypervisor.move, request)
         except LandbridgeError as error:
             # After the release, an error only says that libvirt was interrupted while it removed what is left of the VM.
             if self.stage != Stage.STAGE_RELEASED:
+                if error.details.get("vm") != "unknown":
+                    self._instance.stays()
                 await self._fail(self._cause(error.message))
         else:
             if self.stage != Stage.STAGE_RELEASED:
@@ -147,12 +160,13 @@ class SourceMove(Move):
 
     def _cause(self, said: str) -> str:
         # libvirt only ever sees that its connection is gone; why it went is known to the channels.
-        return self.traffic.failure or said
+        return self._trouble or self.traffic.failure or said
 
     async def _fail(self, error: str) -> None:
         log.warning("move.failed", migration=self.record.migration, vm=self.record.vm, error=error)
         with contextlib.suppress(LandbridgeError):  # else: restored when somebody asks whether the VM is here
-            await self._restore_autostart()
+            if not self.record.cold or await self._instance.is_here():
+                await self._restore_autostart()
         self.advance(Stage.STAGE_FAILED, error)
 
     async def _restore_autostart(self) -> None:
@@ -178,7 +192,11 @@ class SourceMove(Move):
     def _on_event(self, event: VmEvent) -> None:
         if event.uuid != self.record.vm_uuid or self.stage in ENDED:
             return
-        if event.change is VmChange.SUSPENDED and self.stage in {
+        if self.record.cold:
+            if event.change is VmChange.RESUMED and self._instance.is_let_run():
+                self._trouble = f"somebody let {self.record.vm} run on {self.host.name}, and it was to move shut off"
+                self._on_lost()
+        elif event.change is VmChange.SUSPENDED and self.stage in {
             Stage.STAGE_COPYING_MEMORY,
             Stage.STAGE_COPYING_DISKS,
         }:
@@ -214,7 +232,7 @@ class SourceMove(Move):
         self.progress = progress
         if progress.memory_total and self.stage == Stage.STAGE_COPYING_DISKS:
             self.advance(Stage.STAGE_COPYING_MEMORY)
-        if act is convergence.Act.PAUSE and self.stage == Stage.STAGE_COPYING_MEMORY:
+        if act is convergence.Act.PAUSE and self.stage == Stage.STAGE_COPYING_MEMORY and not self.record.cold:
             await self._pause()
         if self._granted_ms != self._steering.downtime_ms and await call(
             self.host.hypervisor.allow_downtime, self.record.vm_uuid, self._steering.downtime_ms
@@ -253,13 +271,12 @@ class SourceMove(Move):
 
     async def cancel(self, *, discard_arrived: bool = False) -> CancelResponse:
         """Stop the move if it still can be stopped, and say whether the VM is here."""
-        del discard_arrived
         async with self.busy:
             await self._stop()
             if self.stage not in ENDED:
                 await self._fail("the migration was stopped before it began")
                 await self._sockets.close()
-            return await self._possession()
+            return await self._possession(is_not_there=discard_arrived)
 
     async def _stop(self) -> None:
         """Abort, and take the sockets away if that does not help: an abort waits for disk writes that may never be answered."""
@@ -277,21 +294,25 @@ class SourceMove(Move):
         with contextlib.suppress(HypervisorError):
             await call(self.host.hypervisor.abort, self.record.vm_uuid)
 
-    async def _possession(self) -> CancelResponse:
+    async def _possession(self, *, is_not_there: bool) -> CancelResponse:
         if self.stage == Stage.STAGE_RELEASED:
             return CancelResponse(possession=Possession.POSSESSION_ABSENT)
-        presence = await call(self.host.hypervisor.presence, self.record.vm_uuid)
-        if presence is Presence.PAUSED and self.suspended_at is not None:
-            # A libvirtd that was restarted during the switch-over leaves it to others what becomes of the VM. It was never
-            # released, so it runs nowhere else.
-            await call(self.host.hypervisor.resume, self.record.vm_uuid)
-        here = presence in {Presence.RUNNING, Presence.PAUSED}
+        here = await (self._instance.is_here(is_not_there=is_not_there) if self.record.cold else self._goes_on())
         if here:
             await self._restore_autostart()
         return CancelResponse(
             possession=Possession.POSSESSION_HERE if here else Possession.POSSESSION_ABSENT,
             cause=self.record.error,
         )
+
+    async def _goes_on(self) -> bool:
+        """Whether a VM that was running is here."""
+        presence = await call(self.host.hypervisor.presence, self.record.vm_uuid)
+        if presence is Presence.PAUSED and self.suspended_at is not None:
+            # A libvirtd that was restarted during the switch-over leaves it to others what becomes of the VM. It was never
+            # released, so it runs nowhere else.
+            await call(self.host.hypervisor.resume, self.record.vm_uuid)
+        return presence in {Presence.RUNNING, Presence.PAUSED}
 
     async def recover(self) -> None:
         """End what a former run of this agent had under way; its sockets are gone, so the move cannot go on."""
@@ -300,11 +321,22 @@ class SourceMove(Move):
         if self.stage == Stage.STAGE_RELEASED and not self.record.marked:
             await self._mark_moved()
         if self.stage in ENDED:
+            if self.stage == Stage.STAGE_FAILED and self._instance.may_stand:
+                await self._possession(is_not_there=False)
             return
         while await call(hypervisor.progress, uuid) is not None:
             with contextlib.suppress(HypervisorError):
                 await call(hypervisor.abort, uuid)
             await asyncio.sleep(PROGRESS_INTERVAL)
+        if self.record.cold:
+            await self._possession(is_not_there=False)
+        else:
+            await self._take_up()
+        await self._fail(f"the agent on {self.host.name} was restarted during the migration")
+
+    async def _take_up(self) -> None:
+        """Let a VM run that a former run of this agent left paused."""
+        hypervisor, uuid = self.host.hypervisor, self.record.vm_uuid
         presence = await call(hypervisor.presence, uuid)
         if presence is Presence.PAUSED and (self.stage == Stage.STAGE_SWITCHING or self.record.paused):
             # It was never released, so the destination never let it run.
@@ -312,7 +344,6 @@ class SourceMove(Move):
         elif presence is Presence.SHUT_OFF:
             # Killed between libvirtd's release and the record of it, perhaps: then it must not start here with the host.
             self.record.autostart = None
-        await self._fail(f"the agent on {self.host.name} was restarted during the migration")
 
     async def gone(self) -> None:
         """Wait until the hypervisor has put away what is left of a VM that was released."""

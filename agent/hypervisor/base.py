@@ -55,6 +55,8 @@ class MoveRequest:
     max_rate: int = 0
     # Take CPU time away from a guest that dirties memory faster than it is sent (`Progress.throttle`).
     throttle: bool = False
+    # The VM was shut off, and `start_paused` has started it: it must stand still, and is never let run, whatever comes of the move.
+    cold: bool = False
 
 
 class Presence(Enum):
@@ -90,8 +92,11 @@ class Hypervisor(Protocol):
         """Whether and how the VM is here; never raises for a VM that is not."""
         ...
 
-    def migratable_xml(self, uuid: str) -> str:
-        """The live definition in the form that another host accepts, CPU expanded, without secrets."""
+    def migratable_xml(self, uuid: str, *, cold: bool = False) -> str:
+        """The live definition in the form that another host accepts, CPU expanded, without secrets.
+
+        With `cold`, the one with which the VM would be started: the same while it is shut off and once it was started for a move.
+        """
         ...
 
     def check_incoming(self, vm: Vm, domain_xml: str, mapping: Mapping) -> CheckIncomingResponse:
@@ -132,12 +137,26 @@ class Hypervisor(Protocol):
         """
         ...
 
+    def start_paused(self, uuid: str) -> None:
+        """Start a VM that is shut off so that it can be moved: its CPUs do not execute a single instruction.
+
+        Conflict, and nothing is touched, unless it is shut off and has no saved memory to go on from.
+        """
+        ...
+
+    def end_paused(self, uuid: str) -> bool:
+        """End a VM that stands still, and leave it defined, shut off, its images whole; False if it was off already.
+
+        Conflict for a VM that runs, or is still incoming. HypervisorError if its process does not end: it is not killed.
+        """
+        ...
+
     def move(self, request: MoveRequest) -> None:
         """Move a running VM away, live, with its disks; returns when this host has released it.
 
-        The VM arrives paused. The definition stays here, shut off. Conflict if it does not run, or is being
-        moved. On any HypervisorError it has not left, and `details["vm"]` is its Presence, "running" as a
-        rule. "unknown" says that the daemon went away: ask `presence` when it is back.
+        The VM arrives paused. The definition stays here, shut off. Conflict if it does not run (with `MoveRequest.cold`: if it does
+        not stand still), or is being moved. On any HypervisorError it has not left, and `details["vm"]` is its Presence, "running"
+        as a rule. "unknown" says that the daemon went away: ask `presence` when it is back.
         """
         ...
 

@@ -81,6 +81,7 @@ def facts(xml: str) -> Vm:
         cpu_model="" if cpu is None else cpu.findtext("model", ""),
         moved_by=moved_by(root),
         labels=labels(root),
+        kept_aside=list(_kept_aside(root)),
     )
 
 
@@ -202,6 +203,16 @@ def _unmapped_interfaces(root: ET.Element) -> Iterator[str]:
         source = interface.find("source")
         if interface.get("type") in _HOST_INTERFACES and (source is None or not source.get("network")):
             yield f"{interface.get('type')} {_attributes(source)}".strip()
+
+
+def _kept_aside(root: ET.Element) -> Iterator[str]:
+    """What is neither in a disk nor written there by a QEMU whose CPUs never run."""
+    boot, loader = root.find("os"), root.find("os/loader")
+    is_flash = loader is not None and loader.get("type") == "pflash" and loader.get("stateless") != "yes"
+    if root.find("os/nvram") is not None or (boot is not None and boot.get("firmware") == "efi") or is_flash:
+        yield "the variables of its firmware (NVRAM)"
+    if root.find("devices/tpm/backend[@type='emulator']") is not None:
+        yield "the state of its TPM"
 
 
 def _immovable(root: ET.Element) -> Iterator[ImmovableDevice]:

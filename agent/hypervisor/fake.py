@@ -44,6 +44,7 @@ class _Guest:
     presence: Presence = Presence.RUNNING
     persistent: bool = True
     autostart: bool = False
+    managed_save: bool = False
     moved_by: str = ""
     move: Outgoing | None = None
     # Of its last move.
@@ -119,6 +120,11 @@ class FakeHypervisor:
         changes = {Presence.RUNNING: VmChange.STARTED, Presence.SHUT_OFF: VmChange.STOPPED}
         self._set(uuid, presence, changes.get(presence, VmChange.SUSPENDED), "by its owner")
 
+    def save_memory(self, uuid: str) -> None:
+        """Shut a VM off with its memory saved, as its owner would."""
+        self._guest(uuid).managed_save = True
+        self.set_presence(uuid, Presence.SHUT_OFF)
+
     def fail_next(self, method: str, message: str = "told to fail") -> None:
         """Let the next call of a method raise HypervisorError."""
         self._failures[method] = message
@@ -167,8 +173,9 @@ class FakeHypervisor:
 
     # Before a move.
 
-    def migratable_xml(self, uuid: str) -> str:
-        """See `Hypervisor`."""
+    def migratable_xml(self, uuid: str, *, cold: bool = False) -> str:
+        """See `Hypervisor`. Here both definitions are the same."""
+        del cold
         self._enter("migratable_xml")
         return self._guest(uuid).xml
 
@@ -234,6 +241,37 @@ class FakeHypervisor:
 
     # The move, at the source.
 
+    def start_paused(self, uuid: str) -> None:
+        """See `Hypervisor`."""
+        self._enter("start_paused")
+        with self._lock:
+            guest = self._guest(uuid)
+            if guest.presence is not Presence.SHUT_OFF:
+                raise Conflict(
+                    f"The VM {_name(guest)} is not shut off any more: ask for the migration again, and it moves as it is."
+                )
+            if guest.managed_save:
+                raise Conflict(f"The VM {_name(guest)} has a saved state: start it, or discard that.")
+            guest.memory = bytes(len(guest.memory))
+            guest.presence = Presence.PAUSED
+        self._tell(uuid, _name(guest), VmChange.STARTED, "booted")
+        self._tell(uuid, _name(guest), VmChange.SUSPENDED, "paused")
+
+    def end_paused(self, uuid: str) -> bool:
+        """See `Hypervisor`."""
+        self._enter("end_paused")
+        with self._lock:
+            guest = self._guest(uuid)
+            if guest.presence is Presence.SHUT_OFF:
+                return False
+            if guest.presence in {Presence.RUNNING, Presence.INCOMING}:
+                raise Conflict(
+                    f"The VM {_name(guest)} is {guest.presence.value} here, and does not stand still: it is not ended."
+                )
+            guest.presence = Presence.SHUT_OFF
+        self._tell(uuid, _name(guest), VmChange.STOPPED, "destroyed")
+        return True
+
     def move(self, request: MoveRequest) -> None:
         """See `Hypervisor`."""
         move = Outgoing(self.rate, self.dirty_rate, lambda: self._suspend(request.uuid))
@@ -241,7 +279,9 @@ class FakeHypervisor:
             guest = self._guest(request.uuid)
             if guest.move is not None:
                 raise Conflict(f"The VM {_name(guest)} is being moved already.")
-            if guest.presence is not Presence.RUNNING:
+            if request.cold and guest.presence is not Presence.PAUSED:
+                raise Conflict(f"The VM {_name(guest)} does not stand still: it was to move as one that is shut off.")
+            if not request.cold and guest.presence is not Presence.RUNNING:
                 raise Conflict(f"The VM {_name(guest)} does not run: only a running VM is moved.")
             guest.move, guest.max_downtime_ms = move, request.max_downtime_ms
         try:
@@ -250,9 +290,12 @@ class FakeHypervisor:
             disks = [self.images[disk.path] for disk in vm.disks if disk.target in request.disks]
             move.run(self.name, vm, request, disks, guest.memory, self.far_runtime)
         except OSError as error:
-            self._take_back(request.uuid)
+            if not request.cold:
+                self._take_back(request.uuid)
             why = "it was aborted" if move.is_aborted else str(error)
-            raise HypervisorError(f"Cannot move {_name(guest)}: {why}.", details={"vm": "running"}) from error
+            raise HypervisorError(
+                f"Cannot move {_name(guest)}: {why}.", details={"vm": guest.presence.value}
+            ) from error
         finally:
             guest.move = None
         self._set(request.uuid, Presence.SHUT_OFF, VmChange.STOPPED, "migrated")
@@ -424,6 +467,7 @@ class FakeHypervisor:
         vm = definitions.facts(guest.xml)
         vm.state = _STATES[guest.presence]
         vm.moved_by, vm.autostart, vm.persistent = guest.moved_by, guest.autostart, guest.persistent
+        vm.managed_save = guest.managed_save
         if vm.state == VmState.VM_STATE_SHUT_OFF and guest.moved_by:
             vm.state = VmState.VM_STATE_MOVED
         vm.busy = guest.move is not None or guest.presence is Presence.INCOMING

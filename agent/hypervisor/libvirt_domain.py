@@ -84,6 +84,7 @@ def describe(api: Any, domain: Any, pools: Iterable[Pool]) -> Vm:
     vm = definitions.facts(domain.XMLDesc(api.VIR_DOMAIN_XML_SECURE))
     vm.state = state(api, domain)
     vm.autostart, vm.persistent = bool(domain.autostart()), bool(domain.isPersistent())
+    vm.managed_save = vm.persistent and bool(domain.hasManagedSaveImage())
     if vm.state == VmState.VM_STATE_SHUT_OFF and vm.moved_by:
         vm.state = VmState.VM_STATE_MOVED
     elif vm.state == VmState.VM_STATE_PAUSED and presence(api, domain) is Presence.INCOMING:

@@ -15,6 +15,9 @@ completed job came in"; `resume` forgets that job. A libvirtd restarted at the d
 ARRIVED reads PAUSED. With PAUSED the destination never runs the guest by itself, whatever is lost on the way, so
 a source that kept its guest may always let it run again until the caller activates the destination.
 A libvirtd killed at the source in mid-move aborts the move when it comes back, and lets the guest run.
+
+A VM that is shut off is moved as an instance that was started paused. libvirt lets none run after a failed move that did not run
+before it, and neither does a libvirtd that was restarted: the reason of its pause is "user", and not the move.
 """
 
 from __future__ import annotations
@@ -131,10 +134,12 @@ class LibvirtHypervisor:
 
     # Before a move.
 
-    def migratable_xml(self, uuid: str) -> str:
-        """See `Hypervisor`."""
+    def migratable_xml(self, uuid: str, *, cold: bool = False) -> str:
+        """See `Hypervisor`. libvirt expands a CPU when it starts a VM, or if it is told to."""
+        flags = libvirt.VIR_DOMAIN_XML_MIGRATABLE
+        flags |= libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_UPDATE_CPU if cold else 0
         with self._connection.use("read a definition") as link:
-            return definitions.without_mark(libvirt_domain.find(link, uuid).XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE))
+            return definitions.without_mark(libvirt_domain.find(link, uuid).XMLDesc(flags))
 
     def check_incoming(self, vm: Vm, domain_xml: str, mapping: Mapping) -> CheckIncomingResponse:
         """See `Hypervisor`."""
@@ -189,6 +194,32 @@ class LibvirtHypervisor:
 
     # The move, at the source.
 
+    def start_paused(self, uuid: str) -> None:
+        """See `Hypervisor`."""
+        with self._connection.use("start the VM, paused") as link:
+            domain = libvirt_domain.find(link, uuid)
+            if domain.isActive():
+                raise Conflict(
+                    f"The VM {domain.name()} is not shut off any more: ask for the migration again, and it moves as it is."
+                )
+            if domain.hasManagedSaveImage():
+                raise Conflict(f"The VM {domain.name()} has a saved state: start it, or discard that.")
+            domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+
+    def end_paused(self, uuid: str) -> bool:
+        """See `Hypervisor`. libvirt waits for it; killed, QEMU might leave an image without what it had not written."""
+        with self._connection.use("shut the VM off") as link:
+            domain = libvirt_domain.find(link, uuid)
+            presence = libvirt_domain.presence(libvirt, domain)
+            if presence is Presence.SHUT_OFF:
+                return False
+            if presence in {Presence.RUNNING, Presence.INCOMING}:
+                raise Conflict(
+                    f"The VM {domain.name()} is {presence.value} here, and does not stand still: it is not ended."
+                )
+            domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
+            return True
+
     def move(self, request: MoveRequest) -> None:
         """See `Hypervisor`."""
         move = _Move()
@@ -200,8 +231,7 @@ class LibvirtHypervisor:
         try:
             with self._connection.alone("move the VM") as link:
                 domain = libvirt_domain.find(link, request.uuid)
-                if domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
-                    raise Conflict(f"The VM {domain.name()} does not run: only a running VM is moved.")
+                _require_movable(domain, cold=request.cold)
                 domain.migrateSetMaxDowntime(request.max_downtime_ms)
                 domain.migrateSetMaxSpeed(_UNLIMITED)
                 if move.aborted:
@@ -223,7 +253,7 @@ class LibvirtHypervisor:
         except HypervisorError as error:
             with move.gate:
                 move.returned = True
-                outcome = _keep_running(domain, paused=move.paused)
+                outcome = _keep_running(domain, paused=move.paused, cold=request.cold)
             if outcome == RELEASED:
                 return
             # After an abort libvirt may report what that broke, such as "Broken pipe".
@@ -392,8 +422,16 @@ def _parameters(request: MoveRequest) -> dict[str, Any]:
     return parameters
 
 
-def _keep_running(domain: Any, *, paused: bool) -> str:
-    """After an error: let the VM run here again if libvirt has not. RELEASED if it left all the same.
+def _require_movable(domain: Any, *, cold: bool) -> None:
+    state = domain.state()[0]
+    if cold and state != libvirt.VIR_DOMAIN_PAUSED:
+        raise Conflict(f"The VM {domain.name()} does not stand still: it was to move as one that is shut off.")
+    if not cold and state != libvirt.VIR_DOMAIN_RUNNING:
+        raise Conflict(f"The VM {domain.name()} does not run: only a running VM is moved.")
+
+
+def _keep_running(domain: Any, *, paused: bool, cold: bool) -> str:
+    """After an error: let the VM run here again if libvirt has not, and it did. RELEASED if it left all the same.
 
     `paused`: the move has paused it; libvirt forgets that this was for the move if the move had just ended.
     """
@@ -402,7 +440,7 @@ def _keep_running(domain: Any, *, paused: bool) -> str:
         state, reason = domain.state()
         if (state, reason) == (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED):
             return RELEASED
-        if state == libvirt.VIR_DOMAIN_PAUSED and reason in reasons:
+        if state == libvirt.VIR_DOMAIN_PAUSED and reason in reasons and not cold:
             domain.resume()
         return libvirt_domain.presence(libvirt, domain).value
     except libvirt.libvirtError:

@@ -129,7 +129,7 @@ FACTS: Mapping[str, Kind] = MappingProxyType(
         # From where to where.
         "source": _END,
         "destination": _END,
-        "location": record({"site": text, "host": text, "country": text}),
+        "location": record({"site": text, "host": text, "country": text, "vm_state": text}),
         # What.
         "vm": record(
             {

@@ -11,8 +11,10 @@ def sentence(estimate: Estimate) -> str:
     parts = [
         _range(estimate, "total_ms", words.duration) or "time unknown",
         f"{_range(estimate, 'bytes_wan', words.size) or 'unknown bytes'} on the WAN",
-        f"downtime {_range(estimate, 'downtime_ms', words.duration) or 'unknown'}",
     ]
+    if estimate.cold:
+        return ", ".join(parts)
+    parts.append(f"downtime {_range(estimate, 'downtime_ms', words.duration) or 'unknown'}")
     verdict = "may or may not converge"
     if estimate.HasField("converges"):
         verdict = "converges" if estimate.converges else "does not converge by itself"
@@ -28,7 +30,9 @@ def basis(estimate: Estimate) -> str:
         line = f"line {words.rate(estimate.rate)} at most (its limit)"
     measured = estimate.measurement
     parts = [line]
-    if measured.HasField("dirty_rate"):
+    if estimate.cold:
+        parts.append("the VM is shut off and has no memory")
+    elif measured.HasField("dirty_rate"):
         parts.append(f"guest writes {words.rate(measured.dirty_rate)}")
     else:
         parts.append("what the guest writes could not be measured")

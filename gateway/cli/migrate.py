@@ -105,11 +105,13 @@ def migrate(
     detach: bool,
     as_json: bool,
 ) -> None:
-    """Move a running VM to another site.
+    """Move a VM to another site.
+
+    One that runs goes on running there; one that is shut off is so there, and runs nowhere on the way.
 
     VM is a name, a UUID, or HOST/NAME. Without a host, the gateway chooses one.
 
-    Shows the progress until the VM runs at the destination. Ctrl-C stops the watching only: `landbridge
+    Shows the progress until the VM is at the destination. Ctrl-C stops the watching only: `landbridge
     cancel` stops the migration. The exit code is 0 if it completed, 5 if preflight refused it, 6 if a
     policy did, 10 if it failed, 11 if somebody cancelled it, 12 if others must approve it first (ask again
     when they have), 130 after Ctrl-C.
@@ -155,7 +157,8 @@ def _try(gateway: Client, wanted: Wanted, *, as_json: bool) -> None:
         source = words.safe(preflight.source_host)
         waits = any(decision.verdict == VERDICT_APPROVAL for decision in preflight.decisions)
         once = " once others have approved it" if waits else ""
-        output.say(f"{wanted.vm} can move from {source} to {place}{once}; nothing has been changed.")
+        off = ", shut off as it is" if preflight.estimate.cold else ""
+        output.say(f"{wanted.vm} can move from {source} to {place}{off}{once}; nothing has been changed.")
 
 
 def _begin(gateway: Client, wanted: Wanted, *, as_json: bool) -> Migration:

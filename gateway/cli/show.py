@@ -58,7 +58,8 @@ def _plan(migration: Migration) -> Iterator[tuple[str, str]]:
     yield "destination", words.place(migration.destination_site, migration.destination_host)
     yield "state", words.state(migration.state)
     yield "reason", words.safe(migration.reason)
-    if migration.HasField("policy"):
+    yield "moves", "shut off: it runs at neither side" if migration.cold else ""
+    if migration.HasField("policy") and not migration.cold:
         yield "policy", _policy(migration.policy)
 
 
@@ -90,7 +91,8 @@ def _progress(migration: Migration) -> Iterator[tuple[str, str]]:
     if progress.iteration:
         yield "pass", str(progress.iteration)
     if progress.rate and not views.outage(migration):
-        yield "rate", f"{words.rate(progress.rate)}, the guest dirties {words.rate(progress.dirty_rate)}"
+        dirties = "" if migration.cold else f", the guest dirties {words.rate(progress.dirty_rate)}"
+        yield "rate", f"{words.rate(progress.rate)}{dirties}"
     if progress.throttle:
         yield "throttled", f"{progress.throttle} % of the guest's CPU time are taken away"
     yield "elapsed", words.duration(progress.elapsed_ms)

@@ -23,7 +23,8 @@ def show(migration: Migration) -> None:
     if succeeded:
         source = words.place(migration.source_site, migration.source_host)
         destination = words.place(migration.destination_site, migration.destination_host)
-        output.say(f"{words.safe(migration.vm)} has moved from {source} to {destination}.")
+        there = " and is shut off there" if migration.cold else ""
+        output.say(f"{words.safe(migration.vm)} has moved from {source} to {destination}{there}.")
     rows = [("migration", words.safe(migration.id)), *pairs(migration)]
     if migration.state == MIGRATION_STATE_COMPLETED:
         rows.append(("next", f"landbridge settle {words.safe(migration.id)}"))
@@ -31,19 +32,20 @@ def show(migration: Migration) -> None:
 
 
 def pairs(migration: Migration) -> Iterator[tuple[str, str]]:
-    """The figures by their names; no times where it has not ended, and no downtime where the guest never left."""
+    """The figures by their names; no times where it has not ended, and no downtime where the guest never left, or never ran."""
     if migration.HasField("summary"):
-        yield from _figures(migration.summary, succeeded=migration.state in SUCCEEDED)
+        has_downtime = migration.state in SUCCEEDED and not migration.cold
+        yield from _figures(migration.summary, has_downtime=has_downtime)
     if migration.HasField("estimate") and migration.state in SUCCEEDED:
         yield "estimate was", estimates.error(migration.estimate, migration.summary)
     if migration.limit:
         yield "limit", f"{words.limit(migration.limit)} on the WAN, {words.rate(migration.limit)}"
 
 
-def _figures(summary: Summary, *, succeeded: bool) -> Iterator[tuple[str, str]]:
+def _figures(summary: Summary, *, has_downtime: bool) -> Iterator[tuple[str, str]]:
     if summary.total_ms:
         yield "total time", words.duration(summary.total_ms)
-    if succeeded or summary.downtime_ms:
+    if has_downtime or summary.downtime_ms:
         yield "downtime", words.duration(summary.downtime_ms)
     yield "hypervisor", f"{words.size(summary.bytes_hypervisor)} read at the source"
     share = ""
@@ -62,7 +64,8 @@ def failure(migration: Migration) -> LandbridgeError | None:
     what = f"of {words.safe(migration.vm)} to {destination}"
     details = {"migration": migration.id}
     if migration.state == MIGRATION_STATE_CANCELLED:
-        reason = words.sentence(migration.reason or "The VM goes on at the source")
+        goes_on = "The VM is shut off at the source, as before" if migration.cold else "The VM goes on at the source"
+        reason = words.sentence(migration.reason or goes_on)
         return MigrationCancelled(f"The migration {what} was cancelled: {reason}", details=details)
     if migration.state == MIGRATION_STATE_FAILED:
         reason = words.sentence(migration.reason or "no reason is recorded")

@@ -406,7 +406,8 @@ class Coordinator:
             self.inventory.agent(migration.source_host),
             self.inventory.site_named(migration.destination_site),
         )
-        inspected = await agent.ask(agent.stub.InspectVm, agent_pb2.InspectVmRequest(vm=migration.vm_uuid), WORK)
+        asked = agent_pb2.InspectVmRequest(vm=migration.vm_uuid, cold=migration.cold)
+        inspected = await agent.ask(agent.stub.InspectVm, asked, WORK)
         inspected.vm.autostart = row.autostart
         mapping = remote.mapping()
         self._hold_definition(migration, inspected.domain_xml, mapping)
@@ -422,6 +423,7 @@ class Coordinator:
             source_host=migration.source_host,
             channel_secret=secrets.token_bytes(SECRET_SIZE),
             outage_limit_ms=int(self.patience.outage * 1000),
+            cold=migration.cold,
         )
         prepared = await remote.remote.ask(
             remote.remote.stub.Prepare,
@@ -430,7 +432,10 @@ class Coordinator:
         )
         _take_decision(migration, prepared.decision)
         request.role = Role.ROLE_SOURCE
-        await agent.ask(agent.stub.Prepare, request, WORK)
+        here = await agent.ask(agent.stub.Prepare, request, WORK)
+        if migration.cold and not (here.cold and prepared.prepare.cold):
+            old = migration.source_host if not here.cold else migration.destination_host
+            raise Conflict(f"the agent of {old} is too old to move a VM that is shut off: update it")
         start = agent_pb2.StartRequest(
             migration=migration.id, domain_xml=prepared.prepare.domain_xml, policy=migration.policy
         )
@@ -513,6 +518,8 @@ class Coordinator:
             what = f"host {migration.destination_host} of site {migration.destination_site} not heard for {seconds} s"
         else:
             what = f"WAN to site {migration.destination_site} down {seconds} s"
+        if migration.cold:
+            return f"{what}, migration holds, VM stays shut off at {migration.source_site}"
         guest = "stands still" if state_of(row) is State.SWITCHING or migration.progress.paused else "runs on"
         return f"{what}, migration holds, guest {guest} at {migration.source_site}"
 
@@ -566,7 +573,22 @@ class Coordinator:
             await asyncio.sleep(RETRY)
         if there.possession in {Possession.POSSESSION_ARRIVED, Possession.POSSESSION_HERE}:
             return Outcome(Input.DESTINATION_HAS_IT, row.cause)
+        if migration.cold and await self._stayed(row):
+            return Outcome(Input.SOURCE_HAS_IT, row.cause)
         return Outcome(Input.NOBODY_HAS_IT, f"{row.cause}; the VM is off at the source: start it there if it is wanted")
+
+    async def _stayed(self, row: Row) -> bool:
+        """Whether a VM that is shut off at the source is so as before: it may be told that nothing of it has arrived."""
+        agent = self.inventory.agent(row.migration.source_host)
+        request = agent_pb2.CancelRequest(migration=row.migration.id, discard_arrived=True)
+        while True:
+            try:
+                source = await agent.ask(agent.stub.Cancel, request, WORK)
+            except LandbridgeError as error:
+                self._note(row, f"{error.message}; the VM is shut off there, and nowhere else")
+            else:
+                return source.possession != Possession.POSSESSION_ABSENT
+            await asyncio.sleep(RETRY)
 
     async def _cleaning(self, row: Row) -> Outcome:
         """Have the destination remove what it made; its agent does so by itself if nobody can tell it to."""
@@ -609,7 +631,8 @@ class Coordinator:
                     self._note(row, f"{error.message}; it is not known there whether the VM waits, paused")
                     await asyncio.sleep(RETRY)
                     continue
-                lost = f"{error.message}; its memory is lost, its definition and disks are still on host {migration.source_host}"
+                memory = "" if migration.cold else "its memory is lost, "
+                lost = f"{error.message}; {memory}its definition and disks are still on host {migration.source_host}"
                 return Outcome(Input.LOST, "; ".join(filter(None, (row.cause, lost))))
             except LandbridgeError as error:
                 self._note(row, f"{error.message}; the VM waits there, paused, and runs nowhere else")

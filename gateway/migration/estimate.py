@@ -54,6 +54,8 @@ class Facts:
     policy: Policy
     # Whether the tunnel compresses what it carries.
     is_compressed: bool = False
+    # Whether the VM is shut off: all of its memory is zeros, and stays so.
+    cold: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,9 @@ def copying(case: Case) -> Copying:
 def estimate(facts: Facts) -> Estimate:
     """The estimate; what cannot be said is left out."""
     measured = facts.measurement
-    result = Estimate(rate=facts.rate, rate_source=facts.rate_source, measurement=measured)
-    result.downtime_ms.low = SWITCH_MS[0] + SWITCH_TRIPS[0] * facts.rtt_ms
+    result = Estimate(rate=facts.rate, rate_source=facts.rate_source, measurement=measured, cold=facts.cold)
+    if not facts.cold:
+        result.downtime_ms.low = SWITCH_MS[0] + SWITCH_TRIPS[0] * facts.rtt_ms
     most = facts.policy.max_downtime_ms + SWITCH_MS[1] + SWITCH_TRIPS[1] * facts.rtt_ms
     best, worst = _cases(facts)
     if facts.rate == 0:
@@ -108,12 +111,17 @@ def estimate(facts: Facts) -> Estimate:
     result.bytes_wan.low = int(low.bytes_wan)
     if not low.converges:
         result.converges = False
-    elif high.converges and measured.HasField("dirty_rate") and facts.rate_source == RateSource.RATE_SOURCE_MEASURED:
+    elif (
+        high.converges
+        and (facts.cold or measured.HasField("dirty_rate"))
+        and facts.rate_source == RateSource.RATE_SOURCE_MEASURED
+    ):
         result.converges = True
         result.total_ms.high = OVERHEAD_MS[1] + int(high.seconds * 1000)
         result.bytes_wan.high = int(high.bytes_wan * FRAMING_SPREAD)
     # Only a guest that converges is sure not to be paused for the rest, which may be all of its memory.
-    if facts.policy.on_no_convergence != NonConvergence.NON_CONVERGENCE_PAUSE or result.converges:
+    pauses = facts.policy.on_no_convergence == NonConvergence.NON_CONVERGENCE_PAUSE
+    if not facts.cold and (not pauses or result.converges):
         result.downtime_ms.high = most
     return result
 
@@ -121,8 +129,9 @@ def estimate(facts: Facts) -> Estimate:
 def _cases(facts: Facts) -> tuple[Case, Case]:
     """What is best and what is worst for the migration, of all that is to be expected."""
     measured = facts.measurement
-    zeros = (0.0, 1.0)
+    zeros = (1.0 if facts.cold else 0.0, 1.0)
     ratios = (1.0, 1.0)
+    step = 0 if facts.cold else DIRTY_STEP
     if measured.pages_sampled:
         share = measured.pages_zero / measured.pages_sampled
         # A page more of each kind than was found, so that what was not seen is not taken for impossible.
@@ -136,7 +145,7 @@ def _cases(facts: Facts) -> tuple[Case, Case]:
         memory=facts.memory * (1 - zeros[1]) + facts.memory * zeros[1] * ZERO_RECORD / PAGE,
         disks=facts.disks,
         rate=facts.rate * (1 + RATE_SPREAD if facts.rate_source == RateSource.RATE_SOURCE_MEASURED else 1),
-        dirty_rate=max(min(measured.dirty_rate / DIRTY_SPREAD, measured.dirty_rate - DIRTY_STEP), 0),
+        dirty_rate=max(min(measured.dirty_rate / DIRTY_SPREAD, measured.dirty_rate - step), 0),
         ratio=ratios[1],
         downtime_s=facts.policy.max_downtime_ms / 1000,
     )
@@ -145,7 +154,7 @@ def _cases(facts: Facts) -> tuple[Case, Case]:
         memory=facts.memory * (1 - zeros[0]) + facts.memory * zeros[0] * ZERO_RECORD / PAGE,
         disks=facts.disks * DISK_SPREAD,
         rate=facts.rate * (1 - RATE_SPREAD),
-        dirty_rate=max(measured.dirty_rate * DIRTY_SPREAD, measured.dirty_rate + DIRTY_STEP),
+        dirty_rate=max(measured.dirty_rate * DIRTY_SPREAD, measured.dirty_rate + step),
         ratio=ratios[0],
     )
     return best, worst

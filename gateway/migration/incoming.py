@@ -186,6 +186,7 @@ def _hold_together(migration: Migration, request: agent_pb2.PrepareRequest) -> N
         request.destination_host,
         domain_digest(request.domain_xml),
         mapping_digest(request.mapping),
+        request.cold,
     )
     judged = (
         migration.id,
@@ -198,6 +199,7 @@ def _hold_together(migration: Migration, request: agent_pb2.PrepareRequest) -> N
         migration.destination_host,
         migration.domain_sha256,
         migration.mapping_sha256,
+        migration.cold,
     )
     if asked != judged:
         raise UsageError(

@@ -57,6 +57,11 @@ def refuses(findings: list[Finding]) -> bool:
     return any(finding.severity == Severity.SEVERITY_ERROR for finding in findings)
 
 
+def is_cold(vm: Vm) -> bool:
+    """Whether a VM moves as one that is shut off."""
+    return vm.state == VmState.VM_STATE_SHUT_OFF
+
+
 def _error(code: str, message: str, remedy: str) -> Finding:
     return Finding(code=code, severity=Severity.SEVERITY_ERROR, message=message, remedy=remedy)
 
@@ -87,13 +92,15 @@ def _vm(facts: Facts) -> list[Finding]:
                 "ask the gateway of the site where the VM runs now",
             )
         )
+    elif is_cold(vm):
+        found += _shut_off(vm)
     elif vm.state != VmState.VM_STATE_RUNNING:
         state = VmState.Name(vm.state).removeprefix("VM_STATE_").lower().replace("_", " ")
         found.append(
             _error(
                 "vm-not-running",
-                f"{vm.name} is {state}, and only a running VM can be moved live",
-                "start or resume it",
+                f"{vm.name} is {state}, and only a VM that runs, or is shut off, can be moved",
+                "resume it, or shut it down",
             )
         )
     if not vm.persistent:
@@ -107,12 +114,33 @@ def _vm(facts: Facts) -> list[Finding]:
     return found
 
 
+def _shut_off(vm: Vm) -> list[Finding]:
+    """What a VM that is shut off has beside its disks, which are all that travels of it."""
+    found = [
+        _error(
+            "kept-aside",
+            f"{vm.name} is shut off, and then {what} would not travel with it",
+            "start it, and migrate it while it runs",
+        )
+        for what in vm.kept_aside
+    ]
+    if vm.managed_save:
+        found.append(
+            _error(
+                "saved-memory",
+                f"{vm.name} was shut off with its memory saved, and that would not travel with it",
+                "start it, or discard what was saved with virsh managedsave-remove",
+            )
+        )
+    return found
+
+
 def _devices(facts: Facts) -> list[Finding]:
     return [
         _error(
             "immovable-device",
             f"{facts.vm.name} has a device that cannot move: {device.description}",
-            "detach it, or shut the VM down",
+            "detach it, and try again",
         )
         for device in facts.vm.immovable_devices
     ]

@@ -87,7 +87,8 @@ def _counted(migration: Migration) -> dict[str, Value]:
     }
     counted: dict[str, Value] = {name: value for name, value in figures.items() if value}
     if State(migration.state) in {State.COMPLETED, State.SETTLED}:
-        counted["location"] = {"site": migration.destination_site, "host": migration.destination_host}
+        location: dict[str, Value] = {"site": migration.destination_site, "host": migration.destination_host}
+        counted["location"] = location | ({"vm_state": "shut off"} if migration.cold else {})
     return counted
 
 

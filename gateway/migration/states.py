@@ -5,6 +5,8 @@ reason. It rests on one rule: the VM arrives paused, and `activate` happens only
 is known to have released it. Whatever goes wrong before leads to RESOLVING, where the source is asked who has the VM; its
 answer, and nothing else, chooses between the two ways out.
 
+A VM that is shut off goes the same way and runs at no time: what "runs" below stands still at the source, and is shut off in the end.
+
 `python -m gateway.migration.states` draws the table as a Mermaid diagram.
 """
 

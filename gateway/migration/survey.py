@@ -75,7 +75,7 @@ class Survey:
         hosts, silent = candidates(facts, site, host)
         if not hosts:
             return Preflight(vm, host, silent)
-        inspected = await agent.ask(agent.stub.InspectVm, agent_pb2.InspectVmRequest(vm=vm.uuid), WORK)
+        inspected = await agent.ask(agent.stub.InspectVm, _inspection(vm), WORK)
         source = next(h for h in await self.inventory.hosts() if h.name == vm.host)
         check = agent_pb2.CheckIncomingRequest(
             vm=inspected.vm, domain_xml=inspected.domain_xml, mapping=remote.mapping()
@@ -124,7 +124,7 @@ class Survey:
         self.inventory.site_named(site)
         vm = await self.inventory.find_vm(wanted)
         agent = self.inventory.agent(vm.host)
-        inspected = await agent.ask(agent.stub.InspectVm, agent_pb2.InspectVmRequest(vm=vm.uuid), WORK)
+        inspected = await agent.ask(agent.stub.InspectVm, _inspection(vm), WORK)
         hosts = [host]
         unreachable: list[Finding] = []
         if not host:
@@ -162,6 +162,7 @@ class Survey:
             domain_sha256=domain_digest(domain_xml),
             mapping_sha256=mapping_digest(self.inventory.site_named(site).mapping()),
             break_glass=asked.break_glass,
+            cold=preflight.is_cold(vm),
         )
 
     async def judge(self, proposal: Migration) -> tuple[Decision, ...]:
@@ -180,7 +181,9 @@ class Survey:
         return (await remote.ask(remote.stub.Authorize, request)).decision
 
     async def _measure(self, vm: Vm) -> Measurement:
-        """How the VM's memory behaves; nothing, if the agent cannot measure it."""
+        """How the VM's memory behaves; nothing, if the agent cannot measure it, or if the VM is shut off and has none."""
+        if preflight.is_cold(vm):
+            return Measurement()
         agent = self.inventory.agent(vm.host)
         with contextlib.suppress(LandbridgeError):
             request = agent_pb2.MeasureVmRequest(vm=vm.uuid)
@@ -193,9 +196,15 @@ class Survey:
         rate, source = self.tunnels.rate(site)
         memory, disks = estimate.facts_of(vm)
         coded = self.tunnels.is_coded(site)
-        made = estimate.estimate(estimate.Facts(memory, disks, measurement, rate, source, rtt_ms, policy, coded))
+        made = estimate.estimate(
+            estimate.Facts(memory, disks, measurement, rate, source, rtt_ms, policy, coded, preflight.is_cold(vm))
+        )
         found.findings += estimate.check(made, vm, policy)
         found.estimate = made
+
+
+def _inspection(vm: Vm) -> agent_pb2.InspectVmRequest:
+    return agent_pb2.InspectVmRequest(vm=vm.uuid, cold=preflight.is_cold(vm))
 
 
 def candidates(facts: SiteFacts, site: str, host: str) -> tuple[list[Host], list[Finding]]:

@@ -146,6 +146,10 @@ class World:
         """Pause a VM at the source, as its owner would."""
         raise NotImplementedError
 
+    def save_memory(self, uuid: str) -> None:
+        """Shut a VM at the source off with its memory saved, as its owner would."""
+        raise NotImplementedError
+
     def max_downtime(self, uuid: str) -> int:
         """What a move of a VM of the source is allowed, in ms."""
         raise NotImplementedError
@@ -194,6 +198,9 @@ class FakeWorld(World):
 
     def pause(self, uuid: str) -> None:
         self._source.set_presence(uuid, Presence.PAUSED)
+
+    def save_memory(self, uuid: str) -> None:
+        self._source.save_memory(uuid)
 
     def max_downtime(self, uuid: str) -> int:
         return self._source.max_downtime(uuid)
@@ -259,6 +266,9 @@ class LibvirtWorld(World):
     def pause(self, uuid: str) -> None:
         self.hosts["source"].virsh("suspend", uuid)
 
+    def save_memory(self, uuid: str) -> None:
+        self.hosts["source"].virsh("managedsave", uuid)
+
     def max_downtime(self, uuid: str) -> int:
         return int(self.hosts["source"].virsh("migrate-getmaxdowntime", uuid))
 
@@ -280,7 +290,7 @@ class LibvirtWorld(World):
             for name in host.virsh("list", "--name").split():
                 host.virsh("destroy", name)
             for name in host.virsh("list", "--all", "--name").split():
-                host.virsh("undefine", name)
+                host.virsh("undefine", name, "--managed-save")
             for image in self._at(side, IMAGES).iterdir():
                 image.unlink()
 

@@ -491,3 +491,110 @@ def test_many_threads_use_one_hypervisor(world: World) -> None:
         seen = list(pool.map(lambda _: world.source.vm(uuid).name, range(32)))
 
     assert seen == ["web"] * 32
+
+
+def shut_off(world: World, *, disk_size: int = 8 * MIB) -> str:
+    """A VM at the source that is shut off. Its UUID."""
+    uuid = world.new_vm(disk_size=disk_size)
+    world.pause(uuid)
+    assert world.source.end_paused(uuid)
+    assert world.source.presence(uuid) is Presence.SHUT_OFF
+    return uuid
+
+
+def test_a_vm_that_is_shut_off_moves_and_its_cpus_never_run(world: World) -> None:
+    uuid = shut_off(world)
+    here, there = News(world.source), News(world.destination)
+    xml = world.source.migratable_xml(uuid, cold=True)
+
+    world.source.start_paused(uuid)
+    assert world.source.presence(uuid) is Presence.PAUSED
+    assert world.source.migratable_xml(uuid, cold=True) == xml
+    vm = world.source.vm(uuid)
+    world.destination.create_disks(vm, Mapping())
+    request = world.request(uuid, world.destination.localize(xml, Mapping(), vm))
+    world.source.move(replace(request, cold=True))
+
+    assert world.source.presence(uuid) is Presence.SHUT_OFF
+    assert world.destination.presence(uuid) is Presence.ARRIVED
+    assert world.destination.end_paused(uuid)
+    assert not world.destination.end_paused(uuid)
+    assert world.destination.presence(uuid) is Presence.SHUT_OFF
+    assert world.destination.vm(uuid).persistent
+    path = vm.disks[0].path
+    assert world.image("destination", path) == world.image("source", path)
+    for news in (here, there):
+        news.wait_for(lambda event: event.change is VmChange.STOPPED)
+        assert not [event for event in news.events if event.change is VmChange.RESUMED]
+
+
+@pytest.mark.parametrize("how", ["abort", "cut"])
+def test_a_vm_that_was_shut_off_stands_still_after_a_move_that_failed(world: World, how: str) -> None:
+    uuid = shut_off(world)
+    vm = world.source.vm(uuid)
+    world.destination.create_disks(vm, Mapping())
+    xml = world.destination.localize(world.source.migratable_xml(uuid, cold=True), Mapping(), vm)
+    news = News(world.source)
+    world.source.start_paused(uuid)
+    world.relay.hold("ram", 64 * 1024)
+    move = started(world, replace(world.request(uuid, xml), cold=True))
+    world.relay.wait_for("ram", 64 * 1024)
+
+    if how == "abort":
+        world.source.abort(uuid)
+    else:
+        world.relay.cut("rpc")
+        world.relay.release("ram")
+
+    error = move.exception(60)
+    assert isinstance(error, HypervisorError)
+    assert error.details["vm"] == "paused"
+    assert world.source.presence(uuid) is Presence.PAUSED
+    assert world.source.end_paused(uuid)
+    assert world.source.presence(uuid) is Presence.SHUT_OFF
+    assert not [event for event in news.events if event.change is VmChange.RESUMED]
+
+
+def test_only_a_vm_that_is_shut_off_is_started_to_be_moved(world: World) -> None:
+    uuid = world.new_vm(disk_size=0)
+    request = replace(world.request(uuid, "<domain/>"), cold=True)
+
+    with pytest.raises(Conflict, match="not shut off any more"):
+        world.source.start_paused(uuid)
+    with pytest.raises(Conflict, match="does not stand still"):
+        world.source.end_paused(uuid)
+    with pytest.raises(Conflict, match="does not stand still"):
+        world.source.move(request)
+
+    assert world.source.presence(uuid) is Presence.RUNNING
+
+
+def test_a_vm_whose_memory_was_saved_is_not_started_to_be_moved(world: World) -> None:
+    uuid = world.new_vm(disk_size=0)
+    assert not world.source.vm(uuid).managed_save
+
+    world.save_memory(uuid)
+
+    assert world.source.vm(uuid).managed_save
+    with pytest.raises(Conflict, match="saved state"):
+        world.source.start_paused(uuid)
+    assert world.source.presence(uuid) is Presence.SHUT_OFF
+
+
+def test_a_vm_that_was_started_to_be_moved_stands_still_when_its_daemon_comes_back(world: World) -> None:
+    uuid = shut_off(world)
+    vm = world.source.vm(uuid)
+    world.destination.create_disks(vm, Mapping())
+    xml = world.destination.localize(world.source.migratable_xml(uuid, cold=True), Mapping(), vm)
+    world.source.start_paused(uuid)
+    world.relay.hold("ram", 64 * 1024)
+    move = started(world, replace(world.request(uuid, xml), cold=True))
+    world.relay.wait_for("ram", 64 * 1024)
+
+    world.stop_daemon()
+    world.relay.cut("rpc")
+    world.relay.release("ram")
+    world.start_daemon()
+
+    assert isinstance(move.exception(60), HypervisorError)
+    assert world.source.presence(uuid) is Presence.PAUSED

@@ -282,7 +282,8 @@ async def test_what_is_approved_cannot_be_swapped_before_it_is_prepared(two: Two
 
     inspect = two.fra.hypervisor.migratable_xml
 
-    def swap(uuid: str) -> str:
+    def swap(uuid: str, *, cold: bool = False) -> str:
+        del cold
         nonlocal seen
         seen += 1
         return inspect(uuid).replace("<vcpu>1</vcpu>", "<vcpu>2</vcpu>") if seen > 1 else inspect(uuid)

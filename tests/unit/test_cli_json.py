@@ -110,6 +110,7 @@ def test_a_completed_migration_as_json() -> None:
         "approvals": [],
         "break_glass": "",
         "mapping_sha256": "",
+        "cold": False,
     }
 
 

@@ -419,6 +419,19 @@ def test_migrate_in_a_pipe_writes_lines_and_the_summary(fake: FakeGateway, run: 
     )
 
 
+def test_a_vm_that_is_shut_off_is_said_to_be_so_and_has_no_downtime(fake: FakeGateway, run: Run) -> None:
+    ended = completed()
+    ended.cold, ended.summary.downtime_ms = True, 0
+    ended.estimate.cold, ended.estimate.total_ms.low = True, 1000
+    fake.play(ended)
+    out = run("migrate", "web-01", "--to", "ams/host-b")[1]
+    assert "web-01 has moved from fra/host-a to ams/host-b and is shut off there.\n" in out
+    shown = run("show", ID)[1]
+    assert "shut off: it runs at neither side" in shown
+    assert "the VM is shut off and has no memory" in shown
+    assert "downtime" not in out + shown
+
+
 def test_lines_of_one_state_come_at_intervals(fake: FakeGateway, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views, "INTERVAL_S", 0.0)
     fake.play(copying_memory(), copying_memory(3 * GIB), completed())

@@ -250,3 +250,22 @@ def test_what_the_owner_says_that_a_vm_is_is_read_and_goes_with_it() -> None:
 def test_a_vm_of_which_nothing_is_said_has_no_labels(beside: str) -> None:
     labels = domain_xml.facts(definition(beside=beside)).labels
     assert (labels.owner, labels.classification, list(labels.tags)) == ("", "", [])
+
+
+@pytest.mark.parametrize(
+    ("os", "devices", "words"),
+    [
+        ("<nvram>/var/lib/nvram/web.fd</nvram>", "", ["the variables of its firmware (NVRAM)"]),
+        ("<loader type='pflash'>/usr/share/OVMF.fd</loader>", "", ["the variables of its firmware (NVRAM)"]),
+        ("<loader type='pflash' stateless='yes'>/usr/share/OVMF.fd</loader>", "", []),
+        ("<loader type='rom'>/usr/share/bios.bin</loader>", "", []),
+        ("", "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>", ["the state of its TPM"]),
+        ("", DISK, []),
+    ],
+)
+def test_what_is_kept_outside_of_the_disks_is_named(os: str, devices: str, words: list[str]) -> None:
+    xml = definition(devices).replace("</os>", f"{os}</os>")
+    assert list(domain_xml.facts(xml).kept_aside) == words
+    assert list(domain_xml.facts(xml.replace("<os>", "<os firmware='efi'>")).kept_aside)[:1] == [
+        "the variables of its firmware (NVRAM)"
+    ]

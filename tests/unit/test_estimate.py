@@ -164,3 +164,12 @@ def test_of_a_vm_its_memory_counts_and_the_data_of_what_is_copied() -> None:
     machine = vm()
     machine.disks.append(disk("vdb", read_only=True))
     assert facts_of(machine) == (2 * GIB, 5 * GIB)
+
+
+@pytest.mark.parametrize("rate_source", [MEASURED, LIMIT])
+def test_a_vm_that_is_shut_off_has_its_disks_to_send_and_no_downtime(rate_source: RateSource.ValueType) -> None:
+    made = estimate(facts(disks=500 * MIB, measurement=Measurement(), cold=True, rate_source=rate_source))
+    assert made.cold
+    assert not made.HasField("downtime_ms")
+    assert 500 * MIB <= made.bytes_wan.low < 510 * MIB
+    assert made.total_ms.HasField("high") == (rate_source == MEASURED)

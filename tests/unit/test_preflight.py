@@ -31,6 +31,15 @@ def in_no_pool(facts: Vm) -> None:
     facts.disks[0].pool = ""
 
 
+def saved(vm: Vm) -> None:
+    vm.state, vm.managed_save = VmState.VM_STATE_SHUT_OFF, True
+
+
+def with_nvram(vm: Vm) -> None:
+    vm.state = VmState.VM_STATE_SHUT_OFF
+    vm.kept_aside.append("the variables of its firmware (NVRAM)")
+
+
 def moved(facts: Vm) -> None:
     facts.state, facts.moved_by = VmState.VM_STATE_MOVED, "0b5e"
 
@@ -50,10 +59,12 @@ CASES: dict[str, tuple[Facts, Severity.ValueType, str]] = {
     "vm-busy": (vm_where(lambda v: setattr(v, "busy", True)), ERROR, "another job of libvirt"),
     "vm-moved": (vm_where(moved), ERROR, "what migration 0b5e left"),
     "vm-not-running": (
-        vm_where(lambda v: setattr(v, "state", VmState.VM_STATE_SHUT_OFF)),
+        vm_where(lambda v: setattr(v, "state", VmState.VM_STATE_PAUSED)),
         ERROR,
-        "web-01 is shut off",
+        "web-01 is paused",
     ),
+    "saved-memory": (vm_where(saved), ERROR, "web-01 was shut off with its memory saved"),
+    "kept-aside": (vm_where(with_nvram), ERROR, "then the variables of its firmware"),
     "not-allowed": (
         destination_where(
             lambda answer: answer.refused.append("emulator '/tmp/x' is not allowed (domain/devices/emulator)")
@@ -184,7 +195,7 @@ def test_everything_in_the_way_is_found_at_once_errors_first() -> None:
     facts.vm.persistent = False
     in_no_pool(facts.vm)
     findings = check(facts)
-    expected = set(CASES) - {"vm-busy", "vm-moved", "uuid-exists", "superseded"}
+    expected = set(CASES) - {"vm-busy", "vm-moved", "saved-memory", "kept-aside", "uuid-exists", "superseded"}
     assert {finding.code for finding in findings} == expected
     severities = [finding.severity for finding in findings]
     assert severities == sorted(severities, reverse=True)
@@ -196,9 +207,20 @@ def codes(facts: Facts) -> list[str]:
     return [finding.code for finding in check(facts)]
 
 
-@pytest.mark.parametrize("state", set(VmState.values()) - {VmState.VM_STATE_RUNNING, VmState.VM_STATE_MOVED})
-def test_only_a_running_vm_moves(state: VmState.ValueType) -> None:
+STILL = {VmState.VM_STATE_RUNNING, VmState.VM_STATE_SHUT_OFF, VmState.VM_STATE_MOVED}
+
+
+@pytest.mark.parametrize("state", set(VmState.values()) - STILL)
+def test_only_a_vm_that_runs_or_is_shut_off_moves(state: VmState.ValueType) -> None:
     assert codes(vm_where(lambda v: setattr(v, "state", state))) == ["vm-not-running"]
+
+
+def test_a_vm_that_is_shut_off_moves() -> None:
+    assert codes(vm_where(lambda v: setattr(v, "state", VmState.VM_STATE_SHUT_OFF))) == []
+
+
+def test_what_is_kept_aside_travels_with_a_vm_that_runs() -> None:
+    assert codes(vm_where(lambda v: v.kept_aside.append("the state of its TPM"))) == []
 
 
 def test_a_job_that_is_our_own_migration_is_told_as_the_migration_it_is() -> None:

@@ -15,7 +15,7 @@ from gateway.audit.storage import Storage
 from gateway.audit.verify import verify
 from gateway.migration import ledger as ledger_module
 from gateway.migration.ledger import Ledger, state_of
-from gateway.migration.recording import Recorder
+from gateway.migration.recording import Recorder, facts
 from gateway.migration.states import Input, State
 from gateway.store import Row, Store
 from landbridge.errors import NotRecorded
@@ -89,6 +89,12 @@ async def test_each_state_of_a_migration_is_an_entry(ledger: Ledger, tmp_path: P
     assert completed.facts("claimed")["bytes_ram"] == 4096
     assert completed.facts("claimed")["location"] == {"site": "ams", "host": "host-b"}
     assert {each.text("migration") for each in entries} == {"aaaa1111"}
+
+
+def test_of_a_vm_that_is_shut_off_it_says_so() -> None:
+    migration = Migration(cold=True, state=State.COMPLETED.value, destination_site="ams", destination_host="host-b")
+    _, claimed = facts(migration, State.ACTIVATING, coordinating=True)
+    assert claimed["location"] == {"site": "ams", "host": "host-b", "vm_state": "shut off"}
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ _TOLD: Sequence[tuple[str, Sequence[tuple[tuple[str, ...], str]]]] = (
     ),
     ("took", ((("duration_ms",), "ms"), (("downtime_ms",), "ms of them paused"))),
     ("disks compared", ((("verify", "method"), ""), (("verify", "result"), ""))),
-    ("is now at", ((("location", "site"), ""), (("location", "host"), ""))),
+    ("is now at", ((("location", "site"), ""), (("location", "host"), ""), (("location", "vm_state"), ""))),
 )
 
 

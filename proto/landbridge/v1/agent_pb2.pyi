@@ -179,16 +179,20 @@ class InspectVmRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_FIELD_NUMBER: _builtins.int
+    COLD_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """Name or UUID."""
+    cold: _builtins.bool
+    """Of a VM that is moved while it is shut off: the definition with which it would be started."""
     def __init__(
         self,
         *,
         vm: _builtins.str = ...,
+        cold: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold", b"cold", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -201,7 +205,7 @@ class InspectVmResponse(_message.Message):
     VM_FIELD_NUMBER: _builtins.int
     DOMAIN_XML_FIELD_NUMBER: _builtins.int
     domain_xml: _builtins.str
-    """The live definition in its migratable form."""
+    """The definition in its migratable form; the live one, unless the other was asked for."""
     @_builtins.property
     def vm(self) -> _types_pb2.Vm: ...
     def __init__(
@@ -408,6 +412,7 @@ class PrepareRequest(_message.Message):
     SOURCE_HOST_FIELD_NUMBER: _builtins.int
     CHANNEL_SECRET_FIELD_NUMBER: _builtins.int
     OUTAGE_LIMIT_MS_FIELD_NUMBER: _builtins.int
+    COLD_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     role: Global___Role.ValueType
     domain_xml: _builtins.str
@@ -419,6 +424,8 @@ class PrepareRequest(_message.Message):
     """What both agents make tickets for channels from; 32 random bytes, for this migration alone."""
     outage_limit_ms: _builtins.int
     """How long the other agent may be silent before this one gives the migration up."""
+    cold: _builtins.bool
+    """The VM is shut off, and must not run at either end."""
     @_builtins.property
     def vm(self) -> _types_pb2.Vm: ...
     @_builtins.property
@@ -437,10 +444,11 @@ class PrepareRequest(_message.Message):
         source_host: _builtins.str = ...,
         channel_secret: _builtins.bytes = ...,
         outage_limit_ms: _builtins.int = ...,
+        cold: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mapping", b"mapping", "vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_secret", b"channel_secret", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_xml", b"domain_xml", "mapping", b"mapping", "migration", b"migration", "outage_limit_ms", b"outage_limit_ms", "role", b"role", "source_host", b"source_host", "source_site", b"source_site", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_secret", b"channel_secret", "cold", b"cold", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_xml", b"domain_xml", "mapping", b"mapping", "migration", b"migration", "outage_limit_ms", b"outage_limit_ms", "role", b"role", "source_host", b"source_host", "source_site", b"source_site", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -451,16 +459,20 @@ class PrepareResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DOMAIN_XML_FIELD_NUMBER: _builtins.int
+    COLD_FIELD_NUMBER: _builtins.int
     domain_xml: _builtins.str
     """At the destination: the definition with its names and paths there. Empty at the source."""
+    cold: _builtins.bool
+    """This agent keeps to what the request says of a VM that is shut off: one that does not know of it would let the VM run."""
     def __init__(
         self,
         *,
         domain_xml: _builtins.str = ...,
+        cold: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain_xml", b"domain_xml"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold", b"cold", "domain_xml", b"domain_xml"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -614,7 +626,7 @@ class ActivateResponse(_message.Message):
     RESUMED_AT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def resumed_at(self) -> _timestamp_pb2.Timestamp:
-        """By the destination host's clock: when the guest's CPUs started."""
+        """By the destination host's clock: when the guest's CPUs started; zero for one that was left shut off."""
 
     def __init__(
         self,
@@ -637,7 +649,9 @@ class CancelRequest(_message.Message):
     DISCARD_ARRIVED_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     discard_arrived: _builtins.bool
-    """At the destination: the source has the VM, so even one that has arrived is removed."""
+    """At the destination: the source has the VM, so even one that has arrived is removed. At the source: the destination has nothing
+    of the VM, so one that is shut off here has not left.
+    """
     def __init__(
         self,
         *,

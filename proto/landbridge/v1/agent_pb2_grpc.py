@@ -150,7 +150,7 @@ class AgentServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Activate(self, request, context):
-        """Let the VM run, at the destination, once the source has released it. Idempotent.
+        """Let the VM run, at the destination, once the source has released it; or shut it off, if it came so. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

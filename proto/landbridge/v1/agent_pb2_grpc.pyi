@@ -47,7 +47,7 @@ class AgentStub:
     Watch: _grpc.UnaryStreamMultiCallable[_agent_pb2.WatchRequest, _agent_pb2.WatchResponse]
     """The state of one migration at this host: at once, and after each change."""
     Activate: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ActivateRequest, _agent_pb2.ActivateResponse]
-    """Let the VM run, at the destination, once the source has released it. Idempotent."""
+    """Let the VM run, at the destination, once the source has released it; or shut it off, if it came so. Idempotent."""
     Cancel: _grpc.UnaryUnaryMultiCallable[_agent_pb2.CancelRequest, _agent_pb2.CancelResponse]
     """Stop the migration at this host and remove what it made; says who has the VM now. Idempotent."""
     Settle: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SettleRequest, _agent_pb2.SettleResponse]
@@ -72,7 +72,7 @@ class AgentAsyncStub(AgentStub):
     Watch: _aio.UnaryStreamMultiCallable[_agent_pb2.WatchRequest, _agent_pb2.WatchResponse]  # type: ignore[assignment]
     """The state of one migration at this host: at once, and after each change."""
     Activate: _aio.UnaryUnaryMultiCallable[_agent_pb2.ActivateRequest, _agent_pb2.ActivateResponse]  # type: ignore[assignment]
-    """Let the VM run, at the destination, once the source has released it. Idempotent."""
+    """Let the VM run, at the destination, once the source has released it; or shut it off, if it came so. Idempotent."""
     Cancel: _aio.UnaryUnaryMultiCallable[_agent_pb2.CancelRequest, _agent_pb2.CancelResponse]  # type: ignore[assignment]
     """Stop the migration at this host and remove what it made; says who has the VM now. Idempotent."""
     Settle: _aio.UnaryUnaryMultiCallable[_agent_pb2.SettleRequest, _agent_pb2.SettleResponse]  # type: ignore[assignment]
@@ -148,7 +148,7 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.ActivateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.ActivateResponse, _abc.Awaitable[_agent_pb2.ActivateResponse]]:
-        """Let the VM run, at the destination, once the source has released it. Idempotent."""
+        """Let the VM run, at the destination, once the source has released it; or shut it off, if it came so. Idempotent."""
 
     @_abc_1.abstractmethod
     def Cancel(

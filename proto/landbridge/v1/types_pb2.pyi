@@ -306,6 +306,8 @@ class Vm(_message.Message):
     SITE_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    MANAGED_SAVE_FIELD_NUMBER: _builtins.int
+    KEPT_ASIDE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     uuid: _builtins.str
     state: Global___VmState.ValueType
@@ -326,6 +328,8 @@ class Vm(_message.Message):
     site: _builtins.str
     """Filled in by gateways."""
     host: _builtins.str
+    managed_save: _builtins.bool
+    """Its memory was saved when it was shut off, and is taken up again when it is started."""
     @_builtins.property
     def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Disk]: ...
     @_builtins.property
@@ -341,6 +345,10 @@ class Vm(_message.Message):
     @_builtins.property
     def labels(self) -> _decision_pb2.Labels:
         """As its definition has them."""
+
+    @_builtins.property
+    def kept_aside(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What of it is kept outside of its disks, and does not travel while it is shut off, a clause each."""
 
     def __init__(
         self,
@@ -366,10 +374,12 @@ class Vm(_message.Message):
         site: _builtins.str = ...,
         host: _builtins.str = ...,
         labels: _decision_pb2.Labels | None = ...,
+        managed_save: _builtins.bool = ...,
+        kept_aside: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "autostart", b"autostart", "busy", b"busy", "cpu_mode", b"cpu_mode", "cpu_model", b"cpu_model", "disks", b"disks", "emulator", b"emulator", "host", b"host", "immovable_devices", b"immovable_devices", "labels", b"labels", "machine", b"machine", "memory", b"memory", "moved_by", b"moved_by", "name", b"name", "networks", b"networks", "persistent", b"persistent", "site", b"site", "state", b"state", "unmapped_interfaces", b"unmapped_interfaces", "uuid", b"uuid", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "autostart", b"autostart", "busy", b"busy", "cpu_mode", b"cpu_mode", "cpu_model", b"cpu_model", "disks", b"disks", "emulator", b"emulator", "host", b"host", "immovable_devices", b"immovable_devices", "kept_aside", b"kept_aside", "labels", b"labels", "machine", b"machine", "managed_save", b"managed_save", "memory", b"memory", "moved_by", b"moved_by", "name", b"name", "networks", b"networks", "persistent", b"persistent", "site", b"site", "state", b"state", "unmapped_interfaces", b"unmapped_interfaces", "uuid", b"uuid", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -731,11 +741,14 @@ class Estimate(_message.Message):
     RATE_FIELD_NUMBER: _builtins.int
     RATE_SOURCE_FIELD_NUMBER: _builtins.int
     MEASUREMENT_FIELD_NUMBER: _builtins.int
+    COLD_FIELD_NUMBER: _builtins.int
     converges: _builtins.bool
     """Absent: it may or may not."""
     rate: _builtins.int
     """Of the line, bytes per second; 0 if it is not known."""
     rate_source: Global___RateSource.ValueType
+    cold: _builtins.bool
+    """The VM is shut off: no memory changes, and no guest stands still."""
     @_builtins.property
     def total_ms(self) -> Global___Range: ...
     @_builtins.property
@@ -754,10 +767,11 @@ class Estimate(_message.Message):
         rate: _builtins.int = ...,
         rate_source: Global___RateSource.ValueType = ...,
         measurement: Global___Measurement | None = ...,
+        cold: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_converges", b"_converges", "bytes_wan", b"bytes_wan", "converges", b"converges", "downtime_ms", b"downtime_ms", "measurement", b"measurement", "total_ms", b"total_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_converges", b"_converges", "bytes_wan", b"bytes_wan", "converges", b"converges", "downtime_ms", b"downtime_ms", "measurement", b"measurement", "rate", b"rate", "rate_source", b"rate_source", "total_ms", b"total_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_converges", b"_converges", "bytes_wan", b"bytes_wan", "cold", b"cold", "converges", b"converges", "downtime_ms", b"downtime_ms", "measurement", b"measurement", "rate", b"rate", "rate_source", b"rate_source", "total_ms", b"total_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__converges: _TypeAlias = _typing.Literal["converges"]  # noqa: Y015
     _WhichOneofArgType__converges: _TypeAlias = _typing.Literal["_converges", b"_converges"]  # noqa: Y015
@@ -873,6 +887,7 @@ class Migration(_message.Message):
     APPROVALS_FIELD_NUMBER: _builtins.int
     BREAK_GLASS_FIELD_NUMBER: _builtins.int
     MAPPING_SHA256_FIELD_NUMBER: _builtins.int
+    COLD_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     vm: _builtins.str
     vm_uuid: _builtins.str
@@ -895,6 +910,8 @@ class Migration(_message.Message):
     """Why freezes and four-eyes were overridden; empty if nobody asked for it."""
     mapping_sha256: _builtins.str
     """Of the pools and networks that the source has its VMs mapped to at the destination, as hex."""
+    cold: _builtins.bool
+    """The VM is shut off, and is so when it has moved: at no time does it run."""
     @_builtins.property
     def requested_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -952,10 +969,11 @@ class Migration(_message.Message):
         approvals: _abc.Iterable[_decision_pb2.Approval] | None = ...,
         break_glass: _builtins.str = ...,
         mapping_sha256: _builtins.str = ...,
+        cold: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "ended_at", b"ended_at", "estimate", b"estimate", "labels", b"labels", "policy", b"policy", "progress", b"progress", "requested_at", b"requested_at", "silent_ms", b"silent_ms", "summary", b"summary", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "approvals", b"approvals", "break_glass", b"break_glass", "decisions", b"decisions", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_sha256", b"domain_sha256", "ended_at", b"ended_at", "estimate", b"estimate", "findings", b"findings", "id", b"id", "labels", b"labels", "limit", b"limit", "mapping_sha256", b"mapping_sha256", "policy", b"policy", "progress", b"progress", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "silent_ms", b"silent_ms", "source_host", b"source_host", "source_site", b"source_site", "state", b"state", "summary", b"summary", "updated_at", b"updated_at", "vm", b"vm", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "approvals", b"approvals", "break_glass", b"break_glass", "cold", b"cold", "decisions", b"decisions", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_sha256", b"domain_sha256", "ended_at", b"ended_at", "estimate", b"estimate", "findings", b"findings", "id", b"id", "labels", b"labels", "limit", b"limit", "mapping_sha256", b"mapping_sha256", "policy", b"policy", "progress", b"progress", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "silent_ms", b"silent_ms", "source_host", b"source_host", "source_site", b"source_site", "state", b"state", "summary", b"summary", "updated_at", b"updated_at", "vm", b"vm", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__silent_ms: _TypeAlias = _typing.Literal["silent_ms"]  # noqa: Y015
     _WhichOneofArgType__silent_ms: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms"]  # noqa: Y015
