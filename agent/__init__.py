@@ -3,6 +3,7 @@
     service -> source | destination -> hypervisor       what is asked, one end of a migration, who does it
     channels                                            where this host's channels begin and end, and by which gateway
     relay                                               one channel: a socket of libvirt or QEMU <-> a link to a gateway
+    disk_proof -> disk_hash                             whether what is stored is what was stored at the switch-over
     journal                                             what a killed agent left on this host
     main                                                wiring only
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from landbridge.config import AddressField, Settings
 
@@ -94,6 +94,13 @@ class FirewallSettings(Settings):
     elements: tuple[str, ...] = ()
 
 
+class ProofSettings(Settings):
+    """What the proof of a migration's disks (`landbridge migrate --verify-disks`) may take of this host."""
+
+    # MB/s that it reads, beside the guests; 0: as fast as it goes.
+    rate: float = Field(default=200.0, ge=0)
+
+
 class AgentSettings(Settings):
     """The whole file."""
 
@@ -105,3 +112,4 @@ class AgentSettings(Settings):
     libvirt: LibvirtSettings = LibvirtSettings()
     paths: PathSettings = PathSettings()
     firewall: FirewallSettings = FirewallSettings()
+    proof: ProofSettings = ProofSettings()

@@ -20,8 +20,10 @@ import structlog
 
 from agent import approval
 from agent.channels import NAMES, make_directory, remove_directory
+from agent.disk_proof import DestinationProof
+from agent.hypervisor import domain_xml as definitions
 from agent.hypervisor.base import Presence, VmChange, VmEvent
-from agent.journal import Passage, Record
+from agent.journal import BitmapState, Passage, Record
 from agent.move import ENDED, HostContext, Move, call, end
 from agent.relay import Traffic
 from agent.source import remove_moved
@@ -42,6 +44,8 @@ from landbridge.v1.agent_pb2 import (
     CancelResponse,
     Possession,
     PrepareRequest,
+    ProveRequest,
+    ProveResponse,
     Role,
     Stage,
 )
@@ -146,6 +150,7 @@ class DestinationMove(Move):
         self._leaving: asyncio.TimerHandle | None = None
         self._watchdog: asyncio.Task[None] | None = None
         self._removing: asyncio.Task[None] | None = None
+        self._proof = DestinationProof(host, record)
         loop = asyncio.get_running_loop()
         self._unsubscribe = host.hypervisor.subscribe(lambda event: loop.call_soon_threadsafe(self._on_event, event))
 
@@ -181,6 +186,8 @@ class DestinationMove(Move):
             # Only now that all is well: one that may not come must not take away what may be the VM's last copy.
             log.info("move.superseded", vm=vm.name, migration=left.moved_by)
             await remove_moved(host, left)
+        record.keep_disks(definitions.facts(record.domain_xml))
+        record.bitmap = BitmapState.WANTED if request.verify_disks else BitmapState.NONE
         record.images, record.files = images, approval.made_files(record.domain_xml)
         move = cls(host, record)
         approved = approval.approve(record.domain_xml, vm, rules, move.directory)
@@ -273,6 +280,8 @@ class DestinationMove(Move):
             self.host.journal.save(self.record)
         except NotRecorded as error:
             raise ProtocolError(f"{self.host.name}: {error.message}") from error
+        if passage is Passage.ARRIVED:
+            self._proof.arrived()
 
     async def _presence(self) -> Presence:
         """Whether and how this move's VM is here; ABSENT also for another that has its UUID."""
@@ -395,6 +404,7 @@ class DestinationMove(Move):
         """Remove everything that this migration made here. The VM is not active, and the source has it."""
         hypervisor = self.host.hypervisor
         self._is_given_up = True
+        await self._proof.discard()
         if await self._presence() is not Presence.ABSENT:
             await call(hypervisor.destroy, self.record.vm_uuid)
             # One that had arrived and whose QEMU has ended since is still defined.
@@ -433,6 +443,7 @@ class DestinationMove(Move):
                         details={"presence": presence.name.lower()},
                     )
                 if not self.record.cold:
+                    await self._proof.open()
                     self.record.resumed_at = await call(hypervisor.resume, uuid)
                 elif presence is not Presence.RUNNING:  # else its owner has let it run: there is no other one any more
                     await call(hypervisor.end_paused, uuid)
@@ -446,6 +457,15 @@ class DestinationMove(Move):
             response = ActivateResponse()
             response.resumed_at.FromNanoseconds(int((self.record.resumed_at or 0.0) * 1e9))
             return response
+
+    async def prove(self, request: ProveRequest) -> ProveResponse:
+        """Hash the disks as they arrived. Raises Conflict if the VM was not let run here."""
+        if self.stage != Stage.STAGE_ACTIVE:
+            raise Conflict(
+                f"migration {self.record.migration} has not come to {self.host.name}: there is nothing to prove"
+            )
+        async with self.busy:
+            return await self._proof.prove(request)
 
     async def cancel(self, *, discard_arrived: bool) -> CancelResponse:
         """Remove what was made here, unless the VM is active, or has arrived and the caller does not know who has it."""
@@ -465,6 +485,7 @@ class DestinationMove(Move):
         """Go on after a restart: what had not arrived cannot arrive any more."""
         if self.stage in ENDED:
             self._unsubscribe()
+            self._proof.recover()
             return
         self.traffic.failure = f"the agent on {self.host.name} was restarted during the migration"
         await self._settle_channel_end()
@@ -473,4 +494,5 @@ class DestinationMove(Move):
         """Leave everything as it is; the next run takes it up."""
         self._end_lease()
         self._unsubscribe()
+        await self._proof.close()
         await end(self._removing)

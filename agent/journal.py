@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from landbridge import durable
 from landbridge.errors import InternalError, NotRecorded
 from landbridge.v1.agent_pb2 import Role, Stage
+from landbridge.v1.types_pb2 import Disk, Vm
 
 # Bytes: several records, which are replaced by others of the same size.
 RESERVE = 512 << 10
@@ -44,6 +45,25 @@ class Instance(StrEnum):
     MOVING = "it may stand still here, or have left"
     # Whatever stands still here later is another's.
     ENDED = "there is none, and the VM may have left"
+
+
+class BitmapState(StrEnum):
+    """What becomes of the bitmap that notes what a VM writes at the destination."""
+
+    NONE = "nobody wants one"
+    WANTED = "it is to be open before the VM runs"
+    # Written before the VM is let run.
+    OPEN = "it has noted all that the VM has written since it arrived"
+    OVER = "it is to be closed: the disks were read, or cannot be"
+    CLOSED = "there is none any more"
+
+
+class MovedDisk(BaseModel):
+    """A writable disk of the VM, as it lies on this host."""
+
+    target: str
+    path: str
+    format: str
 
 
 class Record(BaseModel):
@@ -78,10 +98,26 @@ class Record(BaseModel):
     # At the destination: when the guest's CPUs started, seconds since the epoch.
     resumed_at: float | None = None
 
+    # Those that are copied.
+    disks: list[MovedDisk] = Field(default_factory=list)
+    # At the destination; why there is no proof of the disks; and how long the VM waited for the bitmap, in microseconds.
+    bitmap: BitmapState = BitmapState.NONE
+    proof_problem: str = ""
+    proof_wait_us: int = 0
+
     @property
     def is_source(self) -> bool:
         """Whether the VM leaves this host."""
         return self.role == Role.ROLE_SOURCE
+
+    def keep_disks(self, vm: Vm) -> None:
+        """Note the writable disks of a VM, as they lie here."""
+        writable = [disk for disk in vm.disks if not disk.read_only]
+        self.disks = [MovedDisk(target=disk.target, path=disk.path, format=disk.format) for disk in writable]
+
+    def messages(self) -> list[Disk]:
+        """The disks, as a hypervisor takes them."""
+        return [Disk(target=each.target, path=each.path, format=each.format) for each in self.disks]
 
 
 class Journal:
@@ -118,6 +154,21 @@ class Journal:
 
     def _not_recorded(self, error: OSError) -> NotRecorded:
         return NotRecorded(f"the journal in {self._directory} cannot be written ({error.strerror}): see to its disk")
+
+    def keep(self, migration: str, result: bytes) -> None:
+        """Make durable what was read of a migration's disks."""
+        durable.write(self._directory / f"{migration}.proof", result)
+
+    def kept(self, migration: str) -> bytes | None:
+        """What `keep` was given, or None."""
+        try:
+            return (self._directory / f"{migration}.proof").read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def drop(self, migration: str) -> None:
+        """Forget what `keep` was given."""
+        (self._directory / f"{migration}.proof").unlink(missing_ok=True)
 
     def load(self) -> list[Record]:
         """Every record. Raises InternalError naming a file that is not one."""

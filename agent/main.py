@@ -106,6 +106,7 @@ async def running(settings: AgentSettings, stored: StoredIdentity, hypervisor: H
         qemu_owner(settings.libvirt.qemu_user),
         f"host {settings.name}",
         settings.firewall,
+        int(settings.proof.rate * 1e6),
     )
     moves = Moves(host)
     moves.recover()

@@ -17,7 +17,15 @@ from agent.hypervisor.base import Hypervisor
 from agent.journal import Journal, Record
 from agent.relay import KINDS, Traffic
 from landbridge.errors import NotRecorded
-from landbridge.v1.agent_pb2 import CancelResponse, PrepareRequest, Role, Stage, WatchResponse
+from landbridge.v1.agent_pb2 import (
+    CancelResponse,
+    PrepareRequest,
+    ProveRequest,
+    ProveResponse,
+    Role,
+    Stage,
+    WatchResponse,
+)
 from landbridge.v1.types_pb2 import ChannelBytes, Progress
 
 log = structlog.get_logger()
@@ -44,6 +52,8 @@ class HostContext:
     name: str
     # What VMs that come may use.
     firewall: FirewallSettings = field(default_factory=FirewallSettings)
+    # Bytes per second that the proof of a migration's disks may read here; 0: no limit.
+    proof_rate: int = 0
 
 
 async def call(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -135,6 +145,10 @@ class Move:
 
     async def cancel(self, *, discard_arrived: bool) -> CancelResponse:
         """Stop, remove what was made here, and say who has the VM."""
+        raise NotImplementedError
+
+    async def prove(self, request: ProveRequest) -> ProveResponse:
+        """Hash the VM's disks as they stood at the switch-over, once it has moved; begin, or say how far that is."""
         raise NotImplementedError
 
     async def recover(self) -> None:

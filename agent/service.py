@@ -235,3 +235,10 @@ class AgentService(agent_pb2_grpc.AgentServicer):
     async def Settle(self, request: pb.SettleRequest, context: Any) -> pb.SettleResponse:
         """Remove what a completed migration left."""
         return await (await self._moves.source(request.migration)).settle()
+
+    async def Prove(self, request: pb.ProveRequest, context: Any) -> pb.ProveResponse:
+        """Hash the disks of a VM that has moved."""
+        move = await self._moves.get(request.migration)
+        if move is None:
+            raise NotFound(f"{self._name} knows of no migration {request.migration}")
+        return await move.prove(request)

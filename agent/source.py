@@ -19,6 +19,7 @@ import structlog
 
 from agent import convergence
 from agent.channels import LocalSockets, Way, make_directory, remove_directory
+from agent.disk_proof import SourceProof
 from agent.hypervisor.base import MoveRequest, Presence, VmChange, VmEvent
 from agent.journal import Record
 from agent.move import ENDED, HostContext, Move, call, end
@@ -31,6 +32,8 @@ from landbridge.v1.agent_pb2 import (
     CancelResponse,
     Possession,
     PrepareRequest,
+    ProveRequest,
+    ProveResponse,
     Role,
     SettleResponse,
     Stage,
@@ -68,6 +71,7 @@ class SourceMove(Move):
         self._instance = PausedInstance(host, record)
         # What has happened here that ends the move; empty if nothing.
         self._trouble = ""
+        self._proof = SourceProof(host, record)
 
     @classmethod
     def prepare(cls, host: HostContext, request: PrepareRequest) -> SourceMove:
@@ -76,6 +80,7 @@ class SourceMove(Move):
         record = Record(
             migration=request.migration, role=Role.ROLE_SOURCE, vm=vm.name, vm_uuid=vm.uuid, cold=request.cold
         )
+        record.keep_disks(vm)
         move = cls(host, record, vm)
         move.agree(request)
         move.advance(Stage.STAGE_PREPARED)
@@ -350,9 +355,17 @@ class SourceMove(Move):
         if self._run is not None and self.stage == Stage.STAGE_RELEASED:
             await asyncio.wait([self._run])
 
+    async def prove(self, request: ProveRequest) -> ProveResponse:
+        """Hash the disks as the VM has left them. Raises Conflict if it has not."""
+        if self.stage != Stage.STAGE_RELEASED:
+            raise Conflict(f"migration {self.record.migration} has not left {self.host.name}: its disks still change")
+        await self.gone()
+        return await self._proof.prove(request)
+
     async def settle(self) -> SettleResponse:
         """Remove the definition and disks of the VM that left."""
         await self.gone()
+        await self._proof.close()
         async with self.busy:
             hypervisor, removed = self.host.hypervisor, []
             vm = next((vm for vm in await call(hypervisor.vms) if vm.uuid == self.record.vm_uuid), None)
@@ -374,6 +387,7 @@ class SourceMove(Move):
 
     async def close(self) -> None:
         """Close the sockets; the move fails, and the next run of the agent takes it up."""
+        await self._proof.close()
         await self._sockets.close()
         if self._run is not None:
             await asyncio.wait([self._run], timeout=ABORT_PATIENCE)

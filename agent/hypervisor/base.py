@@ -7,13 +7,15 @@ driver's. Facts are the messages of `landbridge.v1`, so that nothing is translat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Protocol
 
 from landbridge.v1.agent_pb2 import CheckIncomingResponse, Mapping
-from landbridge.v1.types_pb2 import Host, Measurement, Progress, Vm
+from landbridge.v1.types_pb2 import Disk, Host, Measurement, Progress, Vm
 
 
 class VmChange(Enum):
@@ -71,6 +73,35 @@ class Presence(Enum):
     ARRIVED = "arrived"
     PAUSED = "paused"
     RUNNING = "running"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Bytes of a disk in a row that are alike."""
+
+    offset: int
+    length: int
+    # They are all zeros, and need not be read.
+    zero: bool = False
+    # The guest has written some of them since the bitmap was opened.
+    written: bool = False
+
+
+class DiskView(Protocol):
+    """A disk as it stood at one moment. Used by one thread; HypervisorError if it cannot be read."""
+
+    # Its device name in the guest's definition, such as "vda".
+    target: str
+    # Bytes.
+    size: int
+
+    def extents(self) -> Iterator[Extent]:
+        """All of it, in order and without gaps."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes | bytearray:
+        """So many bytes from there; at most a few MiB at once."""
+        ...
 
 
 class Hypervisor(Protocol):
@@ -210,6 +241,36 @@ class Hypervisor(Protocol):
 
     def undefine(self, uuid: str) -> bool:
         """Remove the definition of a VM that is shut off; False if it was gone already. Its disks stay."""
+        ...
+
+    # What is stored.
+
+    def open_bitmap(self, uuid: str, name: str, targets: Sequence[str]) -> None:
+        """Note from now on, under a name, which blocks of these disks are written. Nothing happens if it is open already.
+
+        For a VM that has arrived and stands still. HypervisorError if the image of a disk cannot carry a bitmap.
+        """
+        ...
+
+    def freeze_disks(
+        self, uuid: str, name: str, targets: Sequence[str], directory: Path
+    ) -> AbstractContextManager[list[DiskView]]:
+        """These disks of a running VM as they are now, while it goes on, and what was written since the bitmap was opened.
+
+        QEMU serves them at a socket in `directory`, which is its own. Leaving ends that; the bitmap stays. HypervisorError if the
+        VM does not run, or the bitmap is not there or not whole.
+        """
+        ...
+
+    def close_bitmap(self, uuid: str, name: str) -> None:
+        """Forget what `open_bitmap` opened, and end what a killed agent had frozen; nothing happens if there is nothing."""
+        ...
+
+    def idle_disks(self, disks: Sequence[Disk], directory: Path) -> AbstractContextManager[list[DiskView]]:
+        """The images of these disks, by path and format, of a VM that is shut off and stays so until this is left.
+
+        HypervisorError if one of them is in use.
+        """
         ...
 
     def subscribe(self, callback: Callable[[VmEvent], object]) -> Callable[[], None]:

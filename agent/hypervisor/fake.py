@@ -12,19 +12,21 @@ import itertools
 import threading
 import time
 import uuid as uuids
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
 from agent.hypervisor import domain_xml as definitions
 from agent.hypervisor import placement, sampling
-from agent.hypervisor.base import MoveRequest, Presence, VmChange, VmEvent
+from agent.hypervisor.base import DiskView, MoveRequest, Presence, VmChange, VmEvent
+from agent.hypervisor.fake_disks import Bitmap, FakeView
 from agent.hypervisor.fake_incoming import hang_up, serve
 from agent.hypervisor.fake_outgoing import Outgoing
 from landbridge.errors import AlreadyExists, Conflict, HypervisorError, NotFound
 from landbridge.v1.agent_pb2 import CheckIncomingResponse, Mapping
-from landbridge.v1.types_pb2 import Host, Measurement, Pool, Progress, Vm, VmState
+from landbridge.v1.types_pb2 import Disk, Host, Measurement, Pool, Progress, Vm, VmState
 
 _STATES = {
     Presence.SHUT_OFF: VmState.VM_STATE_SHUT_OFF,
@@ -49,6 +51,8 @@ class _Guest:
     move: Outgoing | None = None
     # Of its last move.
     max_downtime_ms: int = 0
+    # By their names.
+    bitmaps: dict[str, Bitmap] = field(default_factory=dict)
 
 
 class FakeHypervisor:
@@ -86,15 +90,23 @@ class FakeHypervisor:
 
     # Hooks for tests.
 
-    def add_vm(self, name: str, *, disk: bytes = b"", memory: bytes = bytes(2**20), extra: str = "") -> str:
+    def add_vm(
+        self,
+        name: str,
+        *,
+        disk: bytes = b"",
+        memory: bytes = bytes(2**20),
+        extra: str = "",
+        disk_format: str = "qcow2",
+    ) -> str:
         """A running VM, with a disk in the first pool unless empty; `extra` goes into <devices>. Its UUID."""
         uuid = str(uuids.uuid4())
         devices = extra
         if disk:
-            path = f"{self._pools[0].path}/{name}.qcow2"
+            path = f"{self._pools[0].path}/{name}.{disk_format}"
             self.images[path] = disk
             devices += (
-                "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
+                f"<disk type='file' device='disk'><driver name='qemu' type='{disk_format}'/>"
                 f"<source file='{path}'/><target dev='vda' bus='virtio'/></disk>"
             )
         xml = (
@@ -110,6 +122,16 @@ class FakeHypervisor:
     def memory(self, uuid: str) -> bytes:
         """What a VM's memory holds."""
         return self._guest(uuid).memory
+
+    def write(self, uuid: str, offset: int, data: bytes) -> None:
+        """Write to a running VM's disk, as its guest does."""
+        with self._lock:
+            guest = self._guest(uuid)
+            (disk,) = placement.writable(definitions.facts(guest.xml))
+            old = self.images[disk.path]
+            self.images[disk.path] = old[:offset] + data + old[offset + len(data) :]
+            for bitmap in guest.bitmaps.values():
+                bitmap.note(disk.target, offset, len(data))
 
     def max_downtime(self, uuid: str) -> int:
         """What its move was allowed last, in ms."""
@@ -150,6 +172,7 @@ class FakeHypervisor:
             cpus=16,
             pools=self._pools,
             networks=self.networks,
+            reads_images=True,
         )
 
     def vms(self) -> list[Vm]:
@@ -429,6 +452,68 @@ class FakeHypervisor:
                 raise Conflict(f"The VM {_name(guest)} is not shut off: its definition stays.")
             del self._guests[uuid]
             return True
+
+    # What is stored.
+
+    def open_bitmap(self, uuid: str, name: str, targets: Sequence[str]) -> None:
+        """See `Hypervisor`."""
+        self._enter("open_bitmap")
+        with self._lock:
+            guest = self._guest(uuid)
+            for disk in definitions.facts(guest.xml).disks:
+                if disk.target in targets and disk.format != "qcow2":
+                    raise HypervisorError(
+                        f"Disk {disk.target} of {_name(guest)} is {disk.format}, which carries no bitmap."
+                    )
+            guest.bitmaps.setdefault(name, Bitmap(targets))
+
+    @contextmanager
+    def freeze_disks(self, uuid: str, name: str, targets: Sequence[str], directory: Path) -> Iterator[list[DiskView]]:
+        """See `Hypervisor`. Nothing is made in `directory`."""
+        del directory
+        self._enter("freeze_disks")
+        with self._lock:
+            guest = self._guest(uuid)
+            if guest.presence is not Presence.RUNNING:
+                raise HypervisorError(f"The VM {_name(guest)} does not run: its disks cannot be read.")
+            if (bitmap := guest.bitmaps.get(name)) is None:
+                raise HypervisorError(f"The VM {_name(guest)} has no bitmap {name}.")
+            paths = {disk.target: disk.path for disk in definitions.facts(guest.xml).disks}
+            views = [FakeView(each, self.images[paths[each]], bitmap.written(each), self._enter) for each in targets]
+        yield list(views)
+
+    def close_bitmap(self, uuid: str, name: str) -> None:
+        """See `Hypervisor`."""
+        self._enter("close_bitmap")
+        with self._lock:
+            if (guest := self._guests.get(uuid)) is not None:
+                guest.bitmaps.pop(name, None)
+
+    def bitmaps(self, uuid: str) -> list[str]:
+        """For tests: the names of those that are open."""
+        return sorted(self._guest(uuid).bitmaps)
+
+    @contextmanager
+    def idle_disks(self, disks: Sequence[Disk], directory: Path) -> Iterator[list[DiskView]]:
+        """See `Hypervisor`. Nothing is made in `directory`."""
+        del directory
+        self._enter("idle_disks")
+        with self._lock:
+            used = {
+                disk.path: guest
+                for guest in self._guests.values()
+                for disk in definitions.facts(guest.xml).disks
+                if guest.presence is not Presence.SHUT_OFF
+            }
+            for disk in disks:
+                if disk.path in used:
+                    raise HypervisorError(
+                        f"Disk {disk.target} cannot be read: {_name(used[disk.path])} uses {disk.path}."
+                    )
+                if disk.path not in self.images:
+                    raise HypervisorError(f"Disk {disk.target} cannot be read: there is no {disk.path}.")
+            views = [FakeView(disk.target, self.images[disk.path], frozenset(), self._enter) for disk in disks]
+        yield list(views)
 
     def subscribe(self, callback: Callable[[VmEvent], object]) -> Callable[[], None]:
         """See `Hypervisor`."""

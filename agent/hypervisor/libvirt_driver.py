@@ -24,19 +24,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import libvirt
 
 from agent.hypervisor import domain_xml as definitions
-from agent.hypervisor import libvirt_domain, libvirt_facts, libvirt_storage, placement
-from agent.hypervisor.base import MoveRequest, Presence, VmEvent
+from agent.hypervisor import images, libvirt_bitmap, libvirt_domain, libvirt_facts, libvirt_storage, placement
+from agent.hypervisor.base import DiskView, MoveRequest, Presence, VmEvent
 from agent.hypervisor.libvirt_connection import Connection
+from agent.hypervisor.nbd_client import NbdView
 from landbridge.errors import Conflict, HypervisorError, NotFound
 from landbridge.v1.agent_pb2 import CheckIncomingResponse, Mapping
-from landbridge.v1.types_pb2 import Host, Measurement, Progress, Vm
+from landbridge.v1.types_pb2 import Disk, Host, Measurement, Progress, Vm
 
 _MOVE_FLAGS = (
     libvirt.VIR_MIGRATE_LIVE
@@ -102,6 +105,7 @@ class LibvirtHypervisor:
             host.hypervisor_version = libvirt_facts.dotted_version(link.getVersion())
             host.pools.extend(libvirt_storage.pools(libvirt, link, measured=True))
             host.networks.extend(libvirt_domain.networks(libvirt, link))
+            host.reads_images = images.can_serve()
             return host
 
     def vms(self) -> list[Vm]:
@@ -392,6 +396,42 @@ class LibvirtHypervisor:
         except NotFound:
             return False
         return True
+
+    # What is stored.
+
+    def open_bitmap(self, uuid: str, name: str, targets: Sequence[str]) -> None:
+        """See `Hypervisor`."""
+        with self._connection.use("note what the VM writes") as link:
+            libvirt_bitmap.open_(libvirt, libvirt_domain.find(link, uuid), name, targets)
+
+    @contextmanager
+    def freeze_disks(self, uuid: str, name: str, targets: Sequence[str], directory: Path) -> Iterator[list[DiskView]]:
+        """See `Hypervisor`."""
+        socket = directory / "proof.sock"
+        socket.unlink(missing_ok=True)
+        with self._connection.use("read the VM's disks") as link:
+            domain = libvirt_domain.find(link, uuid)
+            libvirt_bitmap.thaw(libvirt, link, domain, name)
+            libvirt_bitmap.freeze(libvirt, link, domain, name, targets, str(socket))
+        try:
+            with ExitStack() as stack:
+                views = [stack.enter_context(closing(NbdView(str(socket), each, each, each))) for each in targets]
+                yield list(views)
+        finally:
+            with self._connection.use("let go of the VM's disks") as link:
+                libvirt_bitmap.thaw(libvirt, link, libvirt_domain.find(link, uuid), name)
+
+    def close_bitmap(self, uuid: str, name: str) -> None:
+        """See `Hypervisor`."""
+        try:
+            with self._connection.use("note no more what the VM writes") as link:
+                libvirt_bitmap.close(libvirt, link, libvirt_domain.find(link, uuid), name)
+        except NotFound:
+            return
+
+    def idle_disks(self, disks: Sequence[Disk], directory: Path) -> AbstractContextManager[list[DiskView]]:
+        """See `Hypervisor`."""
+        return images.served(disks, directory)
 
     def subscribe(self, callback: Callable[[VmEvent], object]) -> Callable[[], None]:
         """See `Hypervisor`."""

@@ -143,7 +143,21 @@ FACTS: Mapping[str, Kind] = MappingProxyType(
                 "processor": text,
             }
         ),
-        "disks": listing(record({"target": text, "capacity": count, "digest": digest})),
+        # `digest`: as they stood at the switch-over, at the source; `stored_digest`: at the destination. See landbridge/disk_tree.py.
+        "disks": listing(
+            record(
+                {
+                    "target": text,
+                    "capacity": count,
+                    "digest": digest,
+                    "stored_digest": digest,
+                    "blocks": count,
+                    "blocks_written": count,
+                    "bytes_differing": count,
+                    "differs_at": listing(count),
+                }
+            )
+        ),
         # By what right.
         "legal_basis": one_of("adequacy", "scc-eu", "scc-anpd", "bcr", "contract", "none-domestic"),
         "retention_class": text,
@@ -177,7 +191,15 @@ FACTS: Mapping[str, Kind] = MappingProxyType(
             )
         ),
         "verify": record(
-            {"method": text, "digest": digest, "blocks": count, "result": one_of("equal", "differs", "skipped")}
+            {
+                "method": text,
+                "digest": digest,
+                "blocks": count,
+                "blocks_written": count,
+                "downtime_us": count,
+                "duration_ms": count,
+                "result": one_of("equal", "differs", "skipped"),
+            }
         ),
         "bytes_ram": count,
         "bytes_disk": count,

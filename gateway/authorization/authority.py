@@ -272,6 +272,7 @@ class Authority:
             request_sha256=sha256,
             request=request,
             break_glass=migration.break_glass if decision.glass_broken else "",
+            verify_disks=decision.verify_disks,
         )
         told.decided_at.FromDatetime(self._clock())
         return told

@@ -71,6 +71,8 @@ class Decision:
     steps: tuple[Step, ...]
     # Freezes or four-eyes would have refused, and were overridden.
     glass_broken: bool = False
+    # A rule that permits it has the disks compared.
+    verify_disks: bool = False
 
     @property
     def reason(self) -> str:
@@ -91,10 +93,12 @@ def decide(rules: Rules, request: Request, now: datetime) -> Decision:
     broken = overridden and any(not step.passed for step in soft)
     if not refusing:
         by = next(step for step in firm if step.check is Check.PERMIT)
-        return Decision(Verdict.ALLOWED, _named(by), tuple(_override(steps)), glass_broken=broken)
+        proves = _proves(rules, request)
+        return Decision(Verdict.ALLOWED, _named(by), tuple(_override(steps)), glass_broken=broken, verify_disks=proves)
     first = refusing[0]
     verdict = Verdict.APPROVAL if first.check is Check.FOUR_EYES else Verdict.REFUSED
-    return Decision(verdict, _named(first), (first, *(step for step in steps if step is not first)))
+    others = tuple(step for step in steps if step is not first)
+    return Decision(verdict, _named(first), (first, *others), verify_disks=_proves(rules, request))
 
 
 def in_scope(rules: Rules, request: Request) -> Step:
@@ -173,6 +177,11 @@ def _permitted(rules: Rules, request: Request) -> Step:
     if found is None:
         return Step(Check.PERMIT, "", False, f"no rule permits {_what(rules, request)}")
     return Step(Check.PERMIT, found.name, True, f'the rule "{found.name}" permits it')
+
+
+def _proves(rules: Rules, request: Request) -> bool:
+    """Whether any rule that permits it has the disks compared: their order does not matter."""
+    return any(rule.verify_disks for rule in rules.rules if rule.effect == "permit" and fits(rule, rules, request))
 
 
 def _glass(rules: Rules, request: Request) -> Iterator[Step]:

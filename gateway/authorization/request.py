@@ -121,6 +121,8 @@ def digest(migration: Migration) -> str:
         "on_no_convergence": policy.on_no_convergence,
         "break_glass": migration.break_glass,
     }
+    if policy.verify_disks:  # only then, so that all else has the hash that it had before there was this
+        facts["verify_disks"] = True
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -147,6 +149,7 @@ def asked(migration: Migration) -> Migration:
                 max_downtime_ms=policy.max_downtime_ms,
                 deadline_ms=policy.deadline_ms if policy.HasField("deadline_ms") else None,
                 on_no_convergence=policy.on_no_convergence,
+                verify_disks=policy.verify_disks,
             )
         )
     return kept

@@ -129,9 +129,13 @@ class Rule(Selecting):
     """What is permitted or forbidden. One that permits says who, which VMs, from where and to where: nothing by omission."""
 
     effect: Literal["permit", "forbid"]
+    # What it permits has the disks at both ends compared, and the source is not settled before; also where another rule permits it, too.
+    verify_disks: bool = False
 
     @model_validator(mode="after")
     def _is_explicit(self) -> Self:
+        if self.effect == "forbid" and self.verify_disks:
+            raise ValueError("a rule that forbids compares no disks: leave verify_disks out")
         if self.effect == "permit":
             named = {"who": self.who, "from": self.source, "to": self.destination}
             missing = [name for name, given in named.items() if not given]

@@ -23,11 +23,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gateway.cli import savings, words
+from gateway.cli import proofs, savings, words
 from gateway.cli.views import heading, outage
 from landbridge.v1.types_pb2 import (
     MIGRATION_STATE_COPYING_DISKS,
     MIGRATION_STATE_COPYING_MEMORY,
+    MIGRATION_STATE_VERIFYING,
     Migration,
     Progress,
 )
@@ -90,6 +91,7 @@ class LiveView:
         ]
         sentences = (
             outage(migration) or words.safe(migration.reason),
+            _proof(migration),
             _doubt(migration),
             _throttle(migration),
             self._trouble,
@@ -163,6 +165,13 @@ def _doubt(migration: Migration) -> str:
     ):
         return "The guest dirties memory faster than it can be sent: at these rates it does not converge."
     return ""
+
+
+def _proof(migration: Migration) -> str:
+    if migration.state != MIGRATION_STATE_VERIFYING:
+        return ""
+    destination = words.place(migration.destination_site, migration.destination_host)
+    return f"The VM runs at {destination}; its disks are compared: {proofs.progress(migration.proof)}."
 
 
 def _throttle(migration: Migration) -> str:

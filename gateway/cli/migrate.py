@@ -78,6 +78,12 @@ class Wanted:
     help="With pause or cancel: do that at the latest so long after the copying began, such as 90s, 15min or 2h.",
 )
 @click.option(
+    "--verify-disks",
+    is_flag=True,
+    help="Once the VM runs at the destination, compare what both ends have stored, in the background. Until that is proved equal, "
+    "what is left at the source is not settled. For qcow2 disks.",
+)
+@click.option(
     "--break-glass",
     type=arguments.REASON,
     help="Override freezes and approvals, if the policy lets you; the reason is recorded, and others are told loudly.",
@@ -99,6 +105,7 @@ def migrate(
     max_downtime: int | None,
     act: str | None,
     deadline: int | None,
+    verify_disks: bool,
     break_glass: str | None,
     request: str | None,
     dry_run: bool,
@@ -116,7 +123,9 @@ def migrate(
     policy did, 10 if it failed, 11 if somebody cancelled it, 12 if others must approve it first (ask again
     when they have), 130 after Ctrl-C.
     """
-    wanted = Wanted(vm, destination, _policy(max_downtime, act, deadline), break_glass or "", request or "")
+    policy = _policy(max_downtime, act, deadline)
+    policy.verify_disks = verify_disks
+    wanted = Wanted(vm, destination, policy, break_glass or "", request or "")
     with connection.connect(ctx) as gateway:
         if dry_run:
             _try(gateway, wanted, as_json=as_json)

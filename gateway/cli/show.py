@@ -12,6 +12,7 @@ from gateway.cli import (
     findings,
     json_lines,
     output,
+    proofs,
     savings,
     summary,
     views,
@@ -37,6 +38,7 @@ def show(ctx: click.Context, migration_id: str, *, as_json: bool) -> None:
         *(estimates.pairs(migration.estimate) if migration.HasField("estimate") else ()),
         *(_progress(migration) if migration.HasField("progress") else ()),
         *summary.pairs(migration),
+        *(proofs.pairs(migration.proof) if migration.HasField("proof") else ()),
         *_channels(migration),
     ]
     output.facts([(name, value) for name, value in pairs if value])
@@ -66,7 +68,8 @@ def _plan(migration: Migration) -> Iterator[tuple[str, str]]:
 def _policy(policy: Policy) -> str:
     act = words.word(NonConvergence.DESCRIPTOR, policy.on_no_convergence)
     deadline = f", at the latest after {words.duration(policy.deadline_ms)}" if policy.HasField("deadline_ms") else ""
-    return f"downtime of at most {words.duration(policy.max_downtime_ms)} for the last memory; without convergence: {act}{deadline}"
+    proof = "; the disks are compared" if policy.verify_disks else ""
+    return f"downtime of at most {words.duration(policy.max_downtime_ms)} for the last memory; without convergence: {act}{deadline}{proof}"
 
 
 def _times(migration: Migration) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from gateway.cli import estimates, output, savings, words
+from gateway.cli import estimates, output, proofs, savings, words
 from landbridge.errors import LandbridgeError, MigrationCancelled, MigrationFailed
 from landbridge.v1.types_pb2 import (
     MIGRATION_STATE_CANCELLED,
@@ -26,7 +26,7 @@ def show(migration: Migration) -> None:
         there = " and is shut off there" if migration.cold else ""
         output.say(f"{words.safe(migration.vm)} has moved from {source} to {destination}{there}.")
     rows = [("migration", words.safe(migration.id)), *pairs(migration)]
-    if migration.state == MIGRATION_STATE_COMPLETED:
+    if migration.state == MIGRATION_STATE_COMPLETED and not proofs.holds_back(migration):
         rows.append(("next", f"landbridge settle {words.safe(migration.id)}"))
     output.facts(rows)
 
@@ -36,6 +36,8 @@ def pairs(migration: Migration) -> Iterator[tuple[str, str]]:
     if migration.HasField("summary"):
         has_downtime = migration.state in SUCCEEDED and not migration.cold
         yield from _figures(migration.summary, has_downtime=has_downtime)
+    if migration.HasField("proof"):
+        yield "disk proof", proofs.sentence(migration.proof)
     if migration.HasField("estimate") and migration.state in SUCCEEDED:
         yield "estimate was", estimates.error(migration.estimate, migration.summary)
     if migration.limit:

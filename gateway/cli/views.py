@@ -7,12 +7,13 @@ from typing import Protocol, Self
 
 import click
 
-from gateway.cli import json_lines, words
+from gateway.cli import json_lines, proofs, words
 from landbridge.v1.types_pb2 import (
     MIGRATION_STATE_ACTIVATING,
     MIGRATION_STATE_COPYING_DISKS,
     MIGRATION_STATE_COPYING_MEMORY,
     MIGRATION_STATE_SWITCHING,
+    MIGRATION_STATE_VERIFYING,
     Migration,
 )
 
@@ -144,7 +145,7 @@ def line(migration: Migration) -> str:
     """The migration now, on one line."""
     progress = migration.progress
     silence = outage(migration)
-    parts = [_elapsed(migration), words.state(migration.state)]
+    parts = [_elapsed(migration), words.state(migration.state), *_verified(migration)]
     for state, total, remaining in (
         (MIGRATION_STATE_COPYING_DISKS, progress.disk_total, progress.disk_remaining),
         (MIGRATION_STATE_COPYING_MEMORY, progress.memory_total, progress.memory_remaining),
@@ -164,11 +165,15 @@ def line(migration: Migration) -> str:
             parts.append(f"throttled {progress.throttle} %")
         if progress.HasField("converges") and not progress.converges:
             parts.append("does not converge")
-    if progress.HasField("eta_ms") and len(parts) > 2:
+    if progress.HasField("eta_ms") and len(parts) > 2 and migration.state != MIGRATION_STATE_VERIFYING:
         parts.append(f"ETA {words.duration(progress.eta_ms)}")
     if migration.reason:
         parts.append(words.safe(migration.reason))
     return "  ".join(parts)
+
+
+def _verified(migration: Migration) -> list[str]:
+    return [proofs.progress(migration.proof)] if migration.state == MIGRATION_STATE_VERIFYING else []
 
 
 def _elapsed(migration: Migration) -> str:

@@ -5,6 +5,8 @@ policy        how long the guest may stand still, and what is done if that canno
 preflight     why a migration would not work (pure)
 savings       what the tunnel's codec has saved, over several gateways' counting (pure)
 estimate      what a migration will take (pure)
+proof         whether the disks at both ends are equal, and what follows from it (pure)
+proofs        has both ends hash their disks
 ledger        the migrations this gateway knows, durable, and who watches them
 recording     what the audit log says of them, before anything follows from it
 outages       when the tunnels to other sites come and go, for the audit log

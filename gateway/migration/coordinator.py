@@ -23,9 +23,10 @@ from gateway.authorization.authority import Authority, refusal
 from gateway.authorization.request import domain_digest, mapping_digest
 from gateway.authorization.requests import OPEN
 from gateway.config import PatienceSettings
-from gateway.migration import savings
+from gateway.migration import proof, savings
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger, has_ended, state_of
+from gateway.migration.proofs import Proofs
 from gateway.migration.reports import Reports
 from gateway.migration.states import CANCELLABLE, TRANSITIONS, Input, State
 from gateway.migration.survey import Asked, Preflight, Survey
@@ -252,9 +253,10 @@ class Coordinator:
         self._interrupt(row)
         return row
 
-    async def settle(self, prefix: str, who: Identity) -> tuple[Row, list[str]]:
+    async def settle(self, prefix: str, who: Identity, without_proof: str = "") -> tuple[Row, list[str]]:
         """Remove what a completed migration left at the source. Raises Conflict if it did not complete, PolicyRefused if it is not theirs.
 
+        Conflict also if its disks differ, or could not be compared as was wanted: an admin's reason, `without_proof`, overrides the latter.
         A gateway that did not coordinate the migration becomes its coordinator first: it has ended, and nobody runs it any more.
         """
         row = await self.ledger.find(prefix)
@@ -270,6 +272,9 @@ class Coordinator:
             raise Conflict(
                 f"migration {migration.id} is {state_of(row).name.lower()}: only a completed one can be settled"
             )
+        if without_proof:
+            self.authority.administer(who, f"what is asked of migration {migration.id[:8]}, the proof of its disks")
+        proof.require_settleable(migration, without_proof)
         if not self.ledger.is_own(row) and not await self.ledger.take_over(row):
             raise TakenOver(f"another gateway is at work on migration {migration.id}: ask again")
         agent = self.inventory.agent(migration.source_host)
@@ -277,7 +282,8 @@ class Coordinator:
         removed = list((await agent.ask(agent.stub.Settle, request, SETTLE)).removed)
         row.peer_pending = True
         migration.decisions.append(decision)
-        await self.ledger.advance(row, Input.SETTLE)
+        waived = f"settled by {who} without a proof of the disks: {without_proof}" if without_proof else None
+        await self.ledger.advance(row, Input.SETTLE, waived)
         self._reports.send(row)
         return row, removed
 
@@ -319,6 +325,7 @@ class Coordinator:
         """Set up what is derived: the survey, the reports, and the table of steps."""
         self._survey = Survey(self.ledger, self.inventory, self.tunnels, self.authority)
         self._reports = Reports(self.ledger, self.inventory)
+        self._proofs = Proofs(self.inventory, self.patience.outage, self.ledger.changed)
         self._steps: dict[State, Callable[[Row], Coroutine[None, None, Outcome]]] = {
             State.REQUESTED: self._requested,
             State.PREPARING: self._preparing,
@@ -328,6 +335,7 @@ class Coordinator:
             State.RESOLVING: self._resolving,
             State.CLEANING: self._cleaning,
             State.ACTIVATING: self._activating,
+            State.VERIFYING: self._verifying,
         }
 
     def _start(self, row: Row) -> None:
@@ -364,6 +372,8 @@ class Coordinator:
                 row.migration.ClearField("silent_ms")
                 await self.ledger.advance(row, outcome.event, outcome.reason)
                 self._reports.send(row)
+                if outcome.event is Input.VERIFIED:
+                    await self._proofs.end(row.migration)
         except TakenOver as error:
             log.warning("migration.lost", migration=row.migration.id, reason=error.message)
         finally:
@@ -424,6 +434,7 @@ class Coordinator:
             channel_secret=secrets.token_bytes(SECRET_SIZE),
             outage_limit_ms=int(self.patience.outage * 1000),
             cold=migration.cold,
+            verify_disks=proof.is_wanted(migration),
         )
         prepared = await remote.remote.ask(
             remote.remote.stub.Prepare,
@@ -641,7 +652,17 @@ class Coordinator:
             await asyncio.sleep(RETRY)
         self._summarize(row, answer.resumed_at.ToNanoseconds())
         row.peer_pending = True
-        return Outcome(Input.ACTIVATED, f"{row.cause}, but too late" if row.cancel_requested else row.cause)
+        reason = f"{row.cause}, but too late" if row.cancel_requested else row.cause
+        if proof.is_wanted(migration):
+            migration.ClearField("ended_at")
+            return Outcome(Input.ACTIVATED_TO_VERIFY, reason)
+        return Outcome(Input.ACTIVATED, reason)
+
+    async def _verifying(self, row: Row) -> Outcome:
+        """The VM runs at the destination; have the disks compared."""
+        await self._proofs.prove(row)
+        row.peer_pending = True
+        return Outcome(Input.VERIFIED)
 
     def _summarize(self, row: Row, resumed_at: int) -> None:
         migration = row.migration

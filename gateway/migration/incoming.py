@@ -12,6 +12,7 @@ import uuid
 from certs.identity import Identity
 from gateway.authorization.authority import Authority, refusal
 from gateway.authorization.request import digest, domain_digest, mapping_digest
+from gateway.migration import proof
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger, has_ended
 from gateway.migration.states import ENDED, State
@@ -25,7 +26,7 @@ from landbridge.v1.decision_pb2 import Decision, Verdict
 from landbridge.v1.types_pb2 import Migration, MigrationState
 
 # How a migration stands: what its source tells of it once it was let in. All else is what was judged here, and stays.
-TOLD = frozenset({"state", "reason", "updated_at", "ended_at", "progress", "summary", "silent_ms", "limit"})
+TOLD = frozenset({"state", "reason", "updated_at", "ended_at", "progress", "summary", "silent_ms", "limit", "proof"})
 
 
 class Incoming:
@@ -114,6 +115,11 @@ class Incoming:
         agent = self._inventory.agent((await self._own(request.migration, site)).migration.destination_host)
         return await agent.ask(agent.stub.Activate, request, FACTS)
 
+    async def prove(self, request: agent_pb2.ProveRequest, site: str) -> agent_pb2.ProveResponse:
+        """Have the host hash the VM's disks."""
+        agent = self._inventory.agent((await self._own(request.migration, site)).migration.destination_host)
+        return await agent.ask(agent.stub.Prove, request, WORK)
+
     async def cancel(self, request: agent_pb2.CancelRequest, site: str) -> agent_pb2.CancelResponse:
         """Have the host stop, and say who has the VM. A migration that never came here is absent."""
         if await self._ledger.latest(request.migration) is None:
@@ -187,6 +193,7 @@ def _hold_together(migration: Migration, request: agent_pb2.PrepareRequest) -> N
         domain_digest(request.domain_xml),
         mapping_digest(request.mapping),
         request.cold,
+        request.verify_disks,
     )
     judged = (
         migration.id,
@@ -200,6 +207,7 @@ def _hold_together(migration: Migration, request: agent_pb2.PrepareRequest) -> N
         migration.domain_sha256,
         migration.mapping_sha256,
         migration.cold,
+        proof.is_wanted(migration),
     )
     if asked != judged:
         raise UsageError(

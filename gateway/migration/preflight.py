@@ -16,6 +16,10 @@ QEMU_OVERHEAD = 128 << 20
 # An image's metadata, in bytes, beyond its data.
 IMAGE_OVERHEAD = 4 << 20
 
+# What can carry a bitmap; and since when libvirt and QEMU read the disks of a running VM with one (libvirt 7.6's news).
+PROVABLE = "qcow2"
+PROVING_VERSIONS = ((7, 6), (6, 1))
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -31,6 +35,8 @@ class Facts:
     # Another migration of this VM that has not ended.
     under_way: str | None
     policy: Policy = field(default_factory=Policy)
+    # The disks at both ends are to be compared.
+    verify_disks: bool = False
 
 
 def check(facts: Facts) -> list[Finding]:
@@ -43,6 +49,7 @@ def check(facts: Facts) -> list[Finding]:
         *_emulator(facts),
         *_memory(facts),
         *_disks(facts),
+        *_proof(facts),
         *_networks(facts),
         *_names(facts),
         *_clocks(facts),
@@ -255,6 +262,34 @@ def _disks(facts: Facts) -> list[Finding]:
     return found
 
 
+def _proof(facts: Facts) -> list[Finding]:
+    """Why the disks could not be compared, where that is wanted."""
+    if not facts.verify_disks:
+        return []
+    vm, source, host = facts.vm, facts.source, facts.destination.host
+    found = [
+        _error(
+            "disk-unprovable",
+            f"disk {disk.target} of {vm.name} is {disk.format or 'of no known format'}, which cannot carry the bitmap that --verify-disks "
+            "needs at the destination",
+            f"convert it to {PROVABLE} (qemu-img convert -O {PROVABLE}), or move it without the proof",
+        )
+        for disk in vm.disks
+        if not disk.read_only and disk.format != PROVABLE
+    ]
+    libvirt, qemu = PROVING_VERSIONS
+    if _version(host.libvirt_version) < libvirt or _version(host.hypervisor_version) < qemu:
+        message = (
+            f"{host.name} has libvirt {host.libvirt_version} and QEMU {host.hypervisor_version}: reading the disks of a running VM takes "
+            f"libvirt {_dotted(libvirt)} and QEMU {_dotted(qemu)}"
+        )
+        found.append(_error("proof-unsupported", message, "update them there, or move it without the proof"))
+    if not source.reads_images:
+        message = f"{source.name} has no qemu-nbd, with which the images are read that the VM leaves there"
+        found.append(_error("proof-unsupported", message, "install qemu-utils there, or move it without the proof"))
+    return found
+
+
 def _networks(facts: Facts) -> list[Finding]:
     vm, host = facts.vm, facts.destination.host
     found = []
@@ -340,6 +375,10 @@ def _versions(facts: Facts) -> list[Finding]:
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2] if part.isdecimal())
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 def _mib(size: int) -> str:

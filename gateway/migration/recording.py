@@ -10,10 +10,11 @@ from types import MappingProxyType
 
 from gateway.audit.canonical import Value
 from gateway.audit.entry import Facts
+from gateway.audit.fields import LIST_ITEMS
 from gateway.audit.journal import Journal
 from gateway.migration.states import State
 from gateway.store import Row
-from landbridge.v1.types_pb2 import Migration
+from landbridge.v1.types_pb2 import Migration, Proof, ProofOutcome
 
 # How an entry is called by the state that it tells of, and the outcome; all others are steps.
 _EVENTS = MappingProxyType(
@@ -22,6 +23,17 @@ _EVENTS = MappingProxyType(
         State.FAILED: ("migration.failed", "failure"),
         State.CANCELLED: ("migration.cancelled", "failure"),
         State.SETTLED: ("migration.settled", "success"),
+    }
+)
+
+# What is said of a proof that has ended. One that is under way as the migration completes was told so by the other site.
+_PROOFS = MappingProxyType(
+    {
+        ProofOutcome.PROOF_OUTCOME_EQUAL: ("disk.verified", "success"),
+        ProofOutcome.PROOF_OUTCOME_DIFFERS: ("disk.differs", "failure"),
+        ProofOutcome.PROOF_OUTCOME_NOT_PROVED: ("disk.unproved", "unknown"),
+        ProofOutcome.PROOF_OUTCOME_UNDER_WAY: ("disk.unproved", "unknown"),
+        ProofOutcome.PROOF_OUTCOME_UNSPECIFIED: ("disk.unproved", "unknown"),
     }
 )
 
@@ -36,6 +48,8 @@ class Recorder:
         """Record that a row is in its state, having been in `before`, or nowhere. Raises NotRecorded."""
         migration = row.migration
         state = State(migration.state)
+        if state is State.COMPLETED and before is not state and migration.HasField("proof"):
+            await self._record_proof(migration)
         if before is None:
             event, outcome = ("migration.requested" if row.coordinating else "migration.admitted"), "success"
         else:
@@ -50,6 +64,45 @@ class Recorder:
             seen=seen,
             claimed=claimed,
         )
+
+    async def _record_proof(self, migration: Migration) -> None:
+        """What was found of the disks. Both sides' roots are what agents have said."""
+        event, outcome = _PROOFS[migration.proof.outcome]
+        await self._journal.record(
+            event,
+            outcome=outcome,
+            reason=migration.proof.reason,
+            migration=migration.id,
+            claimed=proof_facts(migration.proof),
+        )
+
+
+def proof_facts(proof: Proof) -> Facts:
+    """What both ends have stored, and how that compares."""
+    _, outcome = _PROOFS[proof.outcome]
+    verify: dict[str, Value] = {
+        "method": "BLAKE3 tree of 64 KiB blocks",
+        "blocks": sum(disk.blocks_compared for disk in proof.disks),
+        "blocks_written": sum(disk.blocks_written for disk in proof.disks),
+        "downtime_us": proof.downtime_us,
+        "duration_ms": proof.duration_ms,
+        "result": {"success": "equal", "failure": "differs"}.get(outcome, "skipped"),
+    }
+    disks: list[Value] = []
+    for disk in proof.disks[:LIST_ITEMS]:
+        facts: dict[str, Value] = {
+            "target": disk.target,
+            "capacity": disk.size,
+            "digest": disk.source_root,
+            "stored_digest": disk.destination_root,
+            "blocks": disk.blocks_compared,
+            "blocks_written": disk.blocks_written,
+        }
+        if disk.differing:
+            facts["bytes_differing"] = disk.bytes_differing
+            facts["differs_at"] = [each.offset for each in disk.differing]
+        disks.append(facts)
+    return {"verify": verify} | ({"disks": disks} if disks else {})
 
 
 def facts(migration: Migration, before: State | None, *, coordinating: bool) -> tuple[Facts, Facts]:

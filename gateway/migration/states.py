@@ -36,6 +36,8 @@ class State(Enum):
     RESOLVING = MigrationState.MIGRATION_STATE_RESOLVING
     # The source has it; the destination is told to remove what it made.
     CLEANING = MigrationState.MIGRATION_STATE_CLEANING
+    # The VM runs at the destination, and what both ends have stored is compared, for somebody wanted that.
+    VERIFYING = MigrationState.MIGRATION_STATE_VERIFYING
     COMPLETED = MigrationState.MIGRATION_STATE_COMPLETED
     FAILED = MigrationState.MIGRATION_STATE_FAILED
     CANCELLED = MigrationState.MIGRATION_STATE_CANCELLED
@@ -58,6 +60,8 @@ class Input(Enum):
     DESTINATION_HAS_IT = "the VM is off at the source, and has arrived whole at the destination"
     NOBODY_HAS_IT = "the VM is off at the source, and has not arrived"
     ACTIVATED = "the VM runs at the destination"
+    ACTIVATED_TO_VERIFY = "the VM runs at the destination, and its disks are to be compared"
+    VERIFIED = "the disks were compared, or cannot be"
     LOST = "the VM has vanished from the destination"
     CLEANED = "nothing is left at the destination"
     CLEANED_AFTER_CANCEL = "nothing is left at the destination, as the operator asked"
@@ -95,7 +99,13 @@ TRANSITIONS: dict[State, dict[Input, State]] = {
         Input.DESTINATION_HAS_IT: State.ACTIVATING,
     },
     State.CLEANING: {Input.CLEANED: State.FAILED, Input.CLEANED_AFTER_CANCEL: State.CANCELLED},
-    State.ACTIVATING: {Input.ACTIVATED: State.COMPLETED, Input.LOST: State.FAILED},
+    State.ACTIVATING: {
+        Input.ACTIVATED: State.COMPLETED,
+        Input.ACTIVATED_TO_VERIFY: State.VERIFYING,
+        Input.LOST: State.FAILED,
+    },
+    # Whatever comes of it, the VM runs: there is no way back, and none is needed.
+    State.VERIFYING: {Input.VERIFIED: State.COMPLETED},
     State.COMPLETED: {Input.SETTLE: State.SETTLED},
     State.FAILED: {},
     State.CANCELLED: {},

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gateway.authorization.authority import Authority
 from gateway.authorization.request import domain_digest, mapping_digest
-from gateway.migration import estimate, preflight, verdicts
+from gateway.migration import estimate, preflight, proof, verdicts
 from gateway.migration.inventory import PROTOCOL_VERSION, Inventory, SiteFacts, fill_offset
 from gateway.migration.ledger import Ledger, has_ended
 from gateway.remote import FACTS, WORK
@@ -106,6 +106,7 @@ class Survey:
                     facts.site.protocol_version,
                     under_way,
                     policy,
+                    proof.is_wanted(Migration(policy=policy, decisions=decisions)),
                 )
             )
             offset = answer.host.clock_offset_ms - source.clock_offset_ms

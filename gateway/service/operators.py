@@ -166,7 +166,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
 
     async def SettleMigration(self, request: pb.SettleMigrationRequest, context: Any) -> pb.SettleMigrationResponse:
         """Remove what is left at the source."""
-        row, removed = await self._coordinator.settle(request.id, caller.get())
+        row, removed = await self._coordinator.settle(request.id, caller.get(), request.without_proof.strip())
         return pb.SettleMigrationResponse(migration=row.migration, removed=removed)
 
     async def SetLimit(self, request: pb.SetLimitRequest, context: Any) -> pb.SetLimitResponse:

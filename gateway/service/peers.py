@@ -50,6 +50,10 @@ class PeerService(peer_pb2_grpc.PeerServicer):
         """Let the VM run here."""
         return pb.PeerActivateResponse(activate=await self._incoming.activate(request.activate, caller.get().site))
 
+    async def Prove(self, request: pb.PeerProveRequest, context: Any) -> pb.PeerProveResponse:
+        """What is stored here."""
+        return pb.PeerProveResponse(prove=await self._incoming.prove(request.prove, caller.get().site))
+
     async def Cancel(self, request: pb.PeerCancelRequest, context: Any) -> pb.PeerCancelResponse:
         """Stop here."""
         return pb.PeerCancelResponse(cancel=await self._incoming.cancel(request.cancel, caller.get().site))

@@ -276,9 +276,12 @@ class Client:
             lambda stub: stub.CancelMigration, api.CancelMigrationRequest(id=_text(migration_id))
         ).migration
 
-    def settle(self, migration_id: str) -> api.SettleMigrationResponse:
-        """Remove what a completed migration left at the source; the answer names what was removed."""
-        request = api.SettleMigrationRequest(id=_text(migration_id))
+    def settle(self, migration_id: str, *, without_proof: str = "") -> api.SettleMigrationResponse:
+        """Remove what a completed migration left at the source; the answer names what was removed.
+
+        Conflict if its disks differ, or were to be compared and could not be: then an admin may say why, `without_proof`.
+        """
+        request = api.SettleMigrationRequest(id=_text(migration_id), without_proof=_text(without_proof))
         return self._ask(lambda stub: stub.SettleMigration, request, SETTLE_S)
 
     def receipt(self, migration_id: str) -> GetReceiptResponse:

@@ -66,6 +66,7 @@ _EVENTS = (
     Event("M019I", "migration.receipted", "The receipt of a migration was made."),
     Event("M020I", "disk.verified", "The disks at both ends were compared as stored, and are equal."),
     Event("M021E", "disk.differs", "The disks at both ends were compared as stored, and differ."),
+    Event("M022W", "disk.unproved", "The disks at both ends were to be compared, and could not be."),
     # Who may do what.
     Event("S001W", "access.denied", "A caller was known, and not allowed to do what it asked for."),
     Event("S002W", "identity.refused", "A caller did not prove who it is."),

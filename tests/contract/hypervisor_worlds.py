@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import socket
+import tempfile
 import threading
 import uuid as uuids
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 from agent.hypervisor.base import Hypervisor, MoveRequest, Presence, VmEvent
 from agent.hypervisor.fake import FakeHypervisor
 from agent.hypervisor.libvirt_driver import LibvirtHypervisor
+from landbridge.v1.types_pb2 import Disk
 from tests.lab.hosts import IMAGES, HostNode
 
 KINDS = ("rpc", "ram", "disk")
@@ -137,9 +139,15 @@ class World:
     relay: Relay
     # Directory of the sockets as the source's and the destination's programs name it.
     runtime: Path
+    # Another, which this process calls like them.
+    sockets: Path
 
-    def new_vm(self, *, disk_size: int = 8 * MIB) -> str:
+    def new_vm(self, *, disk_size: int = 8 * MIB, disk_format: str = "") -> str:
         """A running VM at the source, with one disk of random bytes (none if 0). Its UUID."""
+        raise NotImplementedError
+
+    def write(self, uuid: str, offset: int, length: int) -> None:
+        """Have a VM at the destination write ones to its disk."""
         raise NotImplementedError
 
     def pause(self, uuid: str) -> None:
@@ -157,6 +165,15 @@ class World:
     def image(self, side: str, path: str) -> bytes:
         """Content of an image."""
         raise NotImplementedError
+
+    def images(self, side: str) -> list[str]:
+        """Names of all images."""
+        raise NotImplementedError
+
+    def left(self) -> Disk:
+        """The disk of the VM at the source, by a path that this process can open."""
+        (disk,) = self.source.vms()[0].disks
+        return disk
 
     def stop_daemon(self) -> None:
         """Kill the source's daemon."""
@@ -185,7 +202,7 @@ class FakeWorld(World):
     def __init__(self, directory: Path) -> None:
         for side in "sd":
             (directory / side / "m").mkdir(parents=True)
-        self.runtime = directory / "s/m"
+        self.runtime = self.sockets = directory / "s/m"
         self._source = self.source = FakeHypervisor("source", directory / "s/libvirt.sock")
         self._source.far_runtime = directory / "d"
         self._destination = self.destination = FakeHypervisor("destination", directory / "d/libvirt.sock")
@@ -193,8 +210,12 @@ class FakeWorld(World):
         there["rpc"] = directory / "d/libvirt.sock"
         self.relay = Relay({kind: (self.runtime / f"{kind}.sock", there[kind]) for kind in KINDS})
 
-    def new_vm(self, *, disk_size: int = 8 * MIB) -> str:
-        return self._source.add_vm("web", disk=os.urandom(disk_size), memory=os.urandom(2 * MIB))
+    def new_vm(self, *, disk_size: int = 8 * MIB, disk_format: str = "") -> str:
+        disk, memory = os.urandom(disk_size), os.urandom(2 * MIB)
+        return self._source.add_vm("web", disk=disk, memory=memory, disk_format=disk_format or "qcow2")
+
+    def write(self, uuid: str, offset: int, length: int) -> None:
+        self._destination.write(uuid, offset, b"\1" * length)
 
     def pause(self, uuid: str) -> None:
         self._source.set_presence(uuid, Presence.PAUSED)
@@ -204,6 +225,9 @@ class FakeWorld(World):
 
     def max_downtime(self, uuid: str) -> int:
         return self._source.max_downtime(uuid)
+
+    def images(self, side: str) -> list[str]:
+        return list((self._source if side == "source" else self._destination).images)
 
     def image(self, side: str, path: str) -> bytes:
         return (self._source if side == "source" else self._destination).images[path]
@@ -238,19 +262,26 @@ class LibvirtWorld(World):
             sockets.chmod(0o777)  # QEMU is another user
             for kind in KINDS:
                 ends[kind].append(sockets / f"{kind}.sock")
+        # Nothing is mounted over /tmp on the hosts.
+        self.sockets = Path(tempfile.mkdtemp(prefix="lb-"))
+        self.sockets.chmod(0o777)
         daemons = [root / "run/libvirt/libvirt-sock" for root in self._roots.values()]
         self.source, self.destination = (LibvirtHypervisor(f"qemu+unix:///system?socket={d}") for d in daemons)
         ends["rpc"][1] = daemons[1]
         self.relay = Relay({kind: (here, there) for kind, (here, there) in ends.items()})
 
-    def new_vm(self, *, disk_size: int = 8 * MIB) -> str:
+    def new_vm(self, *, disk_size: int = 8 * MIB, disk_format: str = "") -> str:
         uuid = str(uuids.uuid4())
-        disk = ""
+        disk, disk_format = "", disk_format or "raw"
         if disk_size:
             image = f"{IMAGES}/web.img"
-            self._at("source", image).write_bytes(os.urandom(disk_size))
+            path = self._at("source", image)
+            path.write_bytes(os.urandom(disk_size))
+            if disk_format != "raw":
+                self.hosts["source"].run(["qemu-img", "convert", "-O", disk_format, image, f"{image}.new"])
+                self.hosts["source"].run(["mv", f"{image}.new", image])
             disk = (
-                "<disk type='file' device='disk'><driver name='qemu' type='raw'/>"
+                f"<disk type='file' device='disk'><driver name='qemu' type='{disk_format}'/>"
                 f"<source file='{image}'/><target dev='vda' bus='virtio'/></disk>"
             )
         self._at("source", "/run/landbridge/web.xml").write_text(
@@ -263,6 +294,13 @@ class LibvirtWorld(World):
         self.hosts["source"].virsh("start", "web")
         return uuid
 
+    def write(self, uuid: str, offset: int, length: int) -> None:
+        # The guest has no system: QEMU writes through its disk's device, as it does for the guest.
+        device = "/machine/peripheral/virtio-disk0/virtio-backend"
+        command = f'qemu-io -d {device} "write -P 1 {offset} {length}"'
+        said = self.hosts["destination"].virsh("qemu-monitor-command", uuid, "--hmp", command)
+        assert not said.strip(), said
+
     def pause(self, uuid: str) -> None:
         self.hosts["source"].virsh("suspend", uuid)
 
@@ -274,6 +312,14 @@ class LibvirtWorld(World):
 
     def image(self, side: str, path: str) -> bytes:
         return self._at(side, path).read_bytes()
+
+    def images(self, side: str) -> list[str]:
+        return [image.name for image in self._at(side, IMAGES).iterdir()]
+
+    def left(self) -> Disk:
+        disk = super().left()
+        disk.path = str(self._at("source", disk.path))
+        return disk
 
     def stop_daemon(self) -> None:
         self.hosts["source"].run(["sh", "-c", "kill -KILL $(cat /run/libvirt/libvirtd.pid)"])
@@ -290,9 +336,10 @@ class LibvirtWorld(World):
             for name in host.virsh("list", "--name").split():
                 host.virsh("destroy", name)
             for name in host.virsh("list", "--all", "--name").split():
-                host.virsh("undefine", name, "--managed-save")
+                host.virsh("undefine", name, "--managed-save", "--checkpoints-metadata")
             for image in self._at(side, IMAGES).iterdir():
                 image.unlink()
+        shutil.rmtree(self.sockets)
 
     def _at(self, side: str, path: str) -> Path:
         return self._roots[side] / path.lstrip("/")

@@ -82,7 +82,7 @@ def test_what_arrived_is_discarded_only_when_the_source_was_asked_who_has_the_vm
 def test_nobody_can_cancel_while_the_vm_is_between_the_two_hosts_or_after() -> None:
     moving = {State.REQUESTED, State.PREPARING, State.COPYING_DISKS, State.COPYING_MEMORY}
     assert {state for state, ways in TRANSITIONS.items() if Input.CANCEL in ways} == CANCELLABLE == moving
-    for state in (State.SWITCHING, State.ACTIVATING, State.RESOLVING, State.CLEANING):
+    for state in (State.SWITCHING, State.ACTIVATING, State.RESOLVING, State.CLEANING, State.VERIFYING):
         with pytest.raises(Conflict):
             following(state, Input.CANCEL)
 
@@ -101,11 +101,12 @@ def test_no_sequence_of_inputs_lets_the_vm_run_on_two_sides(events: list[Input])
         except Conflict:
             continue
         released = released or event in NEWS_OF_RELEASE
-        activated = activated or event is Input.ACTIVATED
-        assert released or state not in {State.ACTIVATING, State.COMPLETED, State.SETTLED}
+        activated = activated or event in {Input.ACTIVATED, Input.ACTIVATED_TO_VERIFY}
+        assert released or state not in {State.ACTIVATING, State.VERIFYING, State.COMPLETED, State.SETTLED}
         # Once released, the copy at the destination may be the only one: nothing leads back to its removal.
         assert not (released and state in {State.CLEANING, State.RESOLVING, State.CANCELLED})
         assert not (activated and state in {State.FAILED, State.CANCELLED})
+        assert activated or state not in {State.VERIFYING, State.COMPLETED, State.SETTLED}
 
 
 @given(st.lists(st.sampled_from(Input), max_size=60))

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from agent import relay, renewal, service, source
+from agent import disk_proof, relay, renewal, service, source
 from gateway.audit import cosigning
 from gateway.authorization import policy_file
 from gateway.identities import trusting
-from gateway.migration import coordinator, reports, succession
+from gateway.migration import coordinator, proofs, reports, succession
 from gateway.tunnel import dial
 from tests.system.sites import TwoSites, make_identities
 
@@ -42,6 +42,8 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "RECOVERY_INTERVAL", 0.05)
     monkeypatch.setattr(relay, "LOST_GRACE", 0.05)
     monkeypatch.setattr(coordinator, "RETRY", 0.05)
+    monkeypatch.setattr(proofs, "INTERVAL", 0.02)
+    monkeypatch.setattr(disk_proof, "RETRY", 0.05)
     monkeypatch.setattr(reports, "INTERVAL", 0.1)
     monkeypatch.setattr(dial, "BACK_OFF", (0.05, 0.1))
     monkeypatch.setattr(policy_file, "INTERVAL", 0.02)

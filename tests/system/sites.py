@@ -418,9 +418,10 @@ class Operator:
         request = api.CancelMigrationRequest(id=id_)
         return (await self.remote.ask(self._stub.CancelMigration, request)).migration
 
-    async def settle(self, id_: str) -> api.SettleMigrationResponse:
+    async def settle(self, id_: str, without_proof: str = "") -> api.SettleMigrationResponse:
         """Remove what is left."""
-        return await self.remote.ask(self._stub.SettleMigration, api.SettleMigrationRequest(id=id_))
+        request = api.SettleMigrationRequest(id=id_, without_proof=without_proof)
+        return await self.remote.ask(self._stub.SettleMigration, request)
 
     async def receipt(self, id_: str) -> bytes:
         """What both logs say."""

@@ -59,6 +59,7 @@ def host(name: str, **changes: object) -> Host:
         memory_free=32 * GIB,
         pools=[Pool(name="images", path="/pool", capacity=100 * GIB, available=50 * GIB)],
         networks=["lan"],
+        reads_images=True,
     )
     facts.MergeFrom(Host(**changes))  # type: ignore[arg-type]  # see disk
     return facts

@@ -27,7 +27,7 @@ _FIELDS: dict[type[Message], str] = {
     types.ImmovableDevice: "kind description",
     types.Migration: "id vm vm_uuid source_site source_host destination_site destination_host state reason "
     "requested_by requested_at updated_at ended_at progress summary findings silent_ms limit policy estimate "
-    "decisions labels domain_sha256 approvals break_glass mapping_sha256",
+    "decisions labels domain_sha256 approvals break_glass mapping_sha256 proof",
     types.Progress: "disk_total disk_remaining memory_total memory_remaining rate dirty_rate iteration "
     "elapsed_ms eta_ms memory_rate converges throttle paused",
     types.Policy: "max_downtime_ms deadline_ms on_no_convergence",
@@ -47,6 +47,9 @@ _FIELDS: dict[type[Message], str] = {
     "used_by claimed_by wanted_host",
     PolicyStatus: "file sha256 loaded_at problem rules caller roles",
     api.ExplainPolicyResponse: "migration decisions unreachable",
+    types.Proof: "outcome reason disks downtime_us duration_ms bytes_done bytes_total",
+    types.DiskProof: "target size source_root destination_root blocks_compared blocks_written differing bytes_differing",
+    types.ByteRange: "offset length",
     api.SettleMigrationResponse: "migration removed",
     api.SetLimitRequest: "migration site bytes_per_second links as_configured",
 }
@@ -111,6 +114,7 @@ def test_a_completed_migration_as_json() -> None:
         "break_glass": "",
         "mapping_sha256": "",
         "cold": False,
+        "proof": None,
     }
 
 

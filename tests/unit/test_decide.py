@@ -503,3 +503,17 @@ def test_people_are_named_in_three_ways() -> None:
 
 def test_a_vm_without_labels_has_none() -> None:
     assert parse(HEAD, "p").labels("web", Labels()) == Labels()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_rule_that_wants_the_disks_compared_has_them_so_wherever_it_stands(first: bool) -> None:
+    wants = PERMIT.replace('"web"', '"proved"').replace('["web-*"]', '["web-1"]') + "verify_disks = true\n"
+    both = wants + PERMIT if first else PERMIT + wants
+    assert decide(rules(permit=both), request(vm="web-1"), NOON).verify_disks
+    assert not decide(rules(permit=both), request(vm="web-2"), NOON).verify_disks
+
+
+def test_what_waits_for_approvals_says_already_that_its_disks_are_compared() -> None:
+    eyes = '[[four_eyes]]\nname = "two"\napprovals = 1\n'
+    decision = decide(rules(eyes, permit=PERMIT + "verify_disks = true\n"), request(), NOON)
+    assert (decision.verdict, decision.verify_disks) == (Verdict.APPROVAL, True)

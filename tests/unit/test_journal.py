@@ -74,3 +74,14 @@ def test_what_a_crash_left_beside_a_record_is_not_a_record(tmp_path: Path) -> No
     journal.save(record())
     (tmp_path / ".m-1.json.k3j4").write_bytes(b"half of")
     assert journal.load() == [record()]
+
+
+def test_what_was_read_of_disks_is_kept_until_it_is_dropped_and_is_no_record(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "migrations")
+    assert journal.kept("m-1") is None
+    journal.keep("m-1", b"a tree")
+    assert Journal(tmp_path / "migrations").kept("m-1") == b"a tree"
+    assert journal.load() == []
+    journal.drop("m-1")
+    journal.drop("m-1")
+    assert journal.kept("m-1") is None

@@ -73,6 +73,16 @@ CASES: dict[str, tuple[Facts, Severity.ValueType, str]] = {
         "ams-1 does not take web-01 in: emulator '/tmp/x' is not allowed",
     ),
     "vm-transient": (vm_where(lambda v: setattr(v, "persistent", False)), ERROR, "no persistent definition"),
+    "disk-unprovable": (
+        replace(vm_where(lambda v: setattr(v.disks[0], "format", "raw")), verify_disks=True),
+        ERROR,
+        "disk vda of web-01 is raw, which cannot carry the bitmap that --verify-disks needs",
+    ),
+    "proof-unsupported": (
+        replace(destination_where(lambda d: setattr(d.host, "libvirt_version", "7.5.0")), verify_disks=True),
+        ERROR,
+        "ams-1 has libvirt 7.5.0 and QEMU 7.2.22: reading the disks of a running VM takes libvirt 7.6 and QEMU 6.1",
+    ),
     "immovable-device": (
         vm_where(lambda v: v.immovable_devices.append(ImmovableDevice(kind="hostdev", description="a PCI card"))),
         ERROR,
@@ -191,7 +201,9 @@ def test_everything_in_the_way_is_found_at_once_errors_first() -> None:
             existing_images=["/pool/vda.qcow2"],
             refused=["its definition has a DTD"],
         ),
+        verify_disks=True,
     )
+    facts.source.reads_images, facts.vm.disks[0].format = False, "raw"
     facts.vm.persistent = False
     in_no_pool(facts.vm)
     findings = check(facts)
@@ -302,3 +314,17 @@ def test_versions_of_qemu_are_compared_as_numbers_without_their_patch_level(
 def test_warnings_alone_do_not_refuse() -> None:
     assert not refuses([Finding(severity=WARNING), Finding(severity=INFO)])
     assert refuses([Finding(severity=WARNING), Finding(severity=ERROR)])
+
+
+def test_a_proof_needs_a_source_that_can_read_what_it_keeps() -> None:
+    facts = replace(good(), verify_disks=True)
+    assert check(facts) == []
+    facts.source.reads_images = False
+    assert [(found.code, found.severity) for found in check(facts)] == [("proof-unsupported", ERROR)]
+    assert check(replace(facts, verify_disks=False)) == []
+
+
+def test_a_disk_that_is_not_copied_needs_no_bitmap() -> None:
+    facts = replace(good(), verify_disks=True)
+    facts.vm.disks.append(disk("sda", format="raw", read_only=True))
+    assert check(facts) == []

@@ -19,7 +19,7 @@ from gateway.migration.recording import Recorder, facts
 from gateway.migration.states import Input, State
 from gateway.store import Row, Store
 from landbridge.errors import NotRecorded
-from landbridge.v1.types_pb2 import ChannelBytes, Migration
+from landbridge.v1.types_pb2 import ByteRange, ChannelBytes, DiskProof, Migration, Proof, ProofOutcome
 from tests.unit.audit_logs import BRU
 
 
@@ -172,3 +172,35 @@ async def test_states_that_were_recorded_before_a_restart_are_not_recorded_again
     await again.advance(found, Input.BEGIN)
     assert [each.text("seen", "state", "to") for each in recorded(tmp_path)] == ["requested", "preparing"]
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "name", "result"),
+    [
+        (ProofOutcome.PROOF_OUTCOME_EQUAL, "disk.verified", "equal"),
+        (ProofOutcome.PROOF_OUTCOME_DIFFERS, "disk.differs", "differs"),
+        (ProofOutcome.PROOF_OUTCOME_NOT_PROVED, "disk.unproved", "skipped"),
+        (ProofOutcome.PROOF_OUTCOME_UNDER_WAY, "disk.unproved", "skipped"),
+    ],
+)
+@pytest.mark.parametrize("coordinating", [True, False])
+async def test_what_came_of_the_proof_of_its_disks_stands_before_its_end_at_both_sites(
+    ledger: Ledger, tmp_path: Path, outcome: ProofOutcome.ValueType, name: str, result: str, coordinating: bool
+) -> None:
+    one = row(coordinating=coordinating, state=State.VERIFYING)
+    await ledger.save(one)
+    disk = DiskProof(target="vda", size=1 << 20, source_root="ab" * 32, destination_root="cd" * 32, blocks_compared=15)
+    disk.differing.append(ByteRange(offset=65536, length=65536))
+    one.migration.proof.CopyFrom(Proof(outcome=outcome, reason="as it is", disks=[disk], downtime_us=1200))
+    one.migration.state = State.COMPLETED.value
+    await ledger.save(one)
+    await ledger.save(one)
+    found, completed = recorded(tmp_path)[-2:]
+    assert (found.event.name, completed.event.name) == (name, "migration.completed")
+    assert found.text("reason") == "as it is"
+    assert (found.text("claimed", "verify", "result"), found.text("claimed", "verify", "downtime_us")) == (
+        result,
+        "1200",
+    )
+    told = found.facts("claimed")["disks"][0]  # type: ignore[index]  # a list, as recorded
+    assert (told["digest"], told["stored_digest"], told["differs_at"]) == ("ab" * 32, "cd" * 32, [65536])  # type: ignore[index, call-overload]  # see above

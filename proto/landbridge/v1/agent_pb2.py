@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from landbridge.v1 import types_pb2 as landbridge_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19landbridge/v1/agent.proto\x12\rlandbridge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19landbridge/v1/types.proto\"\x10\n\x0eGetHostRequest\"4\n\x0fGetHostResponse\x12!\n\x04host\x18\x01 \x01(\x0b\x32\x13.landbridge.v1.Host\"\x10\n\x0eListVmsRequest\"1\n\x0fListVmsResponse\x12\x1e\n\x03vms\x18\x01 \x03(\x0b\x32\x11.landbridge.v1.Vm\",\n\x10InspectVmRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x0c\n\x04\x63old\x18\x46 \x01(\x08\"F\n\x11InspectVmResponse\x12\x1d\n\x02vm\x18\x01 \x01(\x0b\x32\x11.landbridge.v1.Vm\x12\x12\n\ndomain_xml\x18\x02 \x01(\t\"\x1e\n\x10MeasureVmRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"D\n\x11MeasureVmResponse\x12/\n\x0bmeasurement\x18\x01 \x01(\x0b\x32\x1a.landbridge.v1.Measurement\"\xd2\x01\n\x07Mapping\x12\x30\n\x05pools\x18\x01 \x03(\x0b\x32!.landbridge.v1.Mapping.PoolsEntry\x12\x36\n\x08networks\x18\x02 \x03(\x0b\x32$.landbridge.v1.Mapping.NetworksEntry\x1a,\n\nPoolsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rNetworksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"r\n\x14\x43heckIncomingRequest\x12\x1d\n\x02vm\x18\x01 \x01(\x0b\x32\x11.landbridge.v1.Vm\x12\x12\n\ndomain_xml\x18\x02 \x01(\t\x12\'\n\x07mapping\x18\x03 \x01(\x0b\x32\x16.landbridge.v1.Mapping\"\x9f\x01\n\x15\x43heckIncomingResponse\x12!\n\x04host\x18\x01 \x01(\x0b\x32\x13.landbridge.v1.Host\x12\x13\n\x0b\x63pu_problem\x18\x02 \x01(\t\x12$\n\tconflicts\x18\x03 \x03(\x0b\x32\x11.landbridge.v1.Vm\x12\x17\n\x0f\x65xisting_images\x18\x04 \x03(\t\x12\x0f\n\x07refused\x18\x14 \x03(\t\"\xbf\x02\n\x0ePrepareRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.landbridge.v1.Role\x12\x1d\n\x02vm\x18\x03 \x01(\x0b\x32\x11.landbridge.v1.Vm\x12\x12\n\ndomain_xml\x18\x04 \x01(\t\x12\'\n\x07mapping\x18\x05 \x01(\x0b\x32\x16.landbridge.v1.Mapping\x12\x18\n\x10\x64\x65stination_site\x18\x06 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x07 \x01(\t\x12\x13\n\x0bsource_site\x18\x08 \x01(\t\x12\x13\n\x0bsource_host\x18\t \x01(\t\x12\x16\n\x0e\x63hannel_secret\x18\n \x01(\x0c\x12\x17\n\x0foutage_limit_ms\x18\x0b \x01(\x04\x12\x0c\n\x04\x63old\x18\x46 \x01(\x08\"3\n\x0fPrepareResponse\x12\x12\n\ndomain_xml\x18\x01 \x01(\t\x12\x0c\n\x04\x63old\x18\x46 \x01(\x08\"\\\n\x0cStartRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x12\n\ndomain_xml\x18\x02 \x01(\t\x12%\n\x06policy\x18\x03 \x01(\x0b\x32\x15.landbridge.v1.Policy\"\x0f\n\rStartResponse\"!\n\x0cWatchRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\"\xd4\x02\n\rWatchResponse\x12\x11\n\tmigration\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.landbridge.v1.Role\x12#\n\x05stage\x18\x03 \x01(\x0e\x32\x14.landbridge.v1.Stage\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12)\n\x08progress\x18\x05 \x01(\x0b\x32\x17.landbridge.v1.Progress\x12-\n\x08\x63hannels\x18\x06 \x03(\x0b\x32\x1b.landbridge.v1.ChannelBytes\x12\x30\n\x0csuspended_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\tsilent_ms\x18\x08 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\x0e\x62ytes_repeated\x18\t \x01(\x04\x12\x0f\n\x07steered\x18\n \x01(\tB\x0c\n\n_silent_ms\"7\n\x0f\x41\x63tivateRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x11\n\tautostart\x18\x02 \x01(\x08\"B\n\x10\x41\x63tivateResponse\x12.\n\nresumed_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\";\n\rCancelRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x17\n\x0f\x64iscard_arrived\x18\x02 \x01(\x08\"N\n\x0e\x43\x61ncelResponse\x12-\n\npossession\x18\x01 \x01(\x0e\x32\x19.landbridge.v1.Possession\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"3\n\rSettleRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x0f\n\x07vm_uuid\x18\x02 \x01(\t\"!\n\x0eSettleResponse\x12\x0f\n\x07removed\x18\x01 \x03(\t*C\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SOURCE\x10\x01\x12\x14\n\x10ROLE_DESTINATION\x10\x02*\xd8\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTAGE_PREPARED\x10\x01\x12\x17\n\x13STAGE_COPYING_DISKS\x10\x02\x12\x18\n\x14STAGE_COPYING_MEMORY\x10\x03\x12\x13\n\x0fSTAGE_SWITCHING\x10\x04\x12\x12\n\x0eSTAGE_RELEASED\x10\x05\x12\x11\n\rSTAGE_ARRIVED\x10\x06\x12\x10\n\x0cSTAGE_ACTIVE\x10\x07\x12\x10\n\x0cSTAGE_FAILED\x10\x08\x12\x11\n\rSTAGE_UNKNOWN\x10\t*l\n\nPossession\x12\x1a\n\x16POSSESSION_UNSPECIFIED\x10\x00\x12\x13\n\x0fPOSSESSION_HERE\x10\x01\x12\x15\n\x11POSSESSION_ABSENT\x10\x02\x12\x16\n\x12POSSESSION_ARRIVED\x10\x03\x32\xc6\x06\n\x05\x41gent\x12H\n\x07GetHost\x12\x1d.landbridge.v1.GetHostRequest\x1a\x1e.landbridge.v1.GetHostResponse\x12H\n\x07ListVms\x12\x1d.landbridge.v1.ListVmsRequest\x1a\x1e.landbridge.v1.ListVmsResponse\x12N\n\tInspectVm\x12\x1f.landbridge.v1.InspectVmRequest\x1a .landbridge.v1.InspectVmResponse\x12N\n\tMeasureVm\x12\x1f.landbridge.v1.MeasureVmRequest\x1a .landbridge.v1.MeasureVmResponse\x12Z\n\rCheckIncoming\x12#.landbridge.v1.CheckIncomingRequest\x1a$.landbridge.v1.CheckIncomingResponse\x12H\n\x07Prepare\x12\x1d.landbridge.v1.PrepareRequest\x1a\x1e.landbridge.v1.PrepareResponse\x12\x42\n\x05Start\x12\x1b.landbridge.v1.StartRequest\x1a\x1c.landbridge.v1.StartResponse\x12\x44\n\x05Watch\x12\x1b.landbridge.v1.WatchRequest\x1a\x1c.landbridge.v1.WatchResponse0\x01\x12K\n\x08\x41\x63tivate\x12\x1e.landbridge.v1.ActivateRequest\x1a\x1f.landbridge.v1.ActivateResponse\x12\x45\n\x06\x43\x61ncel\x12\x1c.landbridge.v1.CancelRequest\x1a\x1d.landbridge.v1.CancelResponse\x12\x45\n\x06Settle\x12\x1c.landbridge.v1.SettleRequest\x1a\x1d.landbridge.v1.SettleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19landbridge/v1/agent.proto\x12\rlandbridge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19landbridge/v1/types.proto\"\x10\n\x0eGetHostRequest\"4\n\x0fGetHostResponse\x12!\n\x04host\x18\x01 \x01(\x0b\x32\x13.landbridge.v1.Host\"\x10\n\x0eListVmsRequest\"1\n\x0fListVmsResponse\x12\x1e\n\x03vms\x18\x01 \x03(\x0b\x32\x11.landbridge.v1.Vm\",\n\x10InspectVmRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x0c\n\x04\x63old\x18\x46 \x01(\x08\"F\n\x11InspectVmResponse\x12\x1d\n\x02vm\x18\x01 \x01(\x0b\x32\x11.landbridge.v1.Vm\x12\x12\n\ndomain_xml\x18\x02 \x01(\t\"\x1e\n\x10MeasureVmRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"D\n\x11MeasureVmResponse\x12/\n\x0bmeasurement\x18\x01 \x01(\x0b\x32\x1a.landbridge.v1.Measurement\"\xd2\x01\n\x07Mapping\x12\x30\n\x05pools\x18\x01 \x03(\x0b\x32!.landbridge.v1.Mapping.PoolsEntry\x12\x36\n\x08networks\x18\x02 \x03(\x0b\x32$.landbridge.v1.Mapping.NetworksEntry\x1a,\n\nPoolsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rNetworksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"r\n\x14\x43heckIncomingRequest\x12\x1d\n\x02vm\x18\x01 \x01(\x0b\x32\x11.landbridge.v1.Vm\x12\x12\n\ndomain_xml\x18\x02 \x01(\t\x12\'\n\x07mapping\x18\x03 \x01(\x0b\x32\x16.landbridge.v1.Mapping\"\x9f\x01\n\x15\x43heckIncomingResponse\x12!\n\x04host\x18\x01 \x01(\x0b\x32\x13.landbridge.v1.Host\x12\x13\n\x0b\x63pu_problem\x18\x02 \x01(\t\x12$\n\tconflicts\x18\x03 \x03(\x0b\x32\x11.landbridge.v1.Vm\x12\x17\n\x0f\x65xisting_images\x18\x04 \x03(\t\x12\x0f\n\x07refused\x18\x14 \x03(\t\"\xd5\x02\n\x0ePrepareRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.landbridge.v1.Role\x12\x1d\n\x02vm\x18\x03 \x01(\x0b\x32\x11.landbridge.v1.Vm\x12\x12\n\ndomain_xml\x18\x04 \x01(\t\x12\'\n\x07mapping\x18\x05 \x01(\x0b\x32\x16.landbridge.v1.Mapping\x12\x18\n\x10\x64\x65stination_site\x18\x06 \x01(\t\x12\x18\n\x10\x64\x65stination_host\x18\x07 \x01(\t\x12\x13\n\x0bsource_site\x18\x08 \x01(\t\x12\x13\n\x0bsource_host\x18\t \x01(\t\x12\x16\n\x0e\x63hannel_secret\x18\n \x01(\x0c\x12\x17\n\x0foutage_limit_ms\x18\x0b \x01(\x04\x12\x0c\n\x04\x63old\x18\x46 \x01(\x08\x12\x14\n\x0cverify_disks\x18P \x01(\x08\"3\n\x0fPrepareResponse\x12\x12\n\ndomain_xml\x18\x01 \x01(\t\x12\x0c\n\x04\x63old\x18\x46 \x01(\x08\"\\\n\x0cStartRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x12\n\ndomain_xml\x18\x02 \x01(\t\x12%\n\x06policy\x18\x03 \x01(\x0b\x32\x15.landbridge.v1.Policy\"\x0f\n\rStartResponse\"!\n\x0cWatchRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\"\xd4\x02\n\rWatchResponse\x12\x11\n\tmigration\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.landbridge.v1.Role\x12#\n\x05stage\x18\x03 \x01(\x0e\x32\x14.landbridge.v1.Stage\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12)\n\x08progress\x18\x05 \x01(\x0b\x32\x17.landbridge.v1.Progress\x12-\n\x08\x63hannels\x18\x06 \x03(\x0b\x32\x1b.landbridge.v1.ChannelBytes\x12\x30\n\x0csuspended_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\tsilent_ms\x18\x08 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\x0e\x62ytes_repeated\x18\t \x01(\x04\x12\x0f\n\x07steered\x18\n \x01(\tB\x0c\n\n_silent_ms\"7\n\x0f\x41\x63tivateRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x11\n\tautostart\x18\x02 \x01(\x08\"B\n\x10\x41\x63tivateResponse\x12.\n\nresumed_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\";\n\rCancelRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x17\n\x0f\x64iscard_arrived\x18\x02 \x01(\x08\"N\n\x0e\x43\x61ncelResponse\x12-\n\npossession\x18\x01 \x01(\x0e\x32\x19.landbridge.v1.Possession\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"3\n\rSettleRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x0f\n\x07vm_uuid\x18\x02 \x01(\t\"!\n\x0eSettleResponse\x12\x0f\n\x07removed\x18\x01 \x03(\t\"(\n\x08\x44iskRuns\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x0c\n\x04runs\x18\x02 \x03(\x04\"y\n\x0cProveRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\t\x12)\n\x08left_out\x18\x03 \x03(\x0b\x32\x17.landbridge.v1.DiskRuns\x12\r\n\x05\x62\x65gin\x18\x05 \x01(\x08\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x08\"9\n\nHashedDisk\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\r\n\x05nodes\x18\x03 \x03(\x0c\"\xee\x01\n\rProveResponse\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.landbridge.v1.ProveState\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\t\x12)\n\x08left_out\x18\x04 \x03(\x0b\x32\x17.landbridge.v1.DiskRuns\x12(\n\x05\x64isks\x18\x05 \x03(\x0b\x32\x19.landbridge.v1.HashedDisk\x12\x12\n\nbytes_done\x18\x06 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x07 \x01(\x04\x12\x13\n\x0b\x64owntime_us\x18\x08 \x01(\x04*C\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SOURCE\x10\x01\x12\x14\n\x10ROLE_DESTINATION\x10\x02*\xd8\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTAGE_PREPARED\x10\x01\x12\x17\n\x13STAGE_COPYING_DISKS\x10\x02\x12\x18\n\x14STAGE_COPYING_MEMORY\x10\x03\x12\x13\n\x0fSTAGE_SWITCHING\x10\x04\x12\x12\n\x0eSTAGE_RELEASED\x10\x05\x12\x11\n\rSTAGE_ARRIVED\x10\x06\x12\x10\n\x0cSTAGE_ACTIVE\x10\x07\x12\x10\n\x0cSTAGE_FAILED\x10\x08\x12\x11\n\rSTAGE_UNKNOWN\x10\t*l\n\nPossession\x12\x1a\n\x16POSSESSION_UNSPECIFIED\x10\x00\x12\x13\n\x0fPOSSESSION_HERE\x10\x01\x12\x15\n\x11POSSESSION_ABSENT\x10\x02\x12\x16\n\x12POSSESSION_ARRIVED\x10\x03*\x89\x01\n\nProveState\x12\x1b\n\x17PROVE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13PROVE_STATE_READING\x10\x01\x12\x14\n\x10PROVE_STATE_DONE\x10\x02\x12\x16\n\x12PROVE_STATE_FAILED\x10\x03\x12\x17\n\x13PROVE_STATE_UNKNOWN\x10\x04\x32\x8a\x07\n\x05\x41gent\x12H\n\x07GetHost\x12\x1d.landbridge.v1.GetHostRequest\x1a\x1e.landbridge.v1.GetHostResponse\x12H\n\x07ListVms\x12\x1d.landbridge.v1.ListVmsRequest\x1a\x1e.landbridge.v1.ListVmsResponse\x12N\n\tInspectVm\x12\x1f.landbridge.v1.InspectVmRequest\x1a .landbridge.v1.InspectVmResponse\x12N\n\tMeasureVm\x12\x1f.landbridge.v1.MeasureVmRequest\x1a .landbridge.v1.MeasureVmResponse\x12Z\n\rCheckIncoming\x12#.landbridge.v1.CheckIncomingRequest\x1a$.landbridge.v1.CheckIncomingResponse\x12H\n\x07Prepare\x12\x1d.landbridge.v1.PrepareRequest\x1a\x1e.landbridge.v1.PrepareResponse\x12\x42\n\x05Start\x12\x1b.landbridge.v1.StartRequest\x1a\x1c.landbridge.v1.StartResponse\x12\x44\n\x05Watch\x12\x1b.landbridge.v1.WatchRequest\x1a\x1c.landbridge.v1.WatchResponse0\x01\x12K\n\x08\x41\x63tivate\x12\x1e.landbridge.v1.ActivateRequest\x1a\x1f.landbridge.v1.ActivateResponse\x12\x45\n\x06\x43\x61ncel\x12\x1c.landbridge.v1.CancelRequest\x1a\x1d.landbridge.v1.CancelResponse\x12\x45\n\x06Settle\x12\x1c.landbridge.v1.SettleRequest\x1a\x1d.landbridge.v1.SettleResponse\x12\x42\n\x05Prove\x12\x1b.landbridge.v1.ProveRequest\x1a\x1c.landbridge.v1.ProveResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,12 +37,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MAPPING_POOLSENTRY']._serialized_options = b'8\001'
   _globals['_MAPPING_NETWORKSENTRY']._loaded_options = None
   _globals['_MAPPING_NETWORKSENTRY']._serialized_options = b'8\001'
-  _globals['_ROLE']._serialized_start=2174
-  _globals['_ROLE']._serialized_end=2241
-  _globals['_STAGE']._serialized_start=2244
-  _globals['_STAGE']._serialized_end=2460
-  _globals['_POSSESSION']._serialized_start=2462
-  _globals['_POSSESSION']._serialized_end=2570
+  _globals['_ROLE']._serialized_start=2661
+  _globals['_ROLE']._serialized_end=2728
+  _globals['_STAGE']._serialized_start=2731
+  _globals['_STAGE']._serialized_end=2947
+  _globals['_POSSESSION']._serialized_start=2949
+  _globals['_POSSESSION']._serialized_end=3057
+  _globals['_PROVESTATE']._serialized_start=3060
+  _globals['_PROVESTATE']._serialized_end=3197
   _globals['_GETHOSTREQUEST']._serialized_start=104
   _globals['_GETHOSTREQUEST']._serialized_end=120
   _globals['_GETHOSTRESPONSE']._serialized_start=122
@@ -70,29 +72,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKINCOMINGRESPONSE']._serialized_start=795
   _globals['_CHECKINCOMINGRESPONSE']._serialized_end=954
   _globals['_PREPAREREQUEST']._serialized_start=957
-  _globals['_PREPAREREQUEST']._serialized_end=1276
-  _globals['_PREPARERESPONSE']._serialized_start=1278
-  _globals['_PREPARERESPONSE']._serialized_end=1329
-  _globals['_STARTREQUEST']._serialized_start=1331
-  _globals['_STARTREQUEST']._serialized_end=1423
-  _globals['_STARTRESPONSE']._serialized_start=1425
-  _globals['_STARTRESPONSE']._serialized_end=1440
-  _globals['_WATCHREQUEST']._serialized_start=1442
-  _globals['_WATCHREQUEST']._serialized_end=1475
-  _globals['_WATCHRESPONSE']._serialized_start=1478
-  _globals['_WATCHRESPONSE']._serialized_end=1818
-  _globals['_ACTIVATEREQUEST']._serialized_start=1820
-  _globals['_ACTIVATEREQUEST']._serialized_end=1875
-  _globals['_ACTIVATERESPONSE']._serialized_start=1877
-  _globals['_ACTIVATERESPONSE']._serialized_end=1943
-  _globals['_CANCELREQUEST']._serialized_start=1945
-  _globals['_CANCELREQUEST']._serialized_end=2004
-  _globals['_CANCELRESPONSE']._serialized_start=2006
-  _globals['_CANCELRESPONSE']._serialized_end=2084
-  _globals['_SETTLEREQUEST']._serialized_start=2086
-  _globals['_SETTLEREQUEST']._serialized_end=2137
-  _globals['_SETTLERESPONSE']._serialized_start=2139
-  _globals['_SETTLERESPONSE']._serialized_end=2172
-  _globals['_AGENT']._serialized_start=2573
-  _globals['_AGENT']._serialized_end=3411
+  _globals['_PREPAREREQUEST']._serialized_end=1298
+  _globals['_PREPARERESPONSE']._serialized_start=1300
+  _globals['_PREPARERESPONSE']._serialized_end=1351
+  _globals['_STARTREQUEST']._serialized_start=1353
+  _globals['_STARTREQUEST']._serialized_end=1445
+  _globals['_STARTRESPONSE']._serialized_start=1447
+  _globals['_STARTRESPONSE']._serialized_end=1462
+  _globals['_WATCHREQUEST']._serialized_start=1464
+  _globals['_WATCHREQUEST']._serialized_end=1497
+  _globals['_WATCHRESPONSE']._serialized_start=1500
+  _globals['_WATCHRESPONSE']._serialized_end=1840
+  _globals['_ACTIVATEREQUEST']._serialized_start=1842
+  _globals['_ACTIVATEREQUEST']._serialized_end=1897
+  _globals['_ACTIVATERESPONSE']._serialized_start=1899
+  _globals['_ACTIVATERESPONSE']._serialized_end=1965
+  _globals['_CANCELREQUEST']._serialized_start=1967
+  _globals['_CANCELREQUEST']._serialized_end=2026
+  _globals['_CANCELRESPONSE']._serialized_start=2028
+  _globals['_CANCELRESPONSE']._serialized_end=2106
+  _globals['_SETTLEREQUEST']._serialized_start=2108
+  _globals['_SETTLEREQUEST']._serialized_end=2159
+  _globals['_SETTLERESPONSE']._serialized_start=2161
+  _globals['_SETTLERESPONSE']._serialized_end=2194
+  _globals['_DISKRUNS']._serialized_start=2196
+  _globals['_DISKRUNS']._serialized_end=2236
+  _globals['_PROVEREQUEST']._serialized_start=2238
+  _globals['_PROVEREQUEST']._serialized_end=2359
+  _globals['_HASHEDDISK']._serialized_start=2361
+  _globals['_HASHEDDISK']._serialized_end=2418
+  _globals['_PROVERESPONSE']._serialized_start=2421
+  _globals['_PROVERESPONSE']._serialized_end=2659
+  _globals['_AGENT']._serialized_start=3200
+  _globals['_AGENT']._serialized_end=4106
 # @@protoc_insertion_point(module_scope)

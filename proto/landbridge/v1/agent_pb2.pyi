@@ -104,6 +104,31 @@ POSSESSION_ARRIVED: Possession.ValueType  # 3
 """The VM has arrived whole and must not be removed: at the destination, unless the source still has it."""
 Global___Possession: _TypeAlias = Possession  # noqa: Y015
 
+class _ProveState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProveStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProveState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROVE_STATE_UNSPECIFIED: _ProveState.ValueType  # 0
+    PROVE_STATE_READING: _ProveState.ValueType  # 1
+    PROVE_STATE_DONE: _ProveState.ValueType  # 2
+    PROVE_STATE_FAILED: _ProveState.ValueType  # 3
+    """It cannot be had; the problem says why."""
+    PROVE_STATE_UNKNOWN: _ProveState.ValueType  # 4
+    """At the source: send what is left out."""
+
+class ProveState(_ProveState, metaclass=_ProveStateEnumTypeWrapper): ...
+
+PROVE_STATE_UNSPECIFIED: ProveState.ValueType  # 0
+PROVE_STATE_READING: ProveState.ValueType  # 1
+PROVE_STATE_DONE: ProveState.ValueType  # 2
+PROVE_STATE_FAILED: ProveState.ValueType  # 3
+"""It cannot be had; the problem says why."""
+PROVE_STATE_UNKNOWN: ProveState.ValueType  # 4
+"""At the source: send what is left out."""
+Global___ProveState: _TypeAlias = ProveState  # noqa: Y015
+
 @_typing.final
 class GetHostRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -413,6 +438,7 @@ class PrepareRequest(_message.Message):
     CHANNEL_SECRET_FIELD_NUMBER: _builtins.int
     OUTAGE_LIMIT_MS_FIELD_NUMBER: _builtins.int
     COLD_FIELD_NUMBER: _builtins.int
+    VERIFY_DISKS_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     role: Global___Role.ValueType
     domain_xml: _builtins.str
@@ -426,6 +452,8 @@ class PrepareRequest(_message.Message):
     """How long the other agent may be silent before this one gives the migration up."""
     cold: _builtins.bool
     """The VM is shut off, and must not run at either end."""
+    verify_disks: _builtins.bool
+    """At the destination: note what the guest writes from its arrival on, so that the rest of its disks can be compared."""
     @_builtins.property
     def vm(self) -> _types_pb2.Vm: ...
     @_builtins.property
@@ -445,10 +473,11 @@ class PrepareRequest(_message.Message):
         channel_secret: _builtins.bytes = ...,
         outage_limit_ms: _builtins.int = ...,
         cold: _builtins.bool = ...,
+        verify_disks: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mapping", b"mapping", "vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_secret", b"channel_secret", "cold", b"cold", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_xml", b"domain_xml", "mapping", b"mapping", "migration", b"migration", "outage_limit_ms", b"outage_limit_ms", "role", b"role", "source_host", b"source_host", "source_site", b"source_site", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_secret", b"channel_secret", "cold", b"cold", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_xml", b"domain_xml", "mapping", b"mapping", "migration", b"migration", "outage_limit_ms", b"outage_limit_ms", "role", b"role", "source_host", b"source_host", "source_site", b"source_site", "verify_disks", b"verify_disks", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -731,3 +760,143 @@ class SettleResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SettleResponse: _TypeAlias = SettleResponse  # noqa: Y015
+
+@_typing.final
+class DiskRuns(_message.Message):
+    """Blocks of a disk in a row, and those between them: how many to skip, how many are meant, and so on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        runs: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["runs", b"runs", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiskRuns: _TypeAlias = DiskRuns  # noqa: Y015
+
+@_typing.final
+class ProveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    BEGIN_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    migration: _builtins.str
+    attempt: _builtins.str
+    """At the source: for which reading of the destination's."""
+    begin: _builtins.bool
+    end: _builtins.bool
+    """It was compared, or is not wanted any more: end what is under way, and forget it."""
+    @_builtins.property
+    def left_out(self) -> _containers.RepeatedCompositeFieldContainer[Global___DiskRuns]:
+        """At the source, where it does not know the attempt: what is left out of each disk, and that it is to begin with that."""
+
+    def __init__(
+        self,
+        *,
+        migration: _builtins.str = ...,
+        attempt: _builtins.str = ...,
+        left_out: _abc.Iterable[Global___DiskRuns] | None = ...,
+        begin: _builtins.bool = ...,
+        end: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "begin", b"begin", "end", b"end", "left_out", b"left_out", "migration", b"migration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProveRequest: _TypeAlias = ProveRequest  # noqa: Y015
+
+@_typing.final
+class HashedDisk(_message.Message):
+    """A disk as one end has stored it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    size: _builtins.int
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Of the tree over its blocks: 32 bytes each."""
+
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        size: _builtins.int = ...,
+        nodes: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "size", b"size", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HashedDisk: _TypeAlias = HashedDisk  # noqa: Y015
+
+@_typing.final
+class ProveResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    DISKS_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    DOWNTIME_US_FIELD_NUMBER: _builtins.int
+    state: Global___ProveState.ValueType
+    problem: _builtins.str
+    attempt: _builtins.str
+    """One reading of the disks, from its beginning: another one has other blocks left out."""
+    bytes_done: _builtins.int
+    """Bytes that have been read or need not be, and all."""
+    bytes_total: _builtins.int
+    downtime_us: _builtins.int
+    """At the destination: for how long the guest waited for its bitmap."""
+    @_builtins.property
+    def left_out(self) -> _containers.RepeatedCompositeFieldContainer[Global___DiskRuns]:
+        """At the destination, as soon as it is known: what the guest has written."""
+
+    @_builtins.property
+    def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___HashedDisk]:
+        """When it is done."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___ProveState.ValueType = ...,
+        problem: _builtins.str = ...,
+        attempt: _builtins.str = ...,
+        left_out: _abc.Iterable[Global___DiskRuns] | None = ...,
+        disks: _abc.Iterable[Global___HashedDisk] | None = ...,
+        bytes_done: _builtins.int = ...,
+        bytes_total: _builtins.int = ...,
+        downtime_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "disks", b"disks", "downtime_us", b"downtime_us", "left_out", b"left_out", "problem", b"problem", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProveResponse: _TypeAlias = ProveResponse  # noqa: Y015

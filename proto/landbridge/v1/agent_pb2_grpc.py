@@ -89,6 +89,11 @@ class AgentStub:
                 request_serializer=landbridge_dot_v1_dot_agent__pb2.SettleRequest.SerializeToString,
                 response_deserializer=landbridge_dot_v1_dot_agent__pb2.SettleResponse.FromString,
                 _registered_method=True)
+        self.Prove = channel.unary_unary(
+                '/landbridge.v1.Agent/Prove',
+                request_serializer=landbridge_dot_v1_dot_agent__pb2.ProveRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_agent__pb2.ProveResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServicer:
@@ -170,6 +175,13 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Prove(self, request, context):
+        """Begin to hash the VM's disks as they stood at the switch-over, and say how far that is. Asked until it has ended. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -227,6 +239,11 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.Settle,
                     request_deserializer=landbridge_dot_v1_dot_agent__pb2.SettleRequest.FromString,
                     response_serializer=landbridge_dot_v1_dot_agent__pb2.SettleResponse.SerializeToString,
+            ),
+            'Prove': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prove,
+                    request_deserializer=landbridge_dot_v1_dot_agent__pb2.ProveRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_agent__pb2.ProveResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -526,6 +543,33 @@ class Agent:
             '/landbridge.v1.Agent/Settle',
             landbridge_dot_v1_dot_agent__pb2.SettleRequest.SerializeToString,
             landbridge_dot_v1_dot_agent__pb2.SettleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Agent/Prove',
+            landbridge_dot_v1_dot_agent__pb2.ProveRequest.SerializeToString,
+            landbridge_dot_v1_dot_agent__pb2.ProveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,8 @@ class AgentStub:
     """Stop the migration at this host and remove what it made; says who has the VM now. Idempotent."""
     Settle: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SettleRequest, _agent_pb2.SettleResponse]
     """Remove the definition and disks that a completed migration left at the source. Idempotent."""
+    Prove: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ProveRequest, _agent_pb2.ProveResponse]
+    """Begin to hash the VM's disks as they stood at the switch-over, and say how far that is. Asked until it has ended. Idempotent."""
 
 @_typing.type_check_only
 class AgentAsyncStub(AgentStub):
@@ -77,6 +79,8 @@ class AgentAsyncStub(AgentStub):
     """Stop the migration at this host and remove what it made; says who has the VM now. Idempotent."""
     Settle: _aio.UnaryUnaryMultiCallable[_agent_pb2.SettleRequest, _agent_pb2.SettleResponse]  # type: ignore[assignment]
     """Remove the definition and disks that a completed migration left at the source. Idempotent."""
+    Prove: _aio.UnaryUnaryMultiCallable[_agent_pb2.ProveRequest, _agent_pb2.ProveResponse]  # type: ignore[assignment]
+    """Begin to hash the VM's disks as they stood at the switch-over, and say how far that is. Asked until it has ended. Idempotent."""
 
 class AgentServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -165,5 +169,13 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.SettleResponse, _abc.Awaitable[_agent_pb2.SettleResponse]]:
         """Remove the definition and disks that a completed migration left at the source. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def Prove(
+        self,
+        request: _agent_pb2.ProveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.ProveResponse, _abc.Awaitable[_agent_pb2.ProveResponse]]:
+        """Begin to hash the VM's disks as they stood at the switch-over, and say how far that is. Asked until it has ended. Idempotent."""
 
 def add_AgentServicer_to_server(servicer: AgentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -145,6 +145,7 @@ class Decision(_message.Message):
     REQUEST_SHA256_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     BREAK_GLASS_FIELD_NUMBER: _builtins.int
+    VERIFY_DISKS_FIELD_NUMBER: _builtins.int
     site: _builtins.str
     """Whose policy."""
     action: _builtins.str
@@ -162,6 +163,8 @@ class Decision(_message.Message):
     """The request that waits, or waited, for approvals at that site."""
     break_glass: _builtins.str
     """Freezes and four-eyes were overridden: the reason that was given."""
+    verify_disks: _builtins.bool
+    """A rule that permits it has the disks compared."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecisionStep]: ...
     @_builtins.property
@@ -180,10 +183,11 @@ class Decision(_message.Message):
         request_sha256: _builtins.str = ...,
         request: _builtins.str = ...,
         break_glass: _builtins.str = ...,
+        verify_disks: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decided_at", b"decided_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "break_glass", b"break_glass", "decided_at", b"decided_at", "policy_sha256", b"policy_sha256", "request", b"request", "request_sha256", b"request_sha256", "requester", b"requester", "rule", b"rule", "site", b"site", "steps", b"steps", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "break_glass", b"break_glass", "decided_at", b"decided_at", "policy_sha256", b"policy_sha256", "request", b"request", "request_sha256", b"request_sha256", "requester", b"requester", "rule", b"rule", "site", b"site", "steps", b"steps", "verdict", b"verdict", "verify_disks", b"verify_disks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -493,15 +493,19 @@ class SettleMigrationRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    WITHOUT_PROOF_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    without_proof: _builtins.str
+    """Why the source is removed though the comparison of its disks that was wanted could not be had; takes an admin."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        without_proof: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "without_proof", b"without_proof"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,7 +30,7 @@ from landbridge.v1 import audit_pb2 as landbridge_dot_v1_dot_audit__pb2
 from landbridge.v1 import types_pb2 as landbridge_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18landbridge/v1/peer.proto\x12\rlandbridge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19landbridge/v1/agent.proto\x1a\x1clandbridge/v1/decision.proto\x1a\x1dlandbridge/v1/enrolment.proto\x1a\x19landbridge/v1/audit.proto\x1a\x19landbridge/v1/types.proto\"\x1f\n\x0eGetSiteRequest\x12\r\n\x05hosts\x18\x01 \x01(\x08\"\xa1\x01\n\x0fGetSiteResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0fgateway_version\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12)\n\x05\x63lock\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x05hosts\x18\x05 \x03(\x0b\x32\x13.landbridge.v1.Host\"\x89\x01\n\x18PeerCheckIncomingRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x32\n\x05\x63heck\x18\x02 \x01(\x0b\x32#.landbridge.v1.CheckIncomingRequest\x12+\n\tmigration\x18\x03 \x01(\x0b\x32\x18.landbridge.v1.Migration\"P\n\x19PeerCheckIncomingResponse\x12\x33\n\x05\x63heck\x18\x01 \x01(\x0b\x32$.landbridge.v1.CheckIncomingResponse\"q\n\x12PeerPrepareRequest\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\x12.\n\x07prepare\x18\x02 \x01(\x0b\x32\x1d.landbridge.v1.PrepareRequest\"q\n\x13PeerPrepareResponse\x12/\n\x07prepare\x18\x01 \x01(\x0b\x32\x1e.landbridge.v1.PrepareResponse\x12)\n\x08\x64\x65\x63ision\x18\x14 \x01(\x0b\x32\x17.landbridge.v1.Decision\"G\n\x13PeerActivateRequest\x12\x30\n\x08\x61\x63tivate\x18\x01 \x01(\x0b\x32\x1e.landbridge.v1.ActivateRequest\"I\n\x14PeerActivateResponse\x12\x31\n\x08\x61\x63tivate\x18\x01 \x01(\x0b\x32\x1f.landbridge.v1.ActivateResponse\"A\n\x11PeerCancelRequest\x12,\n\x06\x63\x61ncel\x18\x01 \x01(\x0b\x32\x1c.landbridge.v1.CancelRequest\"C\n\x12PeerCancelResponse\x12-\n\x06\x63\x61ncel\x18\x01 \x01(\x0b\x32\x1d.landbridge.v1.CancelResponse\"@\n\x11PeerReportRequest\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"\x14\n\x12PeerReportResponse\"Q\n\x14PeerAuthorizeRequest\x12+\n\tmigration\x18\x14 \x01(\x0b\x32\x18.landbridge.v1.Migration\x12\x0c\n\x04open\x18\x15 \x01(\x08\"B\n\x15PeerAuthorizeResponse\x12)\n\x08\x64\x65\x63ision\x18\x14 \x01(\x0b\x32\x17.landbridge.v1.Decision\"f\n\tSiteTrust\x12\r\n\x05roots\x18\x01 \x01(\t\x12+\n\x07\x64\x65nials\x18\x02 \x03(\x0b\x32\x1a.landbridge.v1.DenialEntry\x12\r\n\x05peers\x18\x03 \x03(\t\x12\x0e\n\x06tunnel\x18\x04 \x03(\t\"?\n\x14\x45xchangeTrustRequest\x12\'\n\x05trust\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.SiteTrust\"@\n\x15\x45xchangeTrustResponse\x12\'\n\x05trust\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.SiteTrust2\xd9\x06\n\x04Peer\x12H\n\x07GetSite\x12\x1d.landbridge.v1.GetSiteRequest\x1a\x1e.landbridge.v1.GetSiteResponse\x12\x62\n\rCheckIncoming\x12\'.landbridge.v1.PeerCheckIncomingRequest\x1a(.landbridge.v1.PeerCheckIncomingResponse\x12V\n\tAuthorize\x12#.landbridge.v1.PeerAuthorizeRequest\x1a$.landbridge.v1.PeerAuthorizeResponse\x12P\n\x07Prepare\x12!.landbridge.v1.PeerPrepareRequest\x1a\".landbridge.v1.PeerPrepareResponse\x12S\n\x08\x41\x63tivate\x12\".landbridge.v1.PeerActivateRequest\x1a#.landbridge.v1.PeerActivateResponse\x12M\n\x06\x43\x61ncel\x12 .landbridge.v1.PeerCancelRequest\x1a!.landbridge.v1.PeerCancelResponse\x12M\n\x06Report\x12 .landbridge.v1.PeerReportRequest\x1a!.landbridge.v1.PeerReportResponse\x12Z\n\rExchangeTrust\x12#.landbridge.v1.ExchangeTrustRequest\x1a$.landbridge.v1.ExchangeTrustResponse\x12N\n\tGetProofs\x12\x1f.landbridge.v1.GetProofsRequest\x1a .landbridge.v1.GetProofsResponse\x12Z\n\rAddCheckpoint\x12#.landbridge.v1.AddCheckpointRequest\x1a$.landbridge.v1.AddCheckpointResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18landbridge/v1/peer.proto\x12\rlandbridge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19landbridge/v1/agent.proto\x1a\x1clandbridge/v1/decision.proto\x1a\x1dlandbridge/v1/enrolment.proto\x1a\x19landbridge/v1/audit.proto\x1a\x19landbridge/v1/types.proto\"\x1f\n\x0eGetSiteRequest\x12\r\n\x05hosts\x18\x01 \x01(\x08\"\xa1\x01\n\x0fGetSiteResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0fgateway_version\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12)\n\x05\x63lock\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x05hosts\x18\x05 \x03(\x0b\x32\x13.landbridge.v1.Host\"\x89\x01\n\x18PeerCheckIncomingRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x32\n\x05\x63heck\x18\x02 \x01(\x0b\x32#.landbridge.v1.CheckIncomingRequest\x12+\n\tmigration\x18\x03 \x01(\x0b\x32\x18.landbridge.v1.Migration\"P\n\x19PeerCheckIncomingResponse\x12\x33\n\x05\x63heck\x18\x01 \x01(\x0b\x32$.landbridge.v1.CheckIncomingResponse\"q\n\x12PeerPrepareRequest\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\x12.\n\x07prepare\x18\x02 \x01(\x0b\x32\x1d.landbridge.v1.PrepareRequest\"q\n\x13PeerPrepareResponse\x12/\n\x07prepare\x18\x01 \x01(\x0b\x32\x1e.landbridge.v1.PrepareResponse\x12)\n\x08\x64\x65\x63ision\x18\x14 \x01(\x0b\x32\x17.landbridge.v1.Decision\"G\n\x13PeerActivateRequest\x12\x30\n\x08\x61\x63tivate\x18\x01 \x01(\x0b\x32\x1e.landbridge.v1.ActivateRequest\"I\n\x14PeerActivateResponse\x12\x31\n\x08\x61\x63tivate\x18\x01 \x01(\x0b\x32\x1f.landbridge.v1.ActivateResponse\"A\n\x11PeerCancelRequest\x12,\n\x06\x63\x61ncel\x18\x01 \x01(\x0b\x32\x1c.landbridge.v1.CancelRequest\"C\n\x12PeerCancelResponse\x12-\n\x06\x63\x61ncel\x18\x01 \x01(\x0b\x32\x1d.landbridge.v1.CancelResponse\">\n\x10PeerProveRequest\x12*\n\x05prove\x18\x01 \x01(\x0b\x32\x1b.landbridge.v1.ProveRequest\"@\n\x11PeerProveResponse\x12+\n\x05prove\x18\x01 \x01(\x0b\x32\x1c.landbridge.v1.ProveResponse\"@\n\x11PeerReportRequest\x12+\n\tmigration\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.Migration\"\x14\n\x12PeerReportResponse\"Q\n\x14PeerAuthorizeRequest\x12+\n\tmigration\x18\x14 \x01(\x0b\x32\x18.landbridge.v1.Migration\x12\x0c\n\x04open\x18\x15 \x01(\x08\"B\n\x15PeerAuthorizeResponse\x12)\n\x08\x64\x65\x63ision\x18\x14 \x01(\x0b\x32\x17.landbridge.v1.Decision\"f\n\tSiteTrust\x12\r\n\x05roots\x18\x01 \x01(\t\x12+\n\x07\x64\x65nials\x18\x02 \x03(\x0b\x32\x1a.landbridge.v1.DenialEntry\x12\r\n\x05peers\x18\x03 \x03(\t\x12\x0e\n\x06tunnel\x18\x04 \x03(\t\"?\n\x14\x45xchangeTrustRequest\x12\'\n\x05trust\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.SiteTrust\"@\n\x15\x45xchangeTrustResponse\x12\'\n\x05trust\x18\x01 \x01(\x0b\x32\x18.landbridge.v1.SiteTrust2\xa5\x07\n\x04Peer\x12H\n\x07GetSite\x12\x1d.landbridge.v1.GetSiteRequest\x1a\x1e.landbridge.v1.GetSiteResponse\x12\x62\n\rCheckIncoming\x12\'.landbridge.v1.PeerCheckIncomingRequest\x1a(.landbridge.v1.PeerCheckIncomingResponse\x12V\n\tAuthorize\x12#.landbridge.v1.PeerAuthorizeRequest\x1a$.landbridge.v1.PeerAuthorizeResponse\x12P\n\x07Prepare\x12!.landbridge.v1.PeerPrepareRequest\x1a\".landbridge.v1.PeerPrepareResponse\x12S\n\x08\x41\x63tivate\x12\".landbridge.v1.PeerActivateRequest\x1a#.landbridge.v1.PeerActivateResponse\x12M\n\x06\x43\x61ncel\x12 .landbridge.v1.PeerCancelRequest\x1a!.landbridge.v1.PeerCancelResponse\x12J\n\x05Prove\x12\x1f.landbridge.v1.PeerProveRequest\x1a .landbridge.v1.PeerProveResponse\x12M\n\x06Report\x12 .landbridge.v1.PeerReportRequest\x1a!.landbridge.v1.PeerReportResponse\x12Z\n\rExchangeTrust\x12#.landbridge.v1.ExchangeTrustRequest\x1a$.landbridge.v1.ExchangeTrustResponse\x12N\n\tGetProofs\x12\x1f.landbridge.v1.GetProofsRequest\x1a .landbridge.v1.GetProofsResponse\x12Z\n\rAddCheckpoint\x12#.landbridge.v1.AddCheckpointRequest\x1a$.landbridge.v1.AddCheckpointResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,20 +57,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PEERCANCELREQUEST']._serialized_end=1080
   _globals['_PEERCANCELRESPONSE']._serialized_start=1082
   _globals['_PEERCANCELRESPONSE']._serialized_end=1149
-  _globals['_PEERREPORTREQUEST']._serialized_start=1151
-  _globals['_PEERREPORTREQUEST']._serialized_end=1215
-  _globals['_PEERREPORTRESPONSE']._serialized_start=1217
-  _globals['_PEERREPORTRESPONSE']._serialized_end=1237
-  _globals['_PEERAUTHORIZEREQUEST']._serialized_start=1239
-  _globals['_PEERAUTHORIZEREQUEST']._serialized_end=1320
-  _globals['_PEERAUTHORIZERESPONSE']._serialized_start=1322
-  _globals['_PEERAUTHORIZERESPONSE']._serialized_end=1388
-  _globals['_SITETRUST']._serialized_start=1390
-  _globals['_SITETRUST']._serialized_end=1492
-  _globals['_EXCHANGETRUSTREQUEST']._serialized_start=1494
-  _globals['_EXCHANGETRUSTREQUEST']._serialized_end=1557
-  _globals['_EXCHANGETRUSTRESPONSE']._serialized_start=1559
-  _globals['_EXCHANGETRUSTRESPONSE']._serialized_end=1623
-  _globals['_PEER']._serialized_start=1626
-  _globals['_PEER']._serialized_end=2483
+  _globals['_PEERPROVEREQUEST']._serialized_start=1151
+  _globals['_PEERPROVEREQUEST']._serialized_end=1213
+  _globals['_PEERPROVERESPONSE']._serialized_start=1215
+  _globals['_PEERPROVERESPONSE']._serialized_end=1279
+  _globals['_PEERREPORTREQUEST']._serialized_start=1281
+  _globals['_PEERREPORTREQUEST']._serialized_end=1345
+  _globals['_PEERREPORTRESPONSE']._serialized_start=1347
+  _globals['_PEERREPORTRESPONSE']._serialized_end=1367
+  _globals['_PEERAUTHORIZEREQUEST']._serialized_start=1369
+  _globals['_PEERAUTHORIZEREQUEST']._serialized_end=1450
+  _globals['_PEERAUTHORIZERESPONSE']._serialized_start=1452
+  _globals['_PEERAUTHORIZERESPONSE']._serialized_end=1518
+  _globals['_SITETRUST']._serialized_start=1520
+  _globals['_SITETRUST']._serialized_end=1622
+  _globals['_EXCHANGETRUSTREQUEST']._serialized_start=1624
+  _globals['_EXCHANGETRUSTREQUEST']._serialized_end=1687
+  _globals['_EXCHANGETRUSTRESPONSE']._serialized_start=1689
+  _globals['_EXCHANGETRUSTRESPONSE']._serialized_end=1753
+  _globals['_PEER']._serialized_start=1756
+  _globals['_PEER']._serialized_end=2689
 # @@protoc_insertion_point(module_scope)

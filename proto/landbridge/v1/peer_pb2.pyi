@@ -257,6 +257,46 @@ class PeerCancelResponse(_message.Message):
 Global___PeerCancelResponse: _TypeAlias = PeerCancelResponse  # noqa: Y015
 
 @_typing.final
+class PeerProveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def prove(self) -> _agent_pb2.ProveRequest: ...
+    def __init__(
+        self,
+        *,
+        prove: _agent_pb2.ProveRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prove", b"prove"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prove", b"prove"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerProveRequest: _TypeAlias = PeerProveRequest  # noqa: Y015
+
+@_typing.final
+class PeerProveResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def prove(self) -> _agent_pb2.ProveResponse: ...
+    def __init__(
+        self,
+        *,
+        prove: _agent_pb2.ProveResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prove", b"prove"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prove", b"prove"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerProveResponse: _TypeAlias = PeerProveResponse  # noqa: Y015
+
+@_typing.final
 class PeerReportRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -65,6 +65,11 @@ class PeerStub:
                 request_serializer=landbridge_dot_v1_dot_peer__pb2.PeerCancelRequest.SerializeToString,
                 response_deserializer=landbridge_dot_v1_dot_peer__pb2.PeerCancelResponse.FromString,
                 _registered_method=True)
+        self.Prove = channel.unary_unary(
+                '/landbridge.v1.Peer/Prove',
+                request_serializer=landbridge_dot_v1_dot_peer__pb2.PeerProveRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_peer__pb2.PeerProveResponse.FromString,
+                _registered_method=True)
         self.Report = channel.unary_unary(
                 '/landbridge.v1.Peer/Report',
                 request_serializer=landbridge_dot_v1_dot_peer__pb2.PeerReportRequest.SerializeToString,
@@ -123,6 +128,13 @@ class PeerServicer:
 
     def Cancel(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Prove(self, request, context):
+        """See Agent.Prove.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -187,6 +199,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Cancel,
                     request_deserializer=landbridge_dot_v1_dot_peer__pb2.PeerCancelRequest.FromString,
                     response_serializer=landbridge_dot_v1_dot_peer__pb2.PeerCancelResponse.SerializeToString,
+            ),
+            'Prove': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prove,
+                    request_deserializer=landbridge_dot_v1_dot_peer__pb2.PeerProveRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_peer__pb2.PeerProveResponse.SerializeToString,
             ),
             'Report': grpc.unary_unary_rpc_method_handler(
                     servicer.Report,
@@ -371,6 +388,33 @@ class Peer:
             '/landbridge.v1.Peer/Cancel',
             landbridge_dot_v1_dot_peer__pb2.PeerCancelRequest.SerializeToString,
             landbridge_dot_v1_dot_peer__pb2.PeerCancelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Peer/Prove',
+            landbridge_dot_v1_dot_peer__pb2.PeerProveRequest.SerializeToString,
+            landbridge_dot_v1_dot_peer__pb2.PeerProveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class PeerStub:
     Prepare: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PeerPrepareRequest, _peer_pb2.PeerPrepareResponse]
     Activate: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PeerActivateRequest, _peer_pb2.PeerActivateResponse]
     Cancel: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PeerCancelRequest, _peer_pb2.PeerCancelResponse]
+    Prove: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PeerProveRequest, _peer_pb2.PeerProveResponse]
+    """See Agent.Prove."""
     Report: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PeerReportRequest, _peer_pb2.PeerReportResponse]
     """How the migration stands at the source, so that both sites tell the same story."""
     ExchangeTrust: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ExchangeTrustRequest, _peer_pb2.ExchangeTrustResponse]
@@ -58,6 +60,8 @@ class PeerAsyncStub(PeerStub):
     Prepare: _aio.UnaryUnaryMultiCallable[_peer_pb2.PeerPrepareRequest, _peer_pb2.PeerPrepareResponse]  # type: ignore[assignment]
     Activate: _aio.UnaryUnaryMultiCallable[_peer_pb2.PeerActivateRequest, _peer_pb2.PeerActivateResponse]  # type: ignore[assignment]
     Cancel: _aio.UnaryUnaryMultiCallable[_peer_pb2.PeerCancelRequest, _peer_pb2.PeerCancelResponse]  # type: ignore[assignment]
+    Prove: _aio.UnaryUnaryMultiCallable[_peer_pb2.PeerProveRequest, _peer_pb2.PeerProveResponse]  # type: ignore[assignment]
+    """See Agent.Prove."""
     Report: _aio.UnaryUnaryMultiCallable[_peer_pb2.PeerReportRequest, _peer_pb2.PeerReportResponse]  # type: ignore[assignment]
     """How the migration stands at the source, so that both sites tell the same story."""
     ExchangeTrust: _aio.UnaryUnaryMultiCallable[_peer_pb2.ExchangeTrustRequest, _peer_pb2.ExchangeTrustResponse]  # type: ignore[assignment]
@@ -110,6 +114,14 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         request: _peer_pb2.PeerCancelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.PeerCancelResponse, _abc.Awaitable[_peer_pb2.PeerCancelResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Prove(
+        self,
+        request: _peer_pb2.PeerProveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.PeerProveResponse, _abc.Awaitable[_peer_pb2.PeerProveResponse]]:
+        """See Agent.Prove."""
 
     @_abc_1.abstractmethod
     def Report(

@@ -92,6 +92,8 @@ class _MigrationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Migrat
     MIGRATION_STATE_FAILED: _MigrationState.ValueType  # 10
     MIGRATION_STATE_CANCELLED: _MigrationState.ValueType  # 11
     MIGRATION_STATE_SETTLED: _MigrationState.ValueType  # 12
+    MIGRATION_STATE_VERIFYING: _MigrationState.ValueType  # 80
+    """The VM runs at the destination; the disks at both ends are compared."""
 
 class MigrationState(_MigrationState, metaclass=_MigrationStateEnumTypeWrapper):
     """The states of a migration; gateway/migration/states.py owns the transitions."""
@@ -109,6 +111,8 @@ MIGRATION_STATE_CLEANING: MigrationState.ValueType  # 9
 MIGRATION_STATE_FAILED: MigrationState.ValueType  # 10
 MIGRATION_STATE_CANCELLED: MigrationState.ValueType  # 11
 MIGRATION_STATE_SETTLED: MigrationState.ValueType  # 12
+MIGRATION_STATE_VERIFYING: MigrationState.ValueType  # 80
+"""The VM runs at the destination; the disks at both ends are compared."""
 Global___MigrationState: _TypeAlias = MigrationState  # noqa: Y015
 
 class _NonConvergence:
@@ -206,6 +210,30 @@ FATE_INCOMPRESSIBLE: Fate.ValueType  # 5
 FATE_REST: Fate.ValueType  # 6
 """Everything else: headers, and what no hint tells of."""
 Global___Fate: _TypeAlias = Fate  # noqa: Y015
+
+class _ProofOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProofOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProofOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROOF_OUTCOME_UNSPECIFIED: _ProofOutcome.ValueType  # 0
+    PROOF_OUTCOME_UNDER_WAY: _ProofOutcome.ValueType  # 1
+    PROOF_OUTCOME_EQUAL: _ProofOutcome.ValueType  # 2
+    PROOF_OUTCOME_DIFFERS: _ProofOutcome.ValueType  # 3
+    PROOF_OUTCOME_NOT_PROVED: _ProofOutcome.ValueType  # 4
+    """They could not be compared; the reason says why."""
+
+class ProofOutcome(_ProofOutcome, metaclass=_ProofOutcomeEnumTypeWrapper):
+    """What came of comparing the disks at both ends."""
+
+PROOF_OUTCOME_UNSPECIFIED: ProofOutcome.ValueType  # 0
+PROOF_OUTCOME_UNDER_WAY: ProofOutcome.ValueType  # 1
+PROOF_OUTCOME_EQUAL: ProofOutcome.ValueType  # 2
+PROOF_OUTCOME_DIFFERS: ProofOutcome.ValueType  # 3
+PROOF_OUTCOME_NOT_PROVED: ProofOutcome.ValueType  # 4
+"""They could not be compared; the reason says why."""
+Global___ProofOutcome: _TypeAlias = ProofOutcome  # noqa: Y015
 
 @_typing.final
 class Disk(_message.Message):
@@ -435,6 +463,7 @@ class Host(_message.Message):
     CLOCK_FIELD_NUMBER: _builtins.int
     UNREACHABLE_FIELD_NUMBER: _builtins.int
     CLOCK_OFFSET_MS_FIELD_NUMBER: _builtins.int
+    READS_IMAGES_FIELD_NUMBER: _builtins.int
     site: _builtins.str
     name: _builtins.str
     arch: _builtins.str
@@ -451,6 +480,8 @@ class Host(_message.Message):
     """By gateways: why nothing else is known of this host, in one sentence; empty if it answers."""
     clock_offset_ms: _builtins.int
     """By gateways: the host's clock minus the gateway's."""
+    reads_images: _builtins.bool
+    """It can read the images of VMs that are shut off."""
     @_builtins.property
     def cpu_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -488,10 +519,11 @@ class Host(_message.Message):
         clock: _timestamp_pb2.Timestamp | None = ...,
         unreachable: _builtins.str = ...,
         clock_offset_ms: _builtins.int = ...,
+        reads_images: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "arch", b"arch", "clock", b"clock", "clock_offset_ms", b"clock_offset_ms", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "cpus", b"cpus", "emulators", b"emulators", "hypervisor_version", b"hypervisor_version", "libvirt_version", b"libvirt_version", "machine_types", b"machine_types", "memory", b"memory", "memory_free", b"memory_free", "name", b"name", "networks", b"networks", "pools", b"pools", "site", b"site", "unreachable", b"unreachable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "arch", b"arch", "clock", b"clock", "clock_offset_ms", b"clock_offset_ms", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "cpus", b"cpus", "emulators", b"emulators", "hypervisor_version", b"hypervisor_version", "libvirt_version", b"libvirt_version", "machine_types", b"machine_types", "memory", b"memory", "memory_free", b"memory_free", "name", b"name", "networks", b"networks", "pools", b"pools", "reads_images", b"reads_images", "site", b"site", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -537,21 +569,25 @@ class Policy(_message.Message):
     MAX_DOWNTIME_MS_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     ON_NO_CONVERGENCE_FIELD_NUMBER: _builtins.int
+    VERIFY_DISKS_FIELD_NUMBER: _builtins.int
     max_downtime_ms: _builtins.int
     """The hypervisor switches over when it expects to send the last memory within this; 0: the gateway's default."""
     deadline_ms: _builtins.int
     """From the beginning of the copying: after this, memory counts as not converging, whatever it does. With PAUSE and CANCEL."""
     on_no_convergence: Global___NonConvergence.ValueType
+    verify_disks: _builtins.bool
+    """Compare what both ends have stored, once the VM runs at the destination; a site's policy may want it, too."""
     def __init__(
         self,
         *,
         max_downtime_ms: _builtins.int = ...,
         deadline_ms: _builtins.int | None = ...,
         on_no_convergence: Global___NonConvergence.ValueType = ...,
+        verify_disks: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms", "deadline_ms", b"deadline_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms", "deadline_ms", b"deadline_ms", "max_downtime_ms", b"max_downtime_ms", "on_no_convergence", b"on_no_convergence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms", "deadline_ms", b"deadline_ms", "max_downtime_ms", b"max_downtime_ms", "on_no_convergence", b"on_no_convergence", "verify_disks", b"verify_disks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_ms: _TypeAlias = _typing.Literal["deadline_ms"]  # noqa: Y015
     _WhichOneofArgType__deadline_ms: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms"]  # noqa: Y015
@@ -858,6 +894,116 @@ class Summary(_message.Message):
 Global___Summary: _TypeAlias = Summary  # noqa: Y015
 
 @_typing.final
+class ByteRange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    length: _builtins.int
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        length: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["length", b"length", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ByteRange: _TypeAlias = ByteRange  # noqa: Y015
+
+@_typing.final
+class DiskProof(_message.Message):
+    """One disk as it stood at the switch-over, at both ends. See proto/landbridge/disk_tree.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    SOURCE_ROOT_FIELD_NUMBER: _builtins.int
+    DESTINATION_ROOT_FIELD_NUMBER: _builtins.int
+    BLOCKS_COMPARED_FIELD_NUMBER: _builtins.int
+    BLOCKS_WRITTEN_FIELD_NUMBER: _builtins.int
+    DIFFERING_FIELD_NUMBER: _builtins.int
+    BYTES_DIFFERING_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    size: _builtins.int
+    source_root: _builtins.str
+    """Roots of the trees over its blocks, as hex: what each end has stored."""
+    destination_root: _builtins.str
+    blocks_compared: _builtins.int
+    """Blocks of 64 KiB that were compared, holes too, and those that were not, for the guest has written to them since."""
+    blocks_written: _builtins.int
+    bytes_differing: _builtins.int
+    @_builtins.property
+    def differing(self) -> _containers.RepeatedCompositeFieldContainer[Global___ByteRange]:
+        """Where they differ, to a 4096th of the disk: the first, and how many bytes all of them are."""
+
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        size: _builtins.int = ...,
+        source_root: _builtins.str = ...,
+        destination_root: _builtins.str = ...,
+        blocks_compared: _builtins.int = ...,
+        blocks_written: _builtins.int = ...,
+        differing: _abc.Iterable[Global___ByteRange] | None = ...,
+        bytes_differing: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks_compared", b"blocks_compared", "blocks_written", b"blocks_written", "bytes_differing", b"bytes_differing", "destination_root", b"destination_root", "differing", b"differing", "size", b"size", "source_root", b"source_root", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiskProof: _TypeAlias = DiskProof  # noqa: Y015
+
+@_typing.final
+class Proof(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DISKS_FIELD_NUMBER: _builtins.int
+    DOWNTIME_US_FIELD_NUMBER: _builtins.int
+    DURATION_MS_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    outcome: Global___ProofOutcome.ValueType
+    reason: _builtins.str
+    """In one sentence; empty while all goes as it should."""
+    downtime_us: _builtins.int
+    """What it has added to the downtime: the guest waited for its bitmap."""
+    duration_ms: _builtins.int
+    bytes_done: _builtins.int
+    """Of both ends together, while it is under way."""
+    bytes_total: _builtins.int
+    @_builtins.property
+    def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___DiskProof]: ...
+    def __init__(
+        self,
+        *,
+        outcome: Global___ProofOutcome.ValueType = ...,
+        reason: _builtins.str = ...,
+        disks: _abc.Iterable[Global___DiskProof] | None = ...,
+        downtime_us: _builtins.int = ...,
+        duration_ms: _builtins.int = ...,
+        bytes_done: _builtins.int = ...,
+        bytes_total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "disks", b"disks", "downtime_us", b"downtime_us", "duration_ms", b"duration_ms", "outcome", b"outcome", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Proof: _TypeAlias = Proof  # noqa: Y015
+
+@_typing.final
 class Migration(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -888,6 +1034,7 @@ class Migration(_message.Message):
     BREAK_GLASS_FIELD_NUMBER: _builtins.int
     MAPPING_SHA256_FIELD_NUMBER: _builtins.int
     COLD_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     vm: _builtins.str
     vm_uuid: _builtins.str
@@ -940,6 +1087,10 @@ class Migration(_message.Message):
     def approvals(self) -> _containers.RepeatedCompositeFieldContainer[_decision_pb2.Approval]:
         """Of the source site."""
 
+    @_builtins.property
+    def proof(self) -> Global___Proof:
+        """Absent: nobody wanted one, or the VM does not run at the destination yet."""
+
     def __init__(
         self,
         *,
@@ -970,10 +1121,11 @@ class Migration(_message.Message):
         break_glass: _builtins.str = ...,
         mapping_sha256: _builtins.str = ...,
         cold: _builtins.bool = ...,
+        proof: Global___Proof | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "ended_at", b"ended_at", "estimate", b"estimate", "labels", b"labels", "policy", b"policy", "progress", b"progress", "requested_at", b"requested_at", "silent_ms", b"silent_ms", "summary", b"summary", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "ended_at", b"ended_at", "estimate", b"estimate", "labels", b"labels", "policy", b"policy", "progress", b"progress", "proof", b"proof", "requested_at", b"requested_at", "silent_ms", b"silent_ms", "summary", b"summary", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "approvals", b"approvals", "break_glass", b"break_glass", "cold", b"cold", "decisions", b"decisions", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_sha256", b"domain_sha256", "ended_at", b"ended_at", "estimate", b"estimate", "findings", b"findings", "id", b"id", "labels", b"labels", "limit", b"limit", "mapping_sha256", b"mapping_sha256", "policy", b"policy", "progress", b"progress", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "silent_ms", b"silent_ms", "source_host", b"source_host", "source_site", b"source_site", "state", b"state", "summary", b"summary", "updated_at", b"updated_at", "vm", b"vm", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "approvals", b"approvals", "break_glass", b"break_glass", "cold", b"cold", "decisions", b"decisions", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_sha256", b"domain_sha256", "ended_at", b"ended_at", "estimate", b"estimate", "findings", b"findings", "id", b"id", "labels", b"labels", "limit", b"limit", "mapping_sha256", b"mapping_sha256", "policy", b"policy", "progress", b"progress", "proof", b"proof", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "silent_ms", b"silent_ms", "source_host", b"source_host", "source_site", b"source_site", "state", b"state", "summary", b"summary", "updated_at", b"updated_at", "vm", b"vm", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__silent_ms: _TypeAlias = _typing.Literal["silent_ms"]  # noqa: Y015
     _WhichOneofArgType__silent_ms: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms"]  # noqa: Y015
