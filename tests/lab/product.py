@@ -197,6 +197,11 @@ class Product:
             if not strangers:
                 self._agent_toml(n.name, [s for s in seats if s.site == n.site])
 
+    def read_disks_at(self, host: str, rate: float) -> None:
+        """Hold the proofs of disks on a host to so many MB/s, from its agent's next start on until `configure`."""
+        with self._config(host).open("a") as file:
+            file.write(f"[proof]\nrate = {rate}\n")
+
     def seats(self, site: str | None = None) -> list[GatewaySeat]:
         """The gateways (of a site) that are configured, the first of each site first."""
         return [seat for seat in SEATS if site in {None, seat.site} and self._config(seat.label).exists()]

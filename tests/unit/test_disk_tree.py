@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import random
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
 from landbridge import disk_tree
 from landbridge.disk_tree import BLOCK, LEAF, MOST_NODES, NODE, OUT, PAD, ZERO, Builder, Run
+
+DOCUMENT = Path(__file__).parents[2] / "docs/disk-proof.md"
 
 
 def nodes_of(leaves: list[tuple[bytes, int]]) -> list[bytes]:
@@ -109,3 +115,14 @@ def test_runs_that_are_too_many_are_joined_over_the_narrowest_gaps_and_none_is_l
     assert disk_tree.joined(runs, 9) == [Run(0, 2), Run(4, 4), Run(20, 1), Run(23, 1)]
     assert disk_tree.joined(runs, 3) == [Run(0, 8), Run(20, 4)]
     assert disk_tree.joined(runs, 1) == [Run(0, 24)]
+
+
+def test_the_root_is_what_the_documentation_makes_of_a_raw_image(tmp_path: Path) -> None:
+    (program,) = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    image = tmp_path / "vda.raw"
+    image.write_bytes(random.Random(1).randbytes(5 * BLOCK + 77))
+    done = subprocess.run([sys.executable, "-c", program, str(image)], capture_output=True, text=True, check=True)
+    builder = Builder(6)
+    for at in range(0, image.stat().st_size, BLOCK):
+        builder.add(disk_tree.leaf(image.read_bytes()[at : at + BLOCK]))
+    assert done.stdout.strip() == disk_tree.root_of(builder.nodes(), 6).hex()
