@@ -19,6 +19,8 @@ from landbridge.errors import HypervisorError
 from landbridge.v1.types_pb2 import Disk
 
 PROGRAM = "qemu-nbd"
+# It ends with the thread that started it, be it that this agent is killed before it has connected: else it would hold the image for ever.
+TIED = ("setpriv", "--pdeathsig", "TERM")
 # Seconds in which it serves, or has said why not; and in which it ends once nobody reads any more.
 PATIENCE_S = 10.0
 _INTERVAL_S = 0.01
@@ -26,7 +28,7 @@ _INTERVAL_S = 0.01
 
 def can_serve() -> bool:
     """Whether this host has what it takes."""
-    return shutil.which(PROGRAM) is not None
+    return all(shutil.which(each) is not None for each in (TIED[0], PROGRAM))
 
 
 @contextmanager
@@ -43,15 +45,15 @@ def _view(disk: Disk, path: Path) -> Iterator[DiskView]:
     words = ["--read-only", f"--format={disk.format}", f"--socket={path}", f"--export-name={disk.target}"]
     try:
         server = subprocess.Popen(
-            [PROGRAM, *words, "--", disk.path], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [*TIED, PROGRAM, *words, "--", disk.path], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
     except OSError as error:
         raise HypervisorError(
-            f"Disk {disk.target} cannot be read: {PROGRAM} does not start ({error.strerror}); install it (qemu-utils)."
+            f"Disk {disk.target} cannot be read: {TIED[0]} does not start ({error.strerror}); install it (util-linux)."
         ) from error
     with _ended(server):
         _await_socket(server, path, disk)
-        with contextlib.closing(NbdView(str(path), disk.target, disk.target)) as view:
+        with contextlib.closing(_connect(server, path, disk)) as view:
             yield view
 
 
@@ -59,12 +61,27 @@ def _await_socket(server: subprocess.Popen[str], path: Path, disk: Disk) -> None
     deadline = time.monotonic() + PATIENCE_S
     while not path.exists():
         if server.poll() is not None:
-            assert server.stderr is not None  # noqa: S101 - asked for above
-            said = server.stderr.read().strip().replace("\n", " ") or f"{PROGRAM} ended with {server.returncode}"
-            raise HypervisorError(f"Disk {disk.target} cannot be read: {said.removeprefix(f'{PROGRAM}: ')}.")
+            raise _why(server, disk)
         if time.monotonic() > deadline:
             raise HypervisorError(f"Disk {disk.target} cannot be read: {PROGRAM} does not serve {disk.path}.")
         time.sleep(_INTERVAL_S)
+
+
+def _connect(server: subprocess.Popen[str], path: Path, disk: Disk) -> NbdView:
+    try:
+        return NbdView(str(path), disk.target, disk.target)
+    except HypervisorError as error:
+        # It listens before it opens the image: what is wrong with that, it says as it ends.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(1.0)
+            raise _why(server, disk) from error
+        raise
+
+
+def _why(server: subprocess.Popen[str], disk: Disk) -> HypervisorError:
+    assert server.stderr is not None  # noqa: S101 - asked for
+    said = server.stderr.read().strip().replace("\n", " ") or f"{PROGRAM} ended with {server.returncode}"
+    return HypervisorError(f"Disk {disk.target} cannot be read: {said.removeprefix(f'{PROGRAM}: ').rstrip('.')}.")
 
 
 @contextmanager
