@@ -267,6 +267,9 @@ def _proof(facts: Facts) -> list[Finding]:
     if not facts.verify_disks:
         return []
     vm, source, host = facts.vm, facts.source, facts.destination.host
+    if is_cold(vm):
+        message = f"{vm.name} is shut off, and the disks of a VM are compared only once it runs at the destination"
+        return [_error("proof-unsupported", message, "start it, or move it without the proof")]
     found = [
         _error(
             "disk-unprovable",

@@ -328,3 +328,10 @@ def test_a_disk_that_is_not_copied_needs_no_bitmap() -> None:
     facts = replace(good(), verify_disks=True)
     facts.vm.disks.append(disk("sda", format="raw", read_only=True))
     assert check(facts) == []
+
+
+def test_the_disks_of_a_vm_that_is_shut_off_cannot_be_compared() -> None:
+    off = replace(vm_where(lambda v: setattr(v, "state", VmState.VM_STATE_SHUT_OFF)), verify_disks=True)
+    found = [each for each in check(off) if each.severity == ERROR]
+    assert [each.code for each in found] == ["proof-unsupported"]
+    assert "web-01 is shut off, and the disks of a VM are compared only once it runs" in found[0].message
