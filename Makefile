@@ -7,6 +7,7 @@ BIN := .venv/bin
 # Two processes share the tests, each with labs of its own: most of the time, a test waits.
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?=
+TRIXIE_ARGS ?=
 
 .PHONY: help
 help: ## what can be made
@@ -27,6 +28,11 @@ lint: .venv/.installed ## style, types, import rules, generated code
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python proto/generate.py --check
+
+.PHONY: trixie
+trixie: install ## Landbridge on Debian 13: unit tests, moves, attacks, and moves from and to Debian 12; makes its root once
+	@test -x /usr/sbin/debootstrap || apt-get -qy install --no-install-recommends debootstrap
+	@$(BIN)/python -m tests.trixie $(TRIXIE_ARGS)
 
 .PHONY: mutation
 mutation: install ## how many changes of the code that decides its tests notice, and which they do not

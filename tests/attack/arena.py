@@ -71,28 +71,28 @@ class Report:
 
 
 @contextlib.contextmanager
-def recorded(lab: Lab) -> Iterator[Path]:
-    """The agent of the attacked host reaches libvirtd through the recorder; where that writes."""
-    log, config = lab.directory / "recorded.log", lab.directory / f"{HOST}.toml"
+def recorded(lab: Lab, host: str = HOST) -> Iterator[Path]:
+    """The agent of a host, the attacked one, gives a migration's calls to libvirtd through the recorder; where that writes."""
+    log, config, label = lab.directory / f"recorded-{host}.log", lab.directory / f"{host}.toml", f"recorder-{host}"
     log.write_text("")
     before = config.read_text()
     recorder = [sys.executable, str(Path(__file__).with_name("recorder.py")), RECORDED, LIBVIRTD, str(log)]
-    lab.popen(HOST, recorder, label="recorder")
+    lab.popen(host, recorder, label=label)
     processes.wait_until(
-        lambda: lab.hosts[HOST].run(["ls", RECORDED], check=False) != "",
+        lambda: lab.hosts[host].run(["ls", RECORDED], check=False) != "",
         seconds=10,
-        otherwise=f"the recorder did not start: see {lab.directory}/recorder.log",
+        otherwise=f"the recorder did not start: see {lab.directory}/{label}.log",
     )
     try:
         config.write_text(f'{before}[libvirt]\nsocket = "{RECORDED}"\n')
-        lab.product.kill(HOST)
-        lab.product.restart(HOST)
+        lab.product.kill(host)
+        lab.product.restart(host)
         yield log
     finally:
         config.write_text(before)
-        lab.product.kill(HOST)
-        lab.product.restart(HOST)
-        if record := processes.find(lab.directory / "processes", "recorder"):
+        lab.product.kill(host)
+        lab.product.restart(host)
+        if record := processes.find(lab.directory / "processes", label):
             processes.end([record])
 
 

@@ -7,7 +7,7 @@
     lab         up, down; the handles on all of it          network    namespaces, LANs, the WAN (wan.c)
     hosts       a host's namespaces, folders and libvirtd   product    certificates, agents, gateways
     guests      a guest's life; guest.c is inside it        kernel     what a guest boots
-    files       real files for it
+    files       real files for it                           root       a Debian 13, which hosts can have as their root
     console     records what a guest prints, with the time  judge      the verdict on it (pure)
     processes   records, so that `down` ends what is the lab's and nothing else
     hostile_gateway     a gateway that flips a byte

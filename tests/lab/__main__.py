@@ -9,9 +9,9 @@ from dataclasses import asdict, fields
 
 import click
 
-from tests.lab import kernel, processes
+from tests.lab import kernel, processes, root
 from tests.lab.lab import Lab
-from tests.lab.network import node
+from tests.lab.network import SITES, node
 from tests.lab.settings import GuestSettings, LabError, LabSettings, WanSettings
 
 pass_lab = click.make_pass_decorator(Lab)
@@ -33,6 +33,12 @@ def prepare() -> None:
 
 
 @main.command()
+def trixie() -> None:
+    """Make the Debian 13 that hosts can have as their root; needs a network once."""
+    click.echo(root.make())
+
+
+@main.command()
 @click.option("--rate", default=200.0, show_default=True, help="Mbit/s of the WAN per direction.")
 @click.option("--rtt", default=40.0, show_default=True, help="ms.")
 @click.option("--loss", default=0.0, show_default=True, help="Percent.")
@@ -44,12 +50,21 @@ def prepare() -> None:
 )
 @click.option("--pool-size", default=0, help="MiB of each host's storage pool; 0: no limit.")
 @click.option("--standby", is_flag=True, help="A second gateway at each site.")
+@click.option("--trixie", multiple=True, type=click.Choice(SITES), help="A site that runs Debian 13.")
 @pass_lab
 def up(
-    lab: Lab, rate: float, rtt: float, loss: float, bare: bool, direct_lan: bool, pool_size: int, standby: bool
+    lab: Lab,
+    rate: float,
+    rtt: float,
+    loss: float,
+    bare: bool,
+    direct_lan: bool,
+    pool_size: int,
+    standby: bool,
+    trixie: tuple[str, ...],
 ) -> None:
     """Build the lab."""
-    settings = LabSettings(direct_lan, pool_size, WanSettings(rate, rtt, loss), standby)
+    settings = LabSettings(direct_lan, pool_size, WanSettings(rate, rtt, loss), standby, trixie=trixie)
     click.echo(f"lab {lab.name} is up" if lab.up(settings, product=not bare) else f"lab {lab.name} is up already")
 
 

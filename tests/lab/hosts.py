@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.lab import processes
+from tests.lab import processes, root
 from tests.lab.network import NODES, Network, Node
 from tests.lab.settings import CACHE, LabError
 
@@ -72,9 +72,14 @@ class HostNode:
             raise LabError(f"host {self.name} is not up: python -m tests.lab up")
         return record.pid
 
-    def enter(self) -> list[str]:
-        """The words before a command that make it run on this host."""
-        return ["nsenter", "-t", str(self.keeper_pid()), "-n", "-m", "-u", "--"]
+    @property
+    def is_trixie(self) -> bool:
+        """Whether Debian 13 is its root."""
+        return (self._files / "trixie").exists()
+
+    def enter(self, network: Path | None = None) -> list[str]:
+        """The words before a command that make it run on this host, or with its files in another network namespace."""
+        return ["nsenter", "-t", str(self.keeper_pid()), f"--net={network}" if network else "-n", "-m", "-u", "--"]
 
     def run(self, argv: Sequence[str], *, check: bool = True, timeout: float = 60.0) -> str:
         """Run a command on this host; returns its output. Raises LabError with what it said if it fails."""
@@ -87,10 +92,13 @@ class HostNode:
         """Ask this host's libvirtd."""
         return self.run(["virsh", "-q", "-c", "qemu:///system", *argv], check=check, timeout=timeout)
 
-    def start_keeper(self, *, pool_size: int) -> None:
+    def start_keeper(self, *, pool_size: int, trixie: bool = False) -> None:
         """Make the host's folders and namespaces."""
         self._files.mkdir(parents=True, exist_ok=True)
-        steps = ["set -e", "mount --make-rprivate /"]
+        steps = ["set -e", f"hostname {self.name}", "mount --make-rprivate /"]
+        if trixie:
+            (self._files / "trixie").touch()
+            steps += root.steps(self._run.parent, self._files.parents[1])
         for path in PRIVATE:
             own = self._files / path.strip("/").replace("/", "-")
             own.mkdir(exist_ok=True)
@@ -106,7 +114,7 @@ class HostNode:
         # libvirt tells the other side to connect to its host name.
         (self._files / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"{n.lan} {n.name}\n" for n in NODES))
         steps.append(f"mount --bind {self._files}/hosts /etc/hosts")
-        steps += [f"hostname {self.name}", f"touch {self._files}/ready", "exec sleep infinity"]
+        steps += [f"touch {self._files}/ready", "exec sleep infinity"]
         (self._files / "ready").unlink(missing_ok=True)
         processes.launch(
             self._records,
@@ -138,8 +146,8 @@ class HostNode:
         (etc / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(uuid=identity, tcp=int(tcp)))
         (etc / "qemu.conf").write_text(QEMU_CONF)
         # What libvirt found out about QEMU is worth seconds of each start; it checks by itself whether it still holds.
-        if CAPABILITIES.is_dir():
-            shutil.copytree(CAPABILITIES, self._files / "var-cache-libvirt" / "qemu", dirs_exist_ok=True)
+        if self._capabilities.is_dir():
+            shutil.copytree(self._capabilities, self._files / "var-cache-libvirt" / "qemu", dirs_exist_ok=True)
         (etc / "tcp").write_text("yes" if tcp else "")
 
     def start_libvirtd(self) -> None:
@@ -162,7 +170,11 @@ class HostNode:
 
     def keep_capabilities(self) -> None:
         """Keep what libvirt has found out about QEMU for the next lab."""
-        shutil.copytree(self._files / "var-cache-libvirt" / "qemu", CAPABILITIES, dirs_exist_ok=True)
+        shutil.copytree(self._files / "var-cache-libvirt" / "qemu", self._capabilities, dirs_exist_ok=True)
+
+    @property
+    def _capabilities(self) -> Path:
+        return root.DIRECTORY / CAPABILITIES.name if self.is_trixie else CAPABILITIES
 
     def define_resources(self) -> None:
         """The storage pool `default` and the network `lan`."""

@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.lab import kernel, processes
+from tests.lab import kernel, processes, root
 from tests.lab.guests import Guests
 from tests.lab.hosts import HostNode
-from tests.lab.network import NODES, Network, Wan, node
+from tests.lab.network import NODES, SITES, Network, Wan, node
 from tests.lab.product import Product
 from tests.lab.settings import SOURCE_DIRECTORY, LabError, LabSettings, WanSettings
 
@@ -68,6 +68,8 @@ class Lab:
     def up(self, settings: LabSettings | None = None, *, product: bool = True) -> bool:
         """Build the lab; False if it was up already. One that is half built, half taken down or half dead is built anew."""
         settings = settings or LabSettings()
+        if settings.trixie and not root.is_made():
+            raise LabError("there is no Debian 13 to run hosts in: python -m tests.lab trixie makes it")
         _require_machine()
         with self._lock():
             if self.is_up:
@@ -87,7 +89,7 @@ class Lab:
         self.network.up(direct_lan=settings.direct_lan)
         self._start_wan(settings)
         for host in self.hosts.values():
-            host.start_keeper(pool_size=settings.pool_size)
+            host.start_keeper(pool_size=settings.pool_size, trixie=host.node.site in settings.trixie)
             host.configure(tcp=settings.direct_lan)
             host.start_libvirtd()
         with ThreadPoolExecutor() as pool:
@@ -95,7 +97,8 @@ class Lab:
             for host in self.hosts.values():
                 host.wait_for_libvirtd()
             list(pool.map(HostNode.define_resources, self.hosts.values()))
-            self.hosts["east-1"].keep_capabilities()
+            for site in SITES:
+                self.hosts[f"{site}-1"].keep_capabilities()
             if certificates is not None:
                 certificates.result()
         if product:

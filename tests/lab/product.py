@@ -244,8 +244,13 @@ class Product:
             program = [sys.executable, "-m", "tests.lab.hostile_gateway"]
             flip = {"LANDBRIDGE_FLIP": hostile, "LANDBRIDGE_FLIP_FROM": str(FLIPPED_FROM[hostile])}
             environment = {**os.environ, **flip, "PYTHONPATH": str(SOURCE_DIRECTORY.parents[1])}
-        space = ["ip", "netns", "exec", self._network.namespace(f"{site}-gw"), *with_capabilities(GATEWAY_CAPABILITIES)]
-        self._launch(label, [*space, *program, "--config", str(self._config(label))], environment)
+        space = ["ip", "netns", "exec", self._network.namespace(f"{site}-gw")]
+        if (
+            neighbour := self._hosts[f"{site}-1"]
+        ).is_trixie:  # a machine like its hosts, whose files it does not look at
+            space = neighbour.enter(self._network.path(f"{site}-gw"))
+        privileges = with_capabilities(GATEWAY_CAPABILITIES)
+        self._launch(label, [*space, *privileges, *program, "--config", str(self._config(label))], environment)
 
     def kill(self, name: str, sign: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to an agent or gateway."""

@@ -41,6 +41,8 @@ class LabSettings:
     """Whether gateways keep page logs; without them each byte crosses the WAN as it is."""
     strangers: bool = False
     """Nobody knows anybody yet: the sites are to be joined, and their hosts to be enrolled. No agent runs."""
+    trixie: tuple[str, ...] = ()
+    """Sites whose hosts and gateways run Debian 13, in the root that `python -m tests.lab trixie` makes."""
 
 
 @dataclass(frozen=True)
