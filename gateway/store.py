@@ -157,8 +157,7 @@ class Store:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._name = _without_password(url)
         try:
-            self._engine = _engine(url)
-            _prepare(self._engine)
+            self._engine = _prepared(url)
         except (SQLAlchemyError, ImportError, ValueError) as error:
             raise self._error("opened", error) from error
 
@@ -411,6 +410,17 @@ def _engine(text: str) -> sa.Engine:
     engine = sa.create_engine(url, pool_pre_ping=True)
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _durable_sqlite)
+    return engine
+
+
+def _prepared(url: str) -> sa.Engine:
+    """Of a database that has all tables; one that cannot have them is not left open."""
+    engine = _engine(url)
+    try:
+        _prepare(engine)
+    except BaseException:
+        engine.dispose()
+        raise
     return engine
 
 

@@ -41,8 +41,11 @@ def units(lab: Lab, table: Table) -> None:
     with table.check("tests/unit and tests/property, by Python 3.13") as row:
         words = [".venv/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit", "tests/property"]
         said = root.inside(words, check=False).strip()
-        row.seen = said.splitlines()[-1]
-        assert re.fullmatch(r"\d+ passed in .*", row.seen), said[-2000:]
+        log = root.DIRECTORY / "units.log"
+        log.write_text(said)
+        *lines, row.seen = said.splitlines()
+        failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+        assert re.fullmatch(r"\d+ passed in .*", row.seen), f"{'; '.join(failed)} {row.seen}: see {log}"
 
 
 def pair(lab: Lab, table: Table) -> None:

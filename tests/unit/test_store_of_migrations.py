@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,15 @@ def test_a_store_that_cannot_be_opened_is_a_config_error_in_one_sentence(path: P
     with pytest.raises(ConfigError) as caught:
         Store(wrong(path), "gw-1")  # type: ignore[operator]  # one of the above
     assert "cannot be opened" in one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [damaged, strange])
+def test_a_store_that_cannot_be_opened_is_not_left_open(path: Path, wrong: Callable[[Path], str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Store(wrong(path), "gw-1")
+    # While `caught` still holds all that was at work: nothing here waits for the garbage collector.
+    assert caught.tb
+    assert path.resolve() not in {link.resolve() for link in Path("/proc/self/fd").iterdir()}
 
 
 def test_the_password_in_a_url_is_not_told() -> None:
