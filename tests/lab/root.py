@@ -45,7 +45,7 @@ def make() -> Path:
     _configure()
     # A run that was killed may have left packages unpacked, and neither set up nor complete.
     inside(["dpkg", "--configure", "-a"], writable=True, check=False)
-    inside(["apt-get", "-qy", "--fix-broken", "install"], writable=True)
+    inside(["apt-get", "-qy", "-o", "DPkg::Lock::Timeout=60", "--fix-broken", "install"], writable=True)
     inside(["make", ".venv/.installed"], writable=True, show=True)
     inside(["apt-get", "clean"], writable=True)
     return ROOT
