@@ -12,7 +12,7 @@ import click
 from tests.lab import kernel, processes, root
 from tests.lab.lab import Lab
 from tests.lab.network import SITES, node
-from tests.lab.settings import GuestSettings, LabError, LabSettings, WanSettings
+from tests.lab.settings import TRIXIE, GuestSettings, LabError, LabSettings, WanSettings
 
 pass_lab = click.make_pass_decorator(Lab)
 
@@ -50,7 +50,7 @@ def trixie() -> None:
 )
 @click.option("--pool-size", default=0, help="MiB of each host's storage pool; 0: no limit.")
 @click.option("--standby", is_flag=True, help="A second gateway at each site.")
-@click.option("--trixie", multiple=True, type=click.Choice(SITES), help="A site that runs Debian 13.")
+@click.option("--trixie", multiple=True, default=TRIXIE, type=click.Choice(SITES), help="A site that runs Debian 13.")
 @pass_lab
 def up(
     lab: Lab,

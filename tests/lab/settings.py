@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 SOURCE_DIRECTORY = Path(__file__).resolve().parent
 CACHE = SOURCE_DIRECTORY.parents[1] / ".cache" / "lab"
+# LANDBRIDGE_TRIXIE="east west" runs any test with a lab on Debian 13.
+TRIXIE = tuple(os.environ.get("LANDBRIDGE_TRIXIE", "").split())
 
 
 class LabError(Exception):
@@ -41,7 +44,7 @@ class LabSettings:
     """Whether gateways keep page logs; without them each byte crosses the WAN as it is."""
     strangers: bool = False
     """Nobody knows anybody yet: the sites are to be joined, and their hosts to be enrolled. No agent runs."""
-    trixie: tuple[str, ...] = ()
+    trixie: tuple[str, ...] = TRIXIE
     """Sites whose hosts and gateways run Debian 13, in the root that `python -m tests.lab trixie` makes."""
 
 

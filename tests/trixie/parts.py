@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +34,7 @@ from tests.trixie.table import Table
 
 # What each Debian brings: libvirt, QEMU, Python.
 BOOKWORM, TRIXIE = ("9.0", "7.2", "3.11"), ("11.3", "10.0", "3.13")
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 # A move that goes well calls so much: both versions do, as recorded (tests/vectors/rpc).
 ONCE = (Procedure.CONNECT_OPEN, Procedure.DOMAIN_MIGRATE_PREPARE3_PARAMS, Procedure.DOMAIN_MIGRATE_FINISH3_PARAMS)
 
@@ -39,13 +43,37 @@ def units(lab: Lab, table: Table) -> None:
     """The tests without hosts, inside the root."""
     del lab
     with table.check("tests/unit and tests/property, by Python 3.13") as row:
-        words = [".venv/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit", "tests/property"]
-        said = root.inside(words, check=False).strip()
-        log = root.DIRECTORY / "units.log"
-        log.write_text(said)
-        *lines, row.seen = said.splitlines()
-        failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-        assert re.fullmatch(r"\d+ passed in .*", row.seen), f"{'; '.join(failed)} {row.seen}: see {log}"
+        words = [".venv/bin/python", *PYTEST, "tests/unit", "tests/property"]
+        row.seen = _passed("units", root.inside(words, check=False))
+
+
+def contract(lab: Lab, table: Table) -> None:
+    """The tests of the driver for libvirt, with hosts of the root; their lab is their own."""
+    del lab
+    with table.check("the contract of hypervisors, by libvirtd 11.3") as row:
+        words = [sys.executable, *PYTEST, "tests/contract/test_hypervisor.py", "-k", "libvirt"]
+        done = subprocess.run(
+            words,
+            cwd=root.CHECKOUT,
+            env={**os.environ, "LANDBRIDGE_TRIXIE": " ".join(SITES)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        row.seen = _passed("contract", done.stdout)
+
+
+def _passed(part: str, said: str) -> str:
+    """The last line of pytest's output, which is kept in a file, if all have passed."""
+    log = root.DIRECTORY / f"{part}.log"
+    log.write_text(said)
+    lines = said.strip().splitlines() or ["nothing was said"]
+    failed = [line.partition(" - ")[0] for line in lines if line.startswith(("FAILED", "ERROR"))]
+    assert re.fullmatch(r"\d+ passed(, \d+ deselected)? in .*", lines[-1]), (
+        f"{'; '.join(failed)} {lines[-1]}: see {log}"
+    )
+    return lines[-1]
 
 
 def pair(lab: Lab, table: Table) -> None:
@@ -91,7 +119,13 @@ def mixed(lab: Lab, table: Table) -> None:
         row.seen = f"preflight: {found[0]}"
 
 
-PARTS: dict[str, Callable[[Lab, Table], None]] = {"units": units, "pair": pair, "attacks": attacks, "mixed": mixed}
+PARTS: dict[str, Callable[[Lab, Table], None]] = {
+    "units": units,
+    "contract": contract,
+    "pair": pair,
+    "attacks": attacks,
+    "mixed": mixed,
+}
 
 
 def _guest(lab: Lab, table: Table, **debians: tuple[str, ...]) -> Guest:
