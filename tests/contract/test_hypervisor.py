@@ -14,7 +14,8 @@ from agent.hypervisor.sampling import SAMPLED
 from landbridge.errors import AlreadyExists, Conflict, HypervisorError, NotFound
 from landbridge.v1.agent_pb2 import Mapping
 from landbridge.v1.types_pb2 import Disk, Vm, VmState
-from tests.contract.hypervisor_worlds import MIB, News, World
+from tests.contract.hypervisor_worlds import MIB, LibvirtWorld, News, World
+from tests.lab.settings import TRIXIE
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 
@@ -48,7 +49,8 @@ def test_a_host_says_what_it_has(world: World) -> None:
     assert host.arch == "x86_64"
     assert {"q35", "pc-q35-7.2"} <= set(host.machine_types)
     assert "/usr/bin/qemu-system-x86_64" in host.emulators
-    assert (host.libvirt_version, host.hypervisor_version.split(".")[0]) == ("9.0.0", "7")
+    versions = ("11.3.0", "10") if TRIXIE and isinstance(world, LibvirtWorld) else ("9.0.0", "7")
+    assert (host.libvirt_version, host.hypervisor_version.split(".")[0]) == versions
     assert 0 < host.memory_free < host.memory
     assert host.cpus > 0
     assert [pool.name for pool in host.pools] == [world.pool]

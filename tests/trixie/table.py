@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from tests.lab import LabError
 
+# Of the longest name of a check, and a gap.
+WIDTH = 62
+
 
 @dataclass
 class Row:
@@ -59,7 +62,7 @@ class Table:
 
 
 def _line(row: Row) -> str:
-    return f"{'MISSED' if row.problem else 'ok':<7}{row.what:<52}{row.problem or row.seen}"
+    return f"{'MISSED' if row.problem else 'ok':<7}{row.what:<{WIDTH}}{row.problem or row.seen}"
 
 
 def _say(line: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.lab import LabError
-from tests.trixie.table import Table
+from tests.trixie.table import WIDTH, Table
 
 
 def fail(error: Exception) -> None:
@@ -18,7 +18,7 @@ def test_a_check_that_ends_well_shows_what_was_seen(capsys: pytest.CaptureFixtur
         row.seen = "5 s"
     table.show()
     assert table.misses == 0
-    assert capsys.readouterr().out.splitlines()[-3:] == [f"ok     {'moves':<52}5 s", "", "1 of 1 checks held"]
+    assert capsys.readouterr().out.splitlines()[-3:] == [f"ok     {'moves':<{WIDTH}}5 s", "", "1 of 1 checks held"]
 
 
 @pytest.mark.parametrize("error", [AssertionError("it is\nnowhere"), LabError("it is nowhere")])
@@ -33,7 +33,7 @@ def test_a_check_that_fails_is_a_miss_with_its_reason_and_the_next_one_runs(
         pass
     table.show()
     assert table.misses == 1
-    assert f"MISSED {'moves':<52}it is nowhere\n" in capsys.readouterr().out
+    assert f"MISSED {'moves':<{WIDTH}}it is nowhere\n" in capsys.readouterr().out
 
 
 def test_an_assertion_without_words_is_a_miss_too() -> None:
