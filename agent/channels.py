@@ -164,7 +164,7 @@ class LocalSockets:
             number = secrets.randbits(64)
         channel = Channel(number, asyncio.get_running_loop().time(), opening=opening.SerializeToString())
         name = f"the {kind} channel to host {self.way.destination_host}"
-        carrier = Carrier(channel, kind, self.traffic, name=name)
+        carrier = Carrier(channel, kind, self.traffic, name=name, index=opening.index)
         carrier.connect(connection)
         task = asyncio.get_running_loop().create_task(self._keep_linked(carrier), name=name)
         self._keepers[task] = carrier
@@ -265,7 +265,8 @@ class Incoming:
         path, traffic = self._admit(opening)
         loop = asyncio.get_running_loop()
         channel = Channel(frame.channel, loop.time())
-        carrier = Carrier(channel, kind, traffic, name=f"the {kind} channel from host {opening.source_host}")
+        name = f"the {kind} channel from host {opening.source_host}"
+        carrier = Carrier(channel, kind, traffic, name=name, index=opening.index)
         self._carriers[frame.channel] = (carrier, bytes(frame.payload))
         link.hand_over(carrier)
         carrier.attach(link)

@@ -46,8 +46,10 @@ from landbridge.v1.agent_pb2 import (
     PrepareRequest,
     ProveRequest,
     ProveResponse,
+    RefusedCall,
     Role,
     Stage,
+    WatchResponse,
 )
 from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
 from landbridge.v1.types_pb2 import Vm, VmState
@@ -73,6 +75,8 @@ OWN = {
 }
 # Seconds that libvirt at the source gets to leave in good order after one of its calls was refused.
 REFUSED_PATIENCE = 5.0
+# Refused calls that are shown, of one migration.
+MOST_REFUSED_CALLS = 16
 # A pool with less free space than this, in bytes, is full for every practical purpose.
 FULL_POOL = 4 << 20
 
@@ -145,8 +149,9 @@ class DestinationMove(Move):
         self._cause = ""
         # Whether what was made here is being removed: libvirtd is asked for nothing any more.
         self._is_given_up = False
-        # What the firewall has refused first; and what ends those who stay all the same.
+        # What the firewall has refused first; what ends those who stay all the same; and what those who watch are shown of it.
         self._refused = ""
+        self._refused_calls: list[RefusedCall] = []
         self._leaving: asyncio.TimerHandle | None = None
         self._watchdog: asyncio.Task[None] | None = None
         self._removing: asyncio.Task[None] | None = None
@@ -223,6 +228,12 @@ class DestinationMove(Move):
             self.record.images = []
             raise
         make_directory(self.directory, self.host.qemu_owner)
+
+    def snapshot(self) -> WatchResponse:
+        """What those who watch are shown."""
+        response = super().snapshot()
+        response.refused.extend(self._refused_calls)
+        return response
 
     def agree(self, request: PrepareRequest) -> None:
         """Take over what the coordinator says of the channels, as long as none was opened."""
@@ -322,6 +333,11 @@ class DestinationMove(Move):
             part=refusal.part,
             reason=refusal.sentence,
         )
+        if len(self._refused_calls) < MOST_REFUSED_CALLS:
+            self._refused_calls.append(
+                RefusedCall(call=refusal.call, part=refusal.part, reason=refusal.sentence, enforced=refusal.enforced)
+            )
+            self.changed()
         if refusal.enforced and not self._refused:
             self._refused = refusal.sentence
             self._leaving = asyncio.get_running_loop().call_later(REFUSED_PATIENCE, self._cut_off)

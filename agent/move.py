@@ -19,6 +19,7 @@ from agent.relay import KINDS, Traffic
 from landbridge.errors import NotRecorded
 from landbridge.v1.agent_pb2 import (
     CancelResponse,
+    Delivered,
     PrepareRequest,
     ProveRequest,
     ProveResponse,
@@ -32,6 +33,9 @@ log = structlog.get_logger()
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+# Seconds that channels get to end once the move has.
+DELIVERY_PATIENCE = 2.0
 
 ENDED = frozenset({Stage.STAGE_RELEASED, Stage.STAGE_ACTIVE, Stage.STAGE_FAILED})
 
@@ -138,6 +142,15 @@ class Move:
             if snapshot.stage in ENDED:
                 return
             await changed.wait()
+
+    async def delivered(self) -> list[Delivered]:
+        """What its channels have carried; those that have not ended by then are left out."""
+        ends = [asyncio.create_task(carrier.ended.wait()) for carrier in self.traffic.carriers]
+        if ends:
+            _, late = await asyncio.wait(ends, timeout=DELIVERY_PATIENCE)
+            for each in late:
+                each.cancel()
+        return self.traffic.delivered(is_source=self.record.is_source)
 
     def agree(self, request: PrepareRequest) -> None:
         """Take over what the coordinator says of the channels, as long as none was opened: it may have been restarted."""

@@ -40,6 +40,7 @@ from landbridge.channel import (
 from landbridge.errors import AlteredError, LandbridgeError, PermissionDenied, ProtocolError
 from landbridge.frame import Frame, FrameType, Payload, reason_of
 from landbridge.link import POOL, Link
+from landbridge.v1.agent_pb2 import Delivered
 
 log = structlog.get_logger()
 
@@ -118,6 +119,22 @@ class Traffic:
         """Note a cause; the first one stays."""
         self.failure = self.failure or why
 
+    def delivered(self, *, is_source: bool) -> list[Delivered]:
+        """Of every direction of a channel that has ended: its bytes and their digest, as this end has seen them."""
+        found = []
+        for carrier in self.carriers:
+            out, into = carrier.channel.outgoing, carrier.channel.incoming
+            # The end counts as a byte of what comes.
+            for sent, ended, size, digest in (
+                (True, out.is_ended, out.position, out.digest),
+                (False, into.is_ended, into.received - 1, into.digest),
+            ):
+                if ended:
+                    what = Delivered(kind=carrier.kind, index=carrier.index, to_destination=sent is is_source)
+                    what.sent, what.bytes, what.blake3 = sent, size, digest
+                    found.append(what)
+        return found
+
     # The gate
 
     def is_whole(self) -> bool | None:
@@ -139,9 +156,11 @@ class Traffic:
 class Carrier:
     """Carries one channel. Owned by the event loop; all of it happens in callbacks."""
 
-    def __init__(self, channel: Channel, kind: str, traffic: Traffic, *, name: str) -> None:
+    def __init__(self, channel: Channel, kind: str, traffic: Traffic, *, name: str, index: int = 0) -> None:
         self.channel = channel
         self.kind = kind
+        # Counts the channels of its kind, the same at both ends.
+        self.index = index
         # For messages: "the ram channel to host west-1".
         self.name = name
         self.link: Link | None = None

@@ -221,6 +221,11 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         async for snapshot in move.watch():
             yield snapshot
 
+    async def GetDelivery(self, request: pb.GetDeliveryRequest, context: Any) -> pb.GetDeliveryResponse:
+        """What was delivered."""
+        move = await self._moves.get(request.migration)
+        return pb.GetDeliveryResponse(delivered=[] if move is None else await move.delivered())
+
     async def Activate(self, request: pb.ActivateRequest, context: Any) -> pb.ActivateResponse:
         """Let an arrived VM run, or shut it off if it came so."""
         return await (await self._moves.destination(request.migration)).activate(autostart=request.autostart)

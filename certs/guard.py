@@ -20,10 +20,20 @@ import grpc
 import structlog
 from grpc import aio
 
+from certs.attempts import address_of
 from certs.identity import Identity, Role, Site
 from certs.living import LivingIdentity
 from certs.trust import Credential
-from landbridge.errors import IdentityError, InternalError, LandbridgeError, PermissionDenied, Status, to_status
+from landbridge.errors import (
+    IdentityError,
+    InternalError,
+    LandbridgeError,
+    NotAuthenticated,
+    PermissionDenied,
+    PolicyRefused,
+    Status,
+    to_status,
+)
 
 log = structlog.get_logger()
 
@@ -69,13 +79,31 @@ class Access:
             raise PermissionDenied(f"{identity} may not call {method}: it takes a certificate of a {self.role} {whose}")
 
 
+@dataclass(frozen=True)
+class Refused:
+    """Somebody was turned away: by a guard of calls, or of links (`certs.links`)."""
+
+    # None for one who did not prove who it is.
+    identity: Identity | None
+    address: str
+    # The method, or "a stream".
+    what: str
+    reason: str
+
+
 class Guard(aio.ServerInterceptor):
     """Steps 1 to 3 for every method of the services in `access`, by full name such as "landbridge.v1.Agent"."""
 
-    def __init__(self, local: LivingIdentity, access: Mapping[str, Access | None]) -> None:
-        """None where anybody may call, with or without a certificate."""
+    def __init__(
+        self,
+        local: LivingIdentity,
+        access: Mapping[str, Access | None],
+        on_refused: Callable[[Refused], None] | None = None,
+    ) -> None:
+        """None where anybody may call, with or without a certificate. `on_refused` is told of whoever is turned away."""
         self._local = local
         self._access = access
+        self._on_refused = on_refused
 
     async def intercept_service(
         self,
@@ -105,6 +133,7 @@ class Guard(aio.ServerInterceptor):
                 self._admit(method, context)
                 return await behaviour(request, context)
             except Exception as error:  # noqa: BLE001 - the last line of defence, see _status_of
+                self._tell(error, method, context)
                 return await _abort(context, _status_of(error, method))
 
         return guarded
@@ -118,9 +147,18 @@ class Guard(aio.ServerInterceptor):
                     async for response in responses:
                         yield response
             except Exception as error:  # noqa: BLE001 - the last line of defence, see _status_of
+                self._tell(error, method, context)
                 await _abort(context, _status_of(error, method))
 
         return guarded
+
+    def _tell(self, error: Exception, method: str, context: Any) -> None:
+        """Tell of a refusal; what a policy decided is told by whoever asked it."""
+        if self._on_refused is None or isinstance(error, PolicyRefused):
+            return
+        who = caller.get(None)
+        if isinstance(error, PermissionDenied) or (who is None and isinstance(error, NotAuthenticated)):
+            self._on_refused(Refused(who, address_of(context.peer()), method, error.message))
 
     async def _held(
         self, responses: AsyncGenerator[Any, None], credential: Credential | None
@@ -155,8 +193,8 @@ class Guard(aio.ServerInterceptor):
         if access is None:
             return None
         credential = self._local.caller(context)
-        access.check(credential.identity, method)
         caller.set(credential.identity)
+        access.check(credential.identity, method)
         return credential
 
 

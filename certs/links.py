@@ -23,7 +23,7 @@ import structlog
 
 from certs import tls
 from certs.attempts import Attempts
-from certs.guard import Access
+from certs.guard import Access, Refused
 from certs.identity import Identity, Role
 from certs.living import LivingIdentity
 from landbridge.config import Address
@@ -147,6 +147,7 @@ async def dial(target: Target) -> Link:
         raise Unreachable(f"{target.name} at {address} is not accepted: {error.message}") from error
     link = Link(TlsConnection(connection), target.name, must_answer=target.is_tunnel)
     link.peer = credential.identity.name
+    link.secured = tls.facts_of(connection, credential)
     target.local.hold(link, credential)
     log.info("link.dialled", link=target.name, peer=str(credential.identity), group=tls.group_of(connection))
     return link
@@ -234,8 +235,10 @@ class Listener:
         *,
         is_tunnel: bool,
         holds_back: bool,
+        on_refused: Callable[[Refused], None] | None,
     ) -> None:
         self._server = server
+        self._on_refused = on_refused
         self._holds_back = holds_back
         self._local = local
         local.server_context()  # of what cannot be loaded, better now than at the first caller
@@ -305,23 +308,27 @@ class Listener:
         except BaseException:
             raw.close()
             raise
+        peer = None
         try:
             credential = self._local.peer(connection)
             peer = credential.identity
             self._access.check(peer, "a stream")
         except LandbridgeError as error:
-            self._refuse(address, error.message)
+            self._refuse(address, error.message, peer)
             connection.close()
             return
         name = f"{peer.role} {peer.name} of site {peer.site}"
         log.info("link.accepted", link=name, group=tls.group_of(connection))
         link = Link(TlsConnection(connection), name, must_answer=self._is_tunnel)
         link.peer = peer.name
+        link.secured = tls.facts_of(connection, credential)
         self._local.hold(link, credential)
         self._attach(link, peer)
 
-    def _refuse(self, address: str, reason: str) -> None:
+    def _refuse(self, address: str, reason: str, who: Identity | None = None) -> None:
         log.warning("link.refused", address=address, reason=reason)
+        if self._on_refused is not None:
+            self._on_refused(Refused(who, address, "a stream", reason))
         self._refused.take(address, self._loop.time())
 
     def close(self) -> None:
@@ -344,10 +351,11 @@ async def listen(
     *,
     is_tunnel: bool = False,
     holds_back: bool = False,
+    on_refused: Callable[[Refused], None] | None = None,
 ) -> Listener:
     """Accept links from those whom `access` admits, before a byte of theirs is read. Raises ConfigError.
 
-    `holds_back` for links that are not always read: little waits in their sockets then.
+    `holds_back` for links that are not always read: little waits in their sockets then. `on_refused` is told of whoever is not admitted.
     """
     try:
         found = await _resolve(address, socket.AI_PASSIVE)
@@ -365,4 +373,4 @@ async def listen(
         raise ConfigError(
             f"nothing can listen on {address} ({error.strerror}); see [listen] in the configuration"
         ) from error
-    return Listener(server, local, access, attach, is_tunnel=is_tunnel, holds_back=holds_back)
+    return Listener(server, local, access, attach, is_tunnel=is_tunnel, holds_back=holds_back, on_refused=on_refused)

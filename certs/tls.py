@@ -13,6 +13,7 @@ The key exchange is what both libraries prefer: with OpenSSL 3.5 and later, and 
 (X25519MLKEM768). What was agreed on is known where the library tells it (`group_of`), and "unknown" elsewhere.
 """
 
+import hashlib
 import os
 import ssl
 from collections.abc import Callable, Iterable, Mapping
@@ -32,6 +33,7 @@ from landbridge.errors import ConfigError, NotAuthenticated, NotFound
 __all__ = [
     "ServicerContext",
     "client_context",
+    "facts_of",
     "group_of",
     "grpc_channel_credentials",
     "grpc_channel_options",
@@ -101,6 +103,21 @@ def group_of(connection: ssl.SSLSocket | ssl.SSLObject) -> str:
     """The group of the key exchange, or "unknown" where Python cannot tell."""
     group = getattr(connection, "group", None)  # Python 3.15 and later
     return str(group()) if callable(group) else UNKNOWN
+
+
+def facts_of(connection: ssl.SSLSocket | ssl.SSLObject, credential: Credential) -> dict[str, str]:
+    """How a connection is protected, and by which certificate its other end has proved to be `credential`: for the record."""
+    cipher, leaf = connection.cipher(), connection.getpeercert(binary_form=True) or b""
+    return {
+        "version": connection.version() or UNKNOWN,
+        "suite": cipher[0] if cipher else UNKNOWN,
+        "group": group_of(connection),
+        "peer": str(credential.identity),
+        "peer_cert_sha256": hashlib.sha256(leaf).hexdigest(),
+        "issuer": str(credential.issuer or f"the root of {credential.identity.home}"),
+        "serial": f"{credential.serial:x}",
+        "not_after": f"{credential.until:%Y-%m-%dT%H:%M:%S.%f}Z",
+    }
 
 
 def _context(protocol: ssl._SSLMethod, local: StoredIdentity, roots: bytes) -> ssl.SSLContext:

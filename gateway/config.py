@@ -126,6 +126,10 @@ class AuditSettings(Settings):
     """Where this gateway keeps its audit log: a directory of its own, also where several gateways share a store."""
 
     directory: Path = Path("/var/lib/landbridge/audit")
+    # Where the receipts of migrations from here are kept. None: "receipts" below the directory.
+    receipts: Path | None = None
+    # Days after which entries are removed, some hundreds at a time; 0: never
+    retention: int = Field(default=0, ge=0)
 
 
 class WitnessedLog(Settings):

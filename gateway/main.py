@@ -23,9 +23,15 @@ from certs.identity import Role
 from certs.links import listen
 from certs.living import LivingIdentity
 from certs.store import StoredIdentity, load_identity
+from certs.trust import pem_of
+from gateway.audit import changes
 from gateway.audit.cosigning import Cosigning
 from gateway.audit.journal import Journal
 from gateway.audit.keeper import keeping
+from gateway.audit.presence import Presence
+from gateway.audit.refusals import Refusals
+from gateway.audit.retention import Retention
+from gateway.audit.walk import RECEIPTS
 from gateway.audit.witness_http import WitnessServer
 from gateway.audit.witness_keeper import Witness, log_key
 from gateway.audit.witness_records import Records as WitnessRecords
@@ -40,11 +46,13 @@ from gateway.identities.listing import Listing
 from gateway.identities.records import Records
 from gateway.identities.trusting import Trusting
 from gateway.migration.coordinator import Coordinator
+from gateway.migration.deliveries import Deliveries
 from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory, RemoteSite
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
 from gateway.migration.outages import Outages
+from gateway.migration.receipt_keeper import ReceiptKeeper
 from gateway.migration.receipts import Receipts
 from gateway.migration.recording import Recorder
 from gateway.migration.succession import Succession
@@ -122,8 +130,9 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         store = Store(settings.store.url, settings.name)
         stack.callback(store.close)
         origin = str(identity.identity).removeprefix("spiffe://")
-        journal = await stack.enter_async_context(keeping(settings.audit.directory, origin))
-        ledger = Ledger(store, Recorder(journal))
+        evidence = await keep_evidence(settings, origin, stack)
+        recorder = Recorder(evidence.journal)
+        ledger = Ledger(store, recorder)
         await ledger.load()
         stack.push_async_callback(leave, store)
         tunnels = Tunnels(settings, identity)
@@ -133,31 +142,37 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         limits = Limits(store, tunnels)
         await limits.look()
         inventory = remotes(settings, identity, stack)
-        authority = keep_policy(settings, identity, store, stack)
-        coordinator = Coordinator(ledger, inventory, tunnels, settings.patience, authority)
-        witness = await keep_witness(settings, journal, stack)
-        cosigning = Cosigning(journal, lambda: inventory.peers(tunnels.is_up_or_leads_nowhere), witness)
-        receipts = Receipts(ledger, inventory, journal, cosigning.head)
-        keepers = await keep_identities(settings, identity, store, inventory, tunnels)
+        authority = keep_policy(settings, identity, Requests(store, now), evidence, stack)
+        recorder.country, recorder.secured = authority.country, tunnels.secured
+        deliveries = Deliveries(evidence.journal, inventory, evidence.refusals)
+        stack.push_async_callback(deliveries.close)
+        coordinator = Coordinator(ledger, inventory, tunnels, settings.patience, authority, deliveries)
+        witness = await keep_witness(settings, evidence.journal, stack)
+        cosigning = Cosigning(evidence.journal, lambda: inventory.peers(tunnels.is_up_or_leads_nowhere), witness)
+        receipts = Receipts(ledger, inventory, evidence.journal, cosigning.head)
+        directory = settings.audit.receipts or settings.audit.directory / RECEIPTS
+        receipt_keeper = ReceiptKeeper(receipts, ledger, evidence.journal, evidence.refusals, directory)
+        keepers = await keep_identities(settings, identity, store, inventory, tunnels, evidence.journal)
         stack.push_async_callback(keepers.close)
+        await watch(settings, identity, inventory, tunnels, authority, evidence, stack)
 
-        await listen_for_links(settings, identity, tunnels, stack)
+        await listen_for_links(settings, identity, tunnels, evidence.refusals, stack)
         gateway_service = GatewayService(
-            coordinator, ledger, inventory, tunnels, limits, authority, receipts, witness.alarms
+            coordinator, ledger, inventory, tunnels, limits, authority, receipt_keeper, witness.alarms
         )
-        await serve_operators(settings, identity, authority, gateway_service, keepers, stack)
-        peers = guarded_server(
-            Guard(identity, {"landbridge.v1.Peer": Access(Role.GATEWAY, identity.identity.home, local=False)})
+        await serve_operators(settings, identity, authority, gateway_service, keepers, evidence, stack)
+        others = Access(Role.GATEWAY, identity.identity.home, local=False)
+        peers = guarded_server(Guard(identity, {"landbridge.v1.Peer": others}, evidence.refusals.refused))
+        incoming = Incoming(ledger, inventory, pump, authority, deliveries)
+        add_PeerServicer_to_server(
+            PeerService(incoming, inventory, keepers.trusting, receipts, witness, evidence.refusals), peers
         )
-        incoming = Incoming(ledger, inventory, pump, authority)
-        add_PeerServicer_to_server(PeerService(incoming, inventory, keepers.trusting, receipts, witness), peers)
         await begin(peers, settings.listen.peers, identity, "peers", stack)
         tunnels.keep_up()
-        outages = Outages(journal, settings.site, inventory.site_names, tunnels.is_up)
-        outages.start()
-        stack.push_async_callback(outages.close)
-        cosigning.start()
-        stack.push_async_callback(cosigning.close)
+        for each in (cosigning, receipt_keeper):
+            each.start()
+            stack.push_async_callback(each.close)
+        incoming.resume()
         coordinator.resume()
         stack.push_async_callback(coordinator.close)
         succession = Succession(store, ledger, coordinator, limits)
@@ -172,6 +187,7 @@ async def serve_operators(
     authority: Authority,
     service: GatewayService,
     keepers: Keepers,
+    evidence: Evidence,
     stack: contextlib.AsyncExitStack,
 ) -> None:
     """Answer those of this site: its operators and hosts, and strangers who want to become hosts."""
@@ -184,14 +200,17 @@ async def serve_operators(
                 "landbridge.v1.Identities": by_role,
                 "landbridge.v1.Renewal": Access(Role.HOST, identity.identity.home),
             },
+            evidence.refusals.refused,
         )
     )
     add_GatewayServicer_to_server(service, known)
     add_IdentitiesServicer_to_server(keepers.for_operators(), known)
-    add_RenewalServicer_to_server(RenewalService(keepers.issuing, keepers.trusting), known)
+    add_RenewalServicer_to_server(
+        RenewalService(keepers.issuing, keepers.trusting, evidence.presence, evidence.refusals), known
+    )
     await begin(known, settings.listen.operators, identity, "operators", stack)
     if settings.listen.enrolment is not None:
-        strangers = guarded_server(Guard(identity, {"landbridge.v1.Enrolment": None}))
+        strangers = guarded_server(Guard(identity, {"landbridge.v1.Enrolment": None}, evidence.refusals.refused))
         add_EnrolmentServicer_to_server(EnrolmentService(keepers.enrolment), strangers)
         await begin(strangers, settings.listen.enrolment, identity, "enrolment", stack)
 
@@ -206,7 +225,11 @@ async def begin(
 
 
 def keep_policy(
-    settings: GatewayConfig, identity: LivingIdentity, store: Store, stack: contextlib.AsyncExitStack
+    settings: GatewayConfig,
+    identity: LivingIdentity,
+    requests: Requests,
+    evidence: Evidence,
+    stack: contextlib.AsyncExitStack,
 ) -> Authority:
     """Who may do what, by a file that is read again when it has changed, and on SIGHUP. Raises ConfigError."""
     home, loop = identity.identity.home, asyncio.get_running_loop()
@@ -215,7 +238,74 @@ def keep_policy(
     stack.callback(loop.remove_signal_handler, signal.SIGHUP)
     policy.start()
     stack.push_async_callback(policy.close)
-    return Authority(policy, Requests(store, now), home, now)
+    return Authority(policy, requests, home, now, evidence.journal, evidence.refusals)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The audit log, and those who write what does not belong to one migration."""
+
+    journal: Journal
+    refusals: Refusals
+    presence: Presence
+
+
+async def keep_evidence(settings: GatewayConfig, origin: str, stack: contextlib.AsyncExitStack) -> Evidence:
+    """Open the audit log, and begin to write what is seen. Raises as `keeping`."""
+    journal = await stack.enter_async_context(keeping(settings.audit.directory, origin))
+    refusals, presence = Refusals(journal), Presence(journal)
+    for each in (refusals, presence, Retention(journal, settings.audit.retention)):
+        each.start()
+        stack.push_async_callback(each.close)
+    return Evidence(journal, refusals, presence)
+
+
+async def watch(
+    settings: GatewayConfig,
+    identity: LivingIdentity,
+    inventory: Inventory,
+    tunnels: Tunnels,
+    authority: Authority,
+    evidence: Evidence,
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    """Have on record what comes and goes, and what rules here; what changed while this gateway did not run first. Raises NotRecorded."""
+    configured = {f"gateway {settings.name}": changes.sha256(settings.model_dump_json())}
+    watched = {
+        "configuration.changed": lambda: configured,
+        "policy.changed": authority.policy_hashes,
+        "role.changed": authority.role_hashes,
+        "trust.changed": lambda: believed(identity),
+        "key.changed": lambda: held(identity),
+    }
+    changing = changes.Changes(evidence.journal, settings.audit.directory, watched)
+    await changing.look()
+    outages = Outages(
+        evidence.journal,
+        settings.site,
+        inventory.site_names,
+        tunnels.is_up,
+        lambda site: tunnels.secured(site, incoming=False),
+    )
+    for each in (changing, outages):
+        each.start()
+        stack.push_async_callback(each.close)
+
+
+def believed(identity: LivingIdentity) -> dict[str, str]:
+    """A hash of the roots and handovers of each site."""
+    trust = identity.trust
+    return {str(site): changes.sha256(pem_of(trust.of_site(site))) for site in trust.roots}
+
+
+def held(identity: LivingIdentity) -> dict[str, str]:
+    """A hash of this gateway's certificates, and of what each site has revoked."""
+    revoked: dict[str, list[str]] = {}
+    for denial in sorted(identity.denials.all):
+        revoked.setdefault(f"what {denial.site} has revoked", []).append(f"{denial.subject} {denial.since}")
+    return {str(identity.identity): changes.sha256(identity.stored.certificate_pem)} | {
+        site: changes.sha256(*subjects) for site, subjects in revoked.items()
+    }
 
 
 async def keep_witness(settings: GatewayConfig, journal: Journal, stack: contextlib.AsyncExitStack) -> Witness:
@@ -265,10 +355,11 @@ class Keepers:
     listing: Listing
     # Connections to hosts and sites that have come while this gateway ran.
     added: list[Remote]
+    journal: Journal
 
     def for_operators(self) -> IdentitiesService:
         """What operators ask of them."""
-        return IdentitiesService(self.enrolment, self.issuing, self.trusting, self.joining, self.listing)
+        return IdentitiesService(self.enrolment, self.issuing, self.trusting, self.joining, self.listing, self.journal)
 
     async def close(self) -> None:
         """The gateway stops."""
@@ -277,7 +368,12 @@ class Keepers:
 
 
 async def keep_identities(
-    settings: GatewayConfig, identity: LivingIdentity, store: Store, inventory: Inventory, tunnels: Tunnels
+    settings: GatewayConfig,
+    identity: LivingIdentity,
+    store: Store,
+    inventory: Inventory,
+    tunnels: Tunnels,
+    journal: Journal,
 ) -> Keepers:
     """Begin to renew this gateway's certificate, to follow what its site and others believe, and to know hosts and sites that come."""
     records = Records(store)
@@ -303,22 +399,36 @@ async def keep_identities(
     return Keepers(
         issuing,
         trusting,
-        Enrolment(identity, records, issuing, trusting),
-        Joining(identity, records, trusting),
+        Enrolment(identity, records, issuing, trusting, journal),
+        Joining(identity, records, trusting, journal),
         Listing(identity, records),
         added,
+        journal,
     )
 
 
 async def listen_for_links(
-    settings: GatewayConfig, identity: LivingIdentity, tunnels: Tunnels, stack: contextlib.AsyncExitStack
+    settings: GatewayConfig,
+    identity: LivingIdentity,
+    tunnels: Tunnels,
+    refusals: Refusals,
+    stack: contextlib.AsyncExitStack,
 ) -> None:
     """Accept links from this site's agents and from other sites' gateways."""
     hosts = Access(Role.HOST, identity.identity.home)
-    agents = await listen(settings.listen.agents, identity, hosts, tunnels.pump.attach_agent, holds_back=True)
+    agents = await listen(
+        settings.listen.agents,
+        identity,
+        hosts,
+        tunnels.pump.attach_agent,
+        holds_back=True,
+        on_refused=refusals.refused,
+    )
     stack.callback(agents.close)
     others = Access(Role.GATEWAY, identity.identity.home, local=False)
-    accepted = await listen(settings.listen.tunnel, identity, others, tunnels.attach, is_tunnel=True)
+    accepted = await listen(
+        settings.listen.tunnel, identity, others, tunnels.attach, is_tunnel=True, on_refused=refusals.refused
+    )
     stack.callback(accepted.close)
 
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TypeAlias
 
+from certs.identity import Identity
 from gateway.audit.canonical import MOST, Value
 
 # Says what is wrong with a value, "" for nothing.
@@ -104,6 +105,12 @@ def stamp(when: datetime) -> str:
     return f"{when.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
 
 
+def certified(identity: Identity, address: str = "") -> Mapping[str, Value]:
+    """An actor who has proved who they are."""
+    actor: dict[str, Value] = {"id": str(identity), "method": "certificate", "role": str(identity.role)}
+    return actor | ({"address": address} if address else {})
+
+
 _END = record(
     {
         "site": text,
@@ -118,6 +125,8 @@ _END = record(
 
 PERSON = record({"id": text, "method": text, "role": text, "on_behalf_of": text, "address": text})
 
+_COUNTED = record({"what": text, "count": count, "since": moment})
+
 OUTCOME = one_of("success", "failure", "denied", "unknown")
 
 # What can be said of an event, under "seen" for what the gateway has seen itself, under "claimed" for what it was told.
@@ -125,7 +134,10 @@ FACTS: Mapping[str, Kind] = MappingProxyType(
     {
         # Who else.
         "approvers": listing(record({"id": text, "time": moment, "comment": text})),
-        "request": record({"id": text, "method": text, "purpose": text, "ticket": text}),
+        "request": record({"id": text, "sha256": digest, "method": text, "purpose": text, "ticket": text}),
+        # What was refused, or done: once, or so many times since then.
+        "refused": _COUNTED,
+        "repeated": _COUNTED,
         # From where to where.
         "source": _END,
         "destination": _END,

@@ -31,6 +31,9 @@ from landbridge.errors import EvidenceFailed
 CHECKPOINT, COSIGNED, KEY = "checkpoint", "cosigned", "log.vkey"
 # Of the witness that the same gateway is for other logs.
 WITNESS_KEY, WITNESS_KEY_ML_DSA = "witness.vkey", "witness-ml-dsa-44.vkey"
+_BESIDE = (CHECKPOINT, COSIGNED, KEY, WITNESS_KEY, WITNESS_KEY_ML_DSA)
+# Beside the log: receipts, which prove themselves.
+RECEIPTS = "receipts"
 
 
 class Log(Protocol):
@@ -128,7 +131,7 @@ class Walk:
             name = TileName.parse(path)
             if name is not None and name.width < TILE:
                 self._partial[name.level, name.number].append(name)
-            elif name is None and path not in (CHECKPOINT, COSIGNED, KEY, WITNESS_KEY, WITNESS_KEY_ML_DSA):
+            elif name is None and path not in _BESIDE and not path.startswith(f"{RECEIPTS}/"):
                 self._report.add(Check.TREE, f"the file {ascii(path)[:120]} is no part of a log")
 
     # 3 and 8: the entries.

@@ -5,16 +5,24 @@ authorize   the same for one that is to begin: where approvals are missing, ask 
 admit       may somebody make this call, by their roles?
 administer  may somebody change what all share?
 oversee     may somebody have to do with this migration?
+note        what somebody is about to change, in the audit log first
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 import structlog
 
 from certs.identity import Identity, Site
+from gateway.audit.canonical import Value
+from gateway.audit.changes import sha256
+from gateway.audit.entry import NOTHING, Facts
+from gateway.audit.fields import certified
+from gateway.audit.journal import Journal
+from gateway.audit.refusals import Refusals
+from gateway.authorization import telling
 from gateway.authorization.cases import named
 from gateway.authorization.decide import Check, Decision, Step, Verdict, decide, in_scope, may_approve
 from gateway.authorization.policy_file import PolicyFile
@@ -52,11 +60,21 @@ _VERDICTS = {
 class Authority:
     """The policy of this site and its requests, for every gateway part that must ask. `clock` is aware."""
 
-    def __init__(self, policy: PolicyFile, requests: Requests, here: Site, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        policy: PolicyFile,
+        requests: Requests,
+        here: Site,
+        clock: Callable[[], datetime],
+        journal: Journal,
+        refusals: Refusals,
+    ) -> None:
         self._policy = policy
         self._requests = requests
         self._here = here
         self._clock = clock
+        self._journal = journal
+        self._refusals = refusals
 
     # Calls
 
@@ -103,6 +121,21 @@ class Authority:
             status.loaded_at.FromDatetime(self._policy.loaded_at)
         return status
 
+    def policy_hashes(self) -> dict[str, str]:
+        """The hash of the policy that is in force, for the record of its changes."""
+        return {f"the policy of site {self._here.site}": self._policy.sha256} if self._policy.sha256 else {}
+
+    def role_hashes(self) -> dict[str, str]:
+        """A hash of who has each role, for the record of its changes."""
+        roles = {} if self._policy.rules is None else self._policy.rules.roles
+        return {f"role {role}": sha256(*(str(each) for each in people)) for role, people in roles.items()}
+
+    def country(self, site: str) -> str:
+        """Where a site is, by the policy file; "" if it does not say."""
+        rules = self._policy.rules
+        place = None if rules is None else rules.sites.get(site)
+        return "" if place is None else place.country
+
     # Migrations
 
     def labels(self, vm: str, own: pb.Labels) -> pb.Labels:
@@ -135,13 +168,26 @@ class Authority:
         decision = await self.weigh(migration)
         if opens and decision.verdict == pb.Verdict.VERDICT_APPROVAL and not decision.request:
             decision.request = await self.ask(migration, wanted_host, claimed_by)
-        self.record(decision, migration)
+        self.record(decision, migration, claimed_by)
         return decision
 
     async def ask(self, migration: Migration, wanted_host: str, claimed_by: str = "") -> str:
-        """Open a request for a migration, or find the one that is open. Its id."""
+        """Open a request for a migration, or find the one that is open. Its id. Raises NotRecorded."""
         lifetime = timedelta(hours=self._rules().approvals.expire_hours)
-        request = await self._requests.open(migration, lifetime, wanted_host, claimed_by)
+
+        async def before() -> None:
+            # Whom it is for and what it is about, another site says.
+            about, request = telling.about(migration, self.country), {"sha256": digest(migration)}
+            waits: dict[str, Value] = {"policy": {"decision": "approval"}, "request": request}
+            await self._journal.record(
+                "migration.requested",
+                reason="it waits for approvals",
+                actor=self._actor(migration.requested_by, claimed_by),
+                seen=waits if claimed_by else about | waits,
+                claimed=about if claimed_by else NOTHING,
+            )
+
+        request = await self._requests.open(migration, lifetime, wanted_host, claimed_by, before)
         log.info(
             "request.opened",
             request=request.id,
@@ -202,16 +248,24 @@ class Authority:
         )
 
     async def approve(self, prefix: str, sha256: str, who: Identity) -> ApprovalRequest:
-        """Somebody's yes to exactly what they have read. Raises PolicyRefused if theirs does not count, or Conflict."""
+        """Somebody's yes to exactly what they have read. Raises PolicyRefused if theirs does not count, Conflict, or NotRecorded."""
         request = await self._requests.find(prefix)
         if sha256 != request.sha256:
             raise Conflict(f"request {request.id} is not what was read: look at it again with `landbridge requests`")
         if str(who) == request.migration.requested_by:
-            raise PolicyRefused("nobody approves what they have asked for themselves: another approver must")
+            refused = PolicyRefused("nobody approves what they have asked for themselves: another approver must")
+            self._refuse(who, f"approval of request {request.id}", refused.message)
+            raise refused
         if not may_approve(self._rules(), request_of(request.migration), who):
-            raise PolicyRefused(
+            refused = PolicyRefused(
                 f"no rule of four-eyes of this site waits for the approval of {who}: see the policy file"
             )
+            self._refuse(who, f"approval of request {request.id}", refused.message)
+            raise refused
+        if request.state in OPEN and all(each.approver != str(who) for each in request.approvals):
+            yes = pb.Approval(approver=str(who))
+            yes.at.FromDatetime(self._clock())
+            await self._record_approval(request, [yes], actor=certified(who))
         approved = self._judged(await self._requests.approve(request, who))
         log.info(
             "request.approved", request=request.id, sha256=request.sha256, who=str(who), policy=self._policy.sha256
@@ -232,11 +286,56 @@ class Authority:
             why=reason,
             policy=self._policy.sha256,
         )
+        # A no counts also while the log cannot be written.
+        seen, claimed = self._request_facts(request, {})
+        self._refusals.tell(
+            "migration.denied",
+            str(who),
+            f"request {request.id}",
+            reason=reason,
+            actor=certified(who),
+            seen=seen,
+            claimed=claimed,
+        )
         return denied
 
+    def _request_facts(self, request: ApprovalRequest, more: dict[str, Value]) -> tuple[Facts, Facts]:
+        """What is seen of a request, and what is claimed."""
+        about = telling.about(request.migration, self.country)
+        asked: dict[str, Value] = {"request": {"id": request.id, "sha256": request.sha256}, **more}
+        return (asked, about) if request.claimed_by else (about | asked, NOTHING)
+
+    async def _record_approval(
+        self, request: ApprovalRequest, approvals: Sequence[pb.Approval], *, actor: Facts = NOTHING, migration: str = ""
+    ) -> None:
+        seen, claimed = self._request_facts(request, telling.approvers(approvals))
+        await self._journal.record("migration.approved", actor=actor, migration=migration, seen=seen, claimed=claimed)
+
+    async def note(
+        self, event: str, who: Identity, comment: str, *, subject: str = "", migration: Migration | None = None
+    ) -> None:
+        """Record what somebody is about to change, before it is done. Raises NotRecorded: then it is not."""
+        seen: dict[str, Value] = {} if migration is None else telling.about(migration, self.country)
+        if subject:
+            seen["change"] = {"subject": subject, "comment": comment}
+        id_ = "" if migration is None else migration.id
+        await self._journal.record(event, reason=comment, actor=certified(who), migration=id_, seen=seen)
+
+    def _refuse(self, who: Identity, what: str, reason: str) -> None:
+        self._refusals.tell("access.denied", str(who), what, reason=reason, actor=certified(who))
+
+    def _actor(self, requester: str, claimed_by: str) -> Facts:
+        if claimed_by:
+            return telling.claimed(requester, claimed_by)
+        return certified(operator(requester)) if requester else NOTHING
+
     async def take(self, decision: pb.Decision, migration: str) -> None:
-        """Use up the request that a decision rests on, if it rests on one. Raises Conflict if somebody was faster."""
+        """Use up the request that a decision rests on, if it rests on one. Raises Conflict if somebody was faster, or NotRecorded."""
         if decision.request:
+            request = await self._requests.find(decision.request)
+            if request.approvals:
+                # With the migration's id at last: its receipt says who has approved it, and exactly what.
+                await self._record_approval(request, request.approvals, migration=migration)
             await self._requests.take(decision.request, migration)
             log.info("request.used", request=decision.request, migration=migration)
 
@@ -277,8 +376,10 @@ class Authority:
         told.decided_at.FromDatetime(self._clock())
         return told
 
-    def record(self, decision: pb.Decision, migration: Migration) -> None:
-        """Log a decision, of this site or of the other one, that was acted upon."""
+    def record(self, decision: pb.Decision, migration: Migration, claimed_by: str = "") -> None:
+        """Log a decision, of this site or of the other one, that was acted upon; a refusal is in the audit log, too."""
+        if decision.verdict == pb.Verdict.VERDICT_REFUSED:
+            self._record_denial(decision, migration, claimed_by)
         tell = log.info if decision.verdict == pb.Verdict.VERDICT_ALLOWED else log.warning
         facts = {
             "site": decision.site,
@@ -297,6 +398,27 @@ class Authority:
         tell("policy.decided", **facts)
         if decision.break_glass:
             log.warning("policy.glass_broken", why=decision.break_glass, **facts)
+
+    def _record_denial(self, decision: pb.Decision, migration: Migration, claimed_by: str) -> None:
+        about, policy = telling.about(migration, self.country), telling.policy(decision)
+        asked: dict[str, Value] = {"request": {"sha256": decision.request_sha256}} if decision.request_sha256 else {}
+        seen, claimed = about | asked, {}
+        if claimed_by:
+            seen, claimed = asked, about
+        if decision.site == self._here.site:
+            seen |= policy
+        else:
+            claimed |= policy
+        self._refusals.tell(
+            "migration.denied" if decision.action == "migrate" else "access.denied",
+            claimed_by or decision.requester,
+            f"{decision.action} {migration.vm_uuid} to {migration.destination_site}/{migration.destination_host}",
+            reason=telling.sentence(decision),
+            actor=self._actor(decision.requester, claimed_by),
+            migration=migration.id,
+            seen=seen,
+            claimed=claimed,
+        )
 
 
 def _refuse_all() -> Decision:

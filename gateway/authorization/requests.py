@@ -7,7 +7,7 @@ as it must be, so that two gateways, or two people, cannot both win.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
@@ -39,11 +39,16 @@ class Requests:
         self._clock = clock
 
     async def open(
-        self, migration: Migration, lifetime: timedelta, wanted_host: str, claimed_by: str
+        self,
+        migration: Migration,
+        lifetime: timedelta,
+        wanted_host: str,
+        claimed_by: str,
+        before: Callable[[], Awaitable[object]] | None = None,
     ) -> ApprovalRequest:
-        """The request for exactly this that is not over, or a new one.
+        """The request for exactly this that is not over, or a new one; `before` is awaited before that is made.
 
-        Raises Conflict if too many wait already, and UsageError for one that is too large.
+        Raises Conflict if too many wait already, UsageError for one that is too large, and what `before` raises.
         """
         sha256 = digest(migration)
         if known := await self.bound_to(sha256):
@@ -60,6 +65,8 @@ class Requests:
             raise UsageError(
                 f"a request of {size} bytes is refused: at most {MOST_BYTES}; shorten its names and labels"
             )
+        if before is not None:
+            await before()
         values = {
             "id": made.id,
             "sha256": sha256,

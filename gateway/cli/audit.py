@@ -11,9 +11,12 @@ With --json, each command writes one object on one line, or one for each entry:
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from time import sleep
 
 import click
 
@@ -24,9 +27,12 @@ from gateway.audit.findings import Check, Report
 from gateway.audit.note import Key
 from gateway.audit.receipt import MOST_BYTES as MOST_RECEIPT_BYTES
 from gateway.audit.verify import Trust, verify, verify_receipt
-from gateway.cli import arguments, output, words
+from gateway.cli import arguments, output, receipt_text, words
 from gateway.cli.audit_export import Asked, export, questions, which
 from landbridge.errors import ConfigError, EvidenceFailed, NotFound, UsageError
+
+# Seconds between two looks at a log that is followed.
+FOLLOW_S = 1.0
 
 _COLUMNS = (
     output.Column("INDEX", right=True),
@@ -108,18 +114,35 @@ def verify_log(
 @audit.command()
 @_PLACE
 @click.option("-n", "count", type=click.IntRange(1), default=20, show_default=True, help="How many entries.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with those that come, until Ctrl-C.")
 @arguments.as_json
-def tail(place: str, count: int, *, as_json: bool) -> None:
+def tail(place: str, count: int, *, follow: bool, as_json: bool) -> None:
     """Print the newest entries."""
-    _print(list(reading.last(files.at(place), count)), as_json=as_json)
+    log = files.at(place)
+    _print(list(reading.last(log, count)), as_json=as_json)
+    if not follow:
+        return
+    size = reading.head(log).checkpoint.size
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            sleep(FOLLOW_S)
+            log = files.at(place)
+            if (grown := reading.head(log).checkpoint.size) > size:
+                _print_more(list(reading.entries(log, size, grown)), as_json=as_json)
+                size = grown
 
 
 @audit.command()
 @_PLACE
-@click.argument("index", type=click.IntRange(0))
+@click.argument("index", type=click.IntRange(0), required=False)
 @arguments.as_json
-def show(place: str, index: int, *, as_json: bool) -> None:
-    """Print one entry with all that it holds."""
+def show(place: str, index: int | None, *, as_json: bool) -> None:
+    """Print one entry with all that it holds; or, if PLACE is a file, what the receipt in it says."""
+    if Path(place).is_file():
+        receipt_text.show(_content(place), as_json=as_json)
+        return
+    if index is None:
+        raise UsageError("Say which entry: landbridge audit show PLACE INDEX, the first being 0.")
     log = files.at(place)
     size = reading.head(log).checkpoint.size
     found = list(reading.entries(log, index, index + 1)) if index < size else []
@@ -255,6 +278,16 @@ def _print(found: list[tuple[int, Recorded]], *, as_json: bool) -> None:
             click.echo(json.dumps({"type": "entry", "index": index, "entry": json.loads(entry.raw)}))
         return
     output.table(_COLUMNS, [_row(index, entry) for index, entry in found], "No entry fits.")
+
+
+def _print_more(found: list[tuple[int, Recorded]], *, as_json: bool) -> None:
+    """Entries that have come since: without headings, and at once."""
+    if as_json:
+        _print(found, as_json=True)
+    else:
+        for index, entry in found:
+            click.echo("  ".join(cell or "-" for cell in _row(index, entry).cells))
+    sys.stdout.flush()
 
 
 def _row(index: int, entry: Recorded) -> output.Row:

@@ -9,7 +9,7 @@ import click
 
 from gateway.audit.receipt import Receipt
 from gateway.audit.verify import verify_receipt
-from gateway.cli import arguments, connection, output, words
+from gateway.cli import arguments, connection, output, receipt_text, words
 from gateway.cli.audit_export import save
 from landbridge.errors import EvidenceFailed
 
@@ -17,9 +17,10 @@ from landbridge.errors import EvidenceFailed
 @click.command()
 @arguments.migration_id
 @click.option("--out", type=click.Path(path_type=Path), help="A new file. [default: ID.receipt]")
+@click.option("--text", "as_text", is_flag=True, help="Print what it says, and write no file.")
 @arguments.as_json
 @click.pass_context
-def receipt(ctx: click.Context, migration_id: str, out: Path | None, *, as_json: bool) -> None:
+def receipt(ctx: click.Context, migration_id: str, out: Path | None, *, as_text: bool, as_json: bool) -> None:
     """Write the receipt of a migration: what both sites' audit logs say of it, in one file.
 
     It verifies without any gateway: landbridge audit verify FILE --key VKEY --other VKEY. What its proofs say is checked at
@@ -27,6 +28,9 @@ def receipt(ctx: click.Context, migration_id: str, out: Path | None, *, as_json:
     """
     with connection.connect(ctx) as gateway:
         answer = gateway.receipt(migration_id)
+    if as_text:
+        receipt_text.show(answer.receipt, as_json=as_json)
+        return
     report = verify_receipt(answer.receipt)
     path = out or Path(f"{words.safe(answer.migration).replace('/', '-')}.receipt")
     save(path, answer.receipt)

@@ -13,6 +13,9 @@ from certs.identity import Identity, Role
 from certs.living import LivingIdentity
 from certs.token import Token
 from certs.trust import issued_at
+from gateway.audit.canonical import Value
+from gateway.audit.fields import certified
+from gateway.audit.journal import Journal
 from gateway.identities.issuing import Issuing
 from gateway.identities.records import CertificateRecord, Records
 from gateway.identities.trusting import Trusting
@@ -33,16 +36,19 @@ _REFUSED = "the token is not valid here: it was used, has expired, or is for ano
 class Enrolment:
     """Of one gateway; its tokens are good at every gateway of the site."""
 
-    def __init__(self, identity: LivingIdentity, records: Records, issuing: Issuing, trusting: Trusting) -> None:
+    def __init__(
+        self, identity: LivingIdentity, records: Records, issuing: Issuing, trusting: Trusting, journal: Journal
+    ) -> None:
         self._identity = identity
+        self._journal = journal
         self._records = records
         self._issuing = issuing
         self._trusting = trusting
         self._attempts = Attempts(ATTEMPTS, ATTEMPTS / WINDOW)
         self._all_attempts = Attempts(ALL_ATTEMPTS, ALL_ATTEMPTS / WINDOW)
 
-    async def make_token(self, name: str, made_by: str) -> tuple[Token, datetime]:
-        """A token for a host, and its end. Raises UsageError or ConfigError."""
+    async def make_token(self, name: str, made_by: Identity) -> tuple[Token, datetime]:
+        """A token for a host, and its end. Raises UsageError, ConfigError or NotRecorded."""
         identity = self._host(name)
         everywhere = {"0.0.0.0", "::"}  # noqa: S104 - compared, not listened on
         addresses = [each for each in await self._records.endpoints("enrolment") if each.host not in everywhere]
@@ -53,8 +59,10 @@ class Enrolment:
             )
         now = datetime.now(UTC)
         made = token.make(self._identity.stored.root, addresses)
-        await self._records.add_token(made.id, token.secret_hash(made.secret), name, made_by, now + LIFETIME)
-        log.info("enrolment.offered", id=made.id, identity=str(identity), by=made_by)
+        change: Value = {"subject": str(identity), "comment": f"token {made.id}, by which it may enrol, was made"}
+        await self._journal.record("key.changed", actor=certified(made_by), seen={"change": change})
+        await self._records.add_token(made.id, token.secret_hash(made.secret), name, str(made_by), now + LIFETIME)
+        log.info("enrolment.offered", id=made.id, identity=str(identity), by=str(made_by))
         return made, now + LIFETIME
 
     def _host(self, name: str) -> Identity:
@@ -65,7 +73,7 @@ class Enrolment:
             raise UsageError(error.message) from error
 
     async def enrol(self, request: EnrolRequest, address: str, now: float) -> EnrolResponse:
-        """Take a host in. Raises PermissionDenied, Unreachable for one that tries too often, or UsageError."""
+        """Take a host in. Raises PermissionDenied, Unreachable for one that tries too often, UsageError or NotRecorded."""
         if not (self._attempts.take(address, now) and self._all_attempts.take("all", now)):
             if self._attempts.is_news(address, now):
                 log.warning("enrolment.refused", address=address, reason="too many attempts")
@@ -77,6 +85,9 @@ class Enrolment:
         # Nothing must be wrong any more once the token is used.
         authority.requested_key(request.request.encode())
         self._issuing.issuer(datetime.now(UTC))
+        change: Value = {"subject": str(self._host(name)), "comment": "its first certificate, as it enrols"}
+        actor = {"id": str(self._host(name)), "method": f"token {request.token_id[:32]}", "address": address}
+        await self._journal.record("key.changed", actor=actor, seen={"change": change})
         if not await self._records.use_token(request.token_id):
             log.warning("enrolment.refused", address=address, id=request.token_id[:32], reason="the token was used")
             raise PermissionDenied(_REFUSED)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import structlog
 
-from certs.identity import Site
+from certs.identity import Identity, Site
 from certs.living import LivingIdentity
 from certs.probe import probe
 from certs.trust import TrustBundles, fingerprint, load_certificates, pem_of
+from gateway.audit import changes
+from gateway.audit.canonical import Value
+from gateway.audit.fields import certified
+from gateway.audit.journal import Journal
 from gateway.identities.records import Records
 from gateway.identities.trusting import Trusting
 from landbridge.config import Address, parse_address
@@ -20,8 +24,9 @@ log = structlog.get_logger()
 class Joining:
     """Of one gateway, for all gateways of its site."""
 
-    def __init__(self, identity: LivingIdentity, records: Records, trusting: Trusting) -> None:
+    def __init__(self, identity: LivingIdentity, records: Records, trusting: Trusting, journal: Journal) -> None:
         self._identity = identity
+        self._journal = journal
         self._records = records
         self._trusting = trusting
 
@@ -38,8 +43,8 @@ class Joining:
             own_root=pem_of([self._identity.stored.root]).decode(),
         )
 
-    async def join(self, site: str, root: str, peers: list[str], by: str) -> None:
-        """Believe a site from now on. Raises IdentityError, UsageError, or Conflict if it is known by another root."""
+    async def join(self, site: str, root: str, peers: list[str], by: Identity) -> None:
+        """Believe a site from now on. Raises IdentityError, UsageError, Conflict if it is known by another root, or NotRecorded."""
         found = load_certificates(root.encode())
         home = next(iter(TrustBundles.of(found).roots), None)
         if len(found) != 1 or home is None or str(home) != site:
@@ -49,9 +54,12 @@ class Joining:
         self._check_unknown(home, found[0] in self._identity.trust.roots.get(home, ()))
         places = {place.name: place for place in await self._records.sites()}
         addresses = [_address(each) for each in peers]
+        change: dict[str, Value] = {"subject": str(home), "after_sha256": changes.sha256(pem_of(found))}
+        change["comment"] = f"joined, with the root {fingerprint(found[0])}"
+        await self._journal.record("trust.changed", actor=certified(by), seen={"change": change})
         await self._records.save_roots(str(home), pem_of([*self._identity.trust.of_site(home)] or found))
         await self._records.save_site(home.site, addresses, places[home.site].stream if home.site in places else ())
-        log.warning("site.joined", site=str(home), fingerprint=fingerprint(found[0]), by=by)
+        log.warning("site.joined", site=str(home), fingerprint=fingerprint(found[0]), by=str(by))
         await self._trusting.look()
         self._trusting.hurry()
 

@@ -24,6 +24,7 @@ from gateway.authorization.request import domain_digest, mapping_digest
 from gateway.authorization.requests import OPEN
 from gateway.config import PatienceSettings
 from gateway.migration import proof, savings
+from gateway.migration.deliveries import Deliveries
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger, has_ended, state_of
 from gateway.migration.proofs import Proofs
@@ -92,6 +93,7 @@ class Coordinator:
     tunnels: Tunnels
     patience: PatienceSettings
     authority: Authority
+    deliveries: Deliveries
     _runs: dict[str, _Run] = field(default_factory=dict)
 
     # Verbs
@@ -243,6 +245,7 @@ class Coordinator:
             raise Conflict(
                 f"migration {migration.id} is {state.name.lower()} and can no longer be cancelled; watch how it ends"
             )
+        await self.authority.note("migration.stepped", who, f"{who} asks for it to be cancelled", migration=migration)
         if not self.ledger.is_own(row):
             await self.ledger.wish_cancelled(row, str(who))
             return row
@@ -277,6 +280,9 @@ class Coordinator:
         proof.require_settleable(migration, without_proof)
         if not self.ledger.is_own(row) and not await self.ledger.take_over(row):
             raise TakenOver(f"another gateway is at work on migration {migration.id}: ask again")
+        await self.authority.note(
+            "migration.stepped", who, f"{who} asks for what is left of it to be removed", migration=migration
+        )
         agent = self.inventory.agent(migration.source_host)
         request = agent_pb2.SettleRequest(migration=migration.id, vm_uuid=migration.vm_uuid)
         removed = list((await agent.ask(agent.stub.Settle, request, SETTLE)).removed)
@@ -301,6 +307,8 @@ class Coordinator:
         self.authority.oversee(who, "limit", migration)
         if has_ended(row):
             raise Conflict(f"migration {migration.id} has ended already ({state_of(row).name.lower()})")
+        limit = f"{bytes_per_second} bytes per second" if bytes_per_second else "no limit"
+        await self.authority.note("migration.limited", who, limit, migration=migration)
         await self.ledger.limit(row, bytes_per_second)
         self._hold_limits()
         return row
@@ -624,6 +632,7 @@ class Coordinator:
                     reason = f"{there.cause} ({reason.rstrip('.')})"
                 break
             await asyncio.sleep(RETRY)
+        await self.deliveries.record(row)
         return Outcome(Input.CLEANED_AFTER_CANCEL if row.cancel_requested else Input.CLEANED, reason)
 
     async def _activating(self, row: Row) -> Outcome:
@@ -651,6 +660,7 @@ class Coordinator:
                 break
             await asyncio.sleep(RETRY)
         self._summarize(row, answer.resumed_at.ToNanoseconds())
+        await self.deliveries.record(row)
         row.peer_pending = True
         reason = f"{row.cause}, but too late" if row.cancel_requested else row.cause
         if proof.is_wanted(migration):

@@ -13,6 +13,7 @@ from certs.identity import Identity
 from gateway.authorization.authority import Authority, refusal
 from gateway.authorization.request import digest, domain_digest, mapping_digest
 from gateway.migration import proof
+from gateway.migration.deliveries import Deliveries
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger, has_ended
 from gateway.migration.states import ENDED, State
@@ -32,7 +33,10 @@ TOLD = frozenset({"state", "reason", "updated_at", "ended_at", "progress", "summ
 class Incoming:
     """Migrations to this site. `site` is always that of the calling gateway, as its certificate says."""
 
-    def __init__(self, ledger: Ledger, inventory: Inventory, pump: Pump, authority: Authority) -> None:
+    def __init__(
+        self, ledger: Ledger, inventory: Inventory, pump: Pump, authority: Authority, deliveries: Deliveries
+    ) -> None:
+        self._deliveries = deliveries
         self._ledger = ledger
         self._inventory = inventory
         self._pump = pump
@@ -80,7 +84,13 @@ class Incoming:
             raise Conflict(f"migration {migration.id} is known here already, and cannot be prepared again")
         elif digest(row.migration) != digest(migration):
             raise Conflict(f"migration {migration.id} is known here already, and this is not what was let in")
-        prepared = await agent.ask(agent.stub.Prepare, request, WORK)
+        try:
+            prepared = await agent.ask(agent.stub.Prepare, request, WORK)
+        except PermissionDenied as error:
+            refused = agent_pb2.RefusedCall(call="Prepare", reason=error.message, enforced=True)
+            self._deliveries.refused(row, refused)
+            raise
+        self._deliveries.follow(row)
         return prepared, _decision_of(row.migration, self._inventory.site)
 
     async def _admit(self, row: Row, source: Identity) -> None:
@@ -109,6 +119,12 @@ class Incoming:
                 f"site {source.site} may only bring its own migrations to site {self._inventory.site}"
             )
         self._authority.claims(migration, source)
+
+    def resume(self) -> None:
+        """Follow again what this site's agents tell of migrations that have not ended."""
+        for row in self._ledger.rows():
+            if not row.coordinating and not has_ended(row):
+                self._deliveries.follow(row)
 
     async def activate(self, request: agent_pb2.ActivateRequest, site: str) -> agent_pb2.ActivateResponse:
         """Let the VM run here."""
@@ -151,6 +167,8 @@ class Incoming:
             row.migration.CopyFrom(before)
             raise
         if State(migration.state) in ENDED:
+            # Once the source has heard the answer, receipts are made of what is in both logs.
+            await self._deliveries.followed(migration.id)
             self._pump.forget_counts(migration.id)
 
     async def _own(self, migration: str, site: str) -> Row:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
 import structlog
 
 from gateway.audit.canonical import Value
+from gateway.audit.entry import NOTHING, Facts
 from gateway.audit.fields import stamp
 from gateway.audit.journal import Journal
 from landbridge.errors import NotRecorded
@@ -23,12 +25,19 @@ class Outages:
     """Watches the tunnels of one gateway; what cannot be recorded at once is seen again at the next look."""
 
     def __init__(
-        self, journal: Journal, site: str, sites: Callable[[], Iterable[str]], is_up: Callable[[str], bool]
+        self,
+        journal: Journal,
+        site: str,
+        sites: Callable[[], Iterable[str]],
+        is_up: Callable[[str], bool],
+        secured: Callable[[str], Facts] = lambda _: NOTHING,
     ) -> None:
+        """`secured` says how the tunnel to a site is protected."""
         self._journal = journal
         self._site = site
         self._sites = sites
         self._is_up = is_up
+        self._secured = secured
         # Since when which tunnel is down; None for one that is up. A tunnel that never was up is not in it.
         self._down: dict[str, datetime | None] = {}
         self._task: asyncio.Task[None] | None = None
@@ -38,10 +47,13 @@ class Outages:
         self._task = asyncio.create_task(self._watch(), name="audit-outages")
 
     async def close(self) -> None:
-        """Stop watching."""
+        """Stop watching. The tunnels that are up are closed now, in good order."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        with contextlib.suppress(NotRecorded):  # then the next start says enough
+            for site in [site for site, since in self._down.items() if since is None and self._is_up(site)]:
+                await self._record("tunnel.closed", site, None)
 
     async def _watch(self) -> None:
         while True:
@@ -76,4 +88,6 @@ class Outages:
         seen: dict[str, Value] = {"source": {"site": self._site}, "destination": {"site": site}}
         if outage is not None:
             seen["outage"] = {"what": f"the tunnel to site {site}", **outage}
+        elif event == "tunnel.opened" and (secured := self._secured(site)):
+            seen["tls"] = secured
         await self._journal.record(event, outcome=outcome, seen=seen)

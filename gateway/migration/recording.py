@@ -6,13 +6,17 @@ by whom. What agents count, and what the other site reports of its own doing, is
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Coroutine
 from types import MappingProxyType
 
 from gateway.audit.canonical import Value
-from gateway.audit.entry import Facts
+from gateway.audit.entry import NOTHING, Facts
 from gateway.audit.fields import LIST_ITEMS
 from gateway.audit.journal import Journal
-from gateway.migration.states import State
+from gateway.authorization import telling
+from gateway.authorization.request import digest
+from gateway.migration.states import ENDED, State
 from gateway.store import Row
 from landbridge.v1.types_pb2 import Migration, Proof, ProofOutcome
 
@@ -43,6 +47,9 @@ class Recorder:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
+        # Where a site is, and how the tunnel to (or, if that is asked for, from) it is protected; until somebody knows, "" and nothing.
+        self.country: Callable[[str], str] = lambda _: ""
+        self.secured: Callable[[str, bool], Facts] = lambda _site, _incoming: NOTHING
 
     async def __call__(self, row: Row, before: State | None) -> None:
         """Record that a row is in its state, having been in `before`, or nowhere. Raises NotRecorded."""
@@ -54,8 +61,10 @@ class Recorder:
             event, outcome = ("migration.requested" if row.coordinating else "migration.admitted"), "success"
         else:
             event, outcome = _EVENTS.get(state, ("migration.stepped", "success"))
-        seen, claimed = facts(migration, before, coordinating=row.coordinating)
-        await self._journal.record(
+        seen, claimed = facts(migration, before, self.country, coordinating=row.coordinating)
+        if state in ENDED:
+            seen = {**seen, **self._protection(row)}
+        entry = self._journal.record(
             event,
             outcome=outcome,
             reason=migration.reason,
@@ -64,6 +73,34 @@ class Recorder:
             seen=seen,
             claimed=claimed,
         )
+        # In this order, and in one group.
+        await asyncio.gather(entry, *(self._decided(row) if before is None else ()))
+
+    def _protection(self, row: Row) -> Facts:
+        migration = row.migration
+        other = migration.destination_site if row.coordinating else migration.source_site
+        secured = self.secured(other, not row.coordinating)
+        return {"tls": secured} if secured else NOTHING
+
+    def _decided(self, row: Row) -> list[Coroutine[None, None, int]]:
+        """By which rules of both sites it may begin."""
+        migration = row.migration
+        here = migration.source_site if row.coordinating else migration.destination_site
+        entries = []
+        for decision in migration.decisions[:2]:
+            said = telling.policy(decision)
+            own = decision.site == here
+            entries.append(
+                self._journal.record(
+                    "migration.permitted",
+                    reason=f"the glass was broken: {decision.break_glass}" if decision.break_glass else "",
+                    actor=_actor(migration, coordinating=row.coordinating),
+                    migration=migration.id,
+                    seen=said | {"request": {"sha256": digest(migration)}} if own else NOTHING,
+                    claimed=NOTHING if own else said,
+                )
+            )
+        return entries
 
     async def _record_proof(self, migration: Migration) -> None:
         """What was found of the disks. Both sides' roots are what agents have said."""
@@ -105,17 +142,17 @@ def proof_facts(proof: Proof) -> Facts:
     return {"verify": verify} | ({"disks": disks} if disks else {})
 
 
-def facts(migration: Migration, before: State | None, *, coordinating: bool) -> tuple[Facts, Facts]:
+def facts(
+    migration: Migration, before: State | None, country: Callable[[str], str] = lambda _: "", *, coordinating: bool
+) -> tuple[Facts, Facts]:
     """What is seen of a migration, and what is claimed."""
-    ends: dict[str, Value] = {
-        "source": {"site": migration.source_site, "host": migration.source_host},
-        "destination": {"site": migration.destination_site, "host": migration.destination_host},
-        "vm": {"name": migration.vm, "uuid": migration.vm_uuid},
-    }
+    ends = telling.about(migration, country)
     state: dict[str, Value] = {"to": State(migration.state).name.lower()}
     if before is not None:
         state["from"] = before.name.lower()
-    counted = _counted(migration)
+    else:
+        ends |= telling.approvers(migration.approvals)
+    counted = _counted(migration, country)
     if coordinating:
         seen = (
             ends
@@ -127,7 +164,7 @@ def facts(migration: Migration, before: State | None, *, coordinating: bool) -> 
     return {"destination": ends.pop("destination")}, ends | {"state": state} | counted
 
 
-def _counted(migration: Migration) -> dict[str, Value]:
+def _counted(migration: Migration, country: Callable[[str], str]) -> dict[str, Value]:
     """Figures, once there are any."""
     summary = migration.summary
     channels = {channel.kind: channel.to_destination for channel in summary.channels}
@@ -141,6 +178,8 @@ def _counted(migration: Migration) -> dict[str, Value]:
     counted: dict[str, Value] = {name: value for name, value in figures.items() if value}
     if State(migration.state) in {State.COMPLETED, State.SETTLED}:
         location: dict[str, Value] = {"site": migration.destination_site, "host": migration.destination_host}
+        where = country(migration.destination_site)
+        location |= {"country": where} if where else {}
         counted["location"] = location | ({"vm_state": "shut off"} if migration.cold else {})
     return counted
 

@@ -10,6 +10,11 @@ import structlog
 
 from certs.attempts import address_of
 from certs.guard import caller
+from gateway.audit.canonical import Value
+from gateway.audit.fields import certified
+from gateway.audit.journal import Journal
+from gateway.audit.presence import Presence
+from gateway.audit.refusals import Refusals
 from gateway.identities.enrolment import Enrolment
 from gateway.identities.issuing import Issuing
 from gateway.identities.joining import Joining
@@ -36,9 +41,11 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServicer):
 class RenewalService(enrolment_pb2_grpc.RenewalServicer):
     """What the agents of this site ask."""
 
-    def __init__(self, issuing: Issuing, trusting: Trusting) -> None:
+    def __init__(self, issuing: Issuing, trusting: Trusting, presence: Presence, refusals: Refusals) -> None:
         self._issuing = issuing
         self._trusting = trusting
+        self._presence = presence
+        self._refusals = refusals
 
     async def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewResponse:
         """The next certificate of whoever calls."""
@@ -46,20 +53,37 @@ class RenewalService(enrolment_pb2_grpc.RenewalServicer):
         await self._trusting.check(context)
         chain, leaf = self._issuing.sign(caller.get(), request.request)
         log.info("identity.signed", identity=str(caller.get()), serial=f"{leaf.serial_number:x}")
+        change: Value = {"subject": str(caller.get()), "comment": "its certificate was renewed"}
+        self._refusals.tell(  # counted like them: a host may ask as often as it likes
+            "key.changed",
+            str(caller.get()),
+            "renewal",
+            outcome="success",
+            actor=certified(caller.get(), address_of(context.peer())),
+            seen={"change": change},
+        )
         return pb.RenewResponse(chain=chain)
 
     async def Trust(self, request: pb.TrustRequest, context: Any) -> AsyncIterator[pb.TrustResponse]:
         """Whom to believe."""
-        async for response in self._trusting.follow():
-            yield response
+        with self._presence.of(caller.get()):
+            async for response in self._trusting.follow():
+                yield response
 
 
 class IdentitiesService(enrolment_pb2_grpc.IdentitiesServicer):
     """What operators ask."""
 
     def __init__(
-        self, enrolment: Enrolment, issuing: Issuing, trusting: Trusting, joining: Joining, listing: Listing
+        self,
+        enrolment: Enrolment,
+        issuing: Issuing,
+        trusting: Trusting,
+        joining: Joining,
+        listing: Listing,
+        journal: Journal,
     ) -> None:
+        self._journal = journal
         self._enrolment = enrolment
         self._issuing = issuing
         self._trusting = trusting
@@ -68,10 +92,15 @@ class IdentitiesService(enrolment_pb2_grpc.IdentitiesServicer):
 
     async def CreateToken(self, request: pb.CreateTokenRequest, context: Any) -> pb.CreateTokenResponse:
         """For a new host."""
-        token, expires_at = await self._enrolment.make_token(request.name, str(caller.get()))
+        token, expires_at = await self._enrolment.make_token(request.name, caller.get())
         response = pb.CreateTokenResponse(token=str(token))
         response.expires_at.FromDatetime(expires_at)
         return response
+
+    async def _record(self, event: str, subject: str, comment: str) -> None:
+        """Before it is done. Raises NotRecorded: then it is not."""
+        change: Value = {"subject": subject, "comment": comment}
+        await self._journal.record(event, actor=certified(caller.get()), seen={"change": change})
 
     async def ListCertificates(self, request: pb.ListCertificatesRequest, context: Any) -> pb.ListCertificatesResponse:
         """All that is known."""
@@ -83,7 +112,9 @@ class IdentitiesService(enrolment_pb2_grpc.IdentitiesServicer):
         log.warning(
             "identity.revoke_asked", subject=request.subject[:512], by=str(caller.get()), reason=request.reason[:512]
         )
-        await self._trusting.deny(await self._listing.resolve(request.subject))
+        subject = await self._listing.resolve(request.subject)
+        await self._record("key.changed", subject, f"revoked: {request.reason or 'no reason is given'}")
+        await self._trusting.deny(subject)
         return pb.RevokeResponse()
 
     async def LookAtSite(self, request: pb.LookAtSiteRequest, context: Any) -> pb.LookAtSiteResponse:
@@ -92,7 +123,7 @@ class IdentitiesService(enrolment_pb2_grpc.IdentitiesServicer):
 
     async def JoinSite(self, request: pb.JoinSiteRequest, context: Any) -> pb.JoinSiteResponse:
         """Believe it."""
-        await self._joining.join(request.site, request.root, list(request.peers), str(caller.get()))
+        await self._joining.join(request.site, request.root, list(request.peers), caller.get())
         return pb.JoinSiteResponse()
 
     async def RequestIssuer(self, request: pb.RequestIssuerRequest, context: Any) -> pb.RequestIssuerResponse:
@@ -101,6 +132,8 @@ class IdentitiesService(enrolment_pb2_grpc.IdentitiesServicer):
 
     async def InstallIssuer(self, request: pb.InstallIssuerRequest, context: Any) -> pb.InstallIssuerResponse:
         """What was signed."""
+        who = self._issuing.name
+        await self._record("key.changed", f"gateway {who}", "a certificate for its issuer is installed")
         response = pb.InstallIssuerResponse()
         response.in_use_from.FromDatetime(self._issuing.install(request.certificate))
         self._trusting.hurry()
@@ -108,5 +141,6 @@ class IdentitiesService(enrolment_pb2_grpc.IdentitiesServicer):
 
     async def InstallRoots(self, request: pb.InstallRootsRequest, context: Any) -> pb.InstallRootsResponse:
         """New roots of this site."""
+        await self._record("trust.changed", "the roots of this site", "new roots are installed")
         await self._trusting.install_roots(request.roots)
         return pb.InstallRootsResponse()

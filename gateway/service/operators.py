@@ -15,7 +15,7 @@ from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
 from gateway.migration.preflight import refuses
-from gateway.migration.receipts import Receipts
+from gateway.migration.receipt_keeper import ReceiptKeeper
 from gateway.migration.survey import Asked, Survey
 from gateway.store import TunnelLimits
 from gateway.tunnel.tunnels import Tunnels
@@ -39,7 +39,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         tunnels: Tunnels,
         limits: Limits,
         authority: Authority,
-        receipts: Receipts,
+        receipts: ReceiptKeeper,
         alarms: Callable[[], Awaitable[dict[str, list[str]]]],
     ) -> None:
         """`alarms` is what audit logs have shown that does not fit, by site; of this one under ""."""
@@ -183,16 +183,25 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
             case "site" if request.as_configured:
                 if (rate, links) != (None, None):
                     raise UsageError("either set something for a tunnel, or have it as it is configured")
-                self._authority.administer(caller.get(), f"the tunnel to site {request.site[:80]}")
+                await self._may_limit(request.site, "as it is configured")
                 await self._limits.reset(request.site)
             case "site":
                 if (rate, links) == (None, None):
                     raise UsageError("say what is to change: the bytes per second, or the number of links")
-                self._authority.administer(caller.get(), f"the tunnel to site {request.site[:80]}")
+                said = [] if rate is None else [f"{rate} bytes per second" if rate else "no limit"]
+                said += [] if links is None else [f"{links} links"]
+                await self._may_limit(request.site, ", ".join(said))
                 await self._limits.set(request.site, TunnelLimits(rate, links))
             case _:
                 raise UsageError("say what is to be limited: a migration, or the tunnel to a site")
         return pb.SetLimitResponse()
+
+    async def _may_limit(self, site: str, how: str) -> None:
+        """Raises PermissionDenied, NotFound or NotRecorded; else it is in the audit log, and to be done."""
+        tunnel = f"the tunnel to site {site[:80]}"
+        self._authority.administer(caller.get(), tunnel)
+        self._tunnels.to_site(site)
+        await self._authority.note("configuration.changed", caller.get(), how, subject=tunnel)
 
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: Any) -> pb.GetPolicyResponse:
         """What this gateway goes by, and what the caller is."""
@@ -226,5 +235,5 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
 
     async def GetReceipt(self, request: audit_pb2.GetReceiptRequest, context: Any) -> audit_pb2.GetReceiptResponse:
         """What both logs say."""
-        receipt = await self._receipts.receipt(request.id)
-        return audit_pb2.GetReceiptResponse(migration=receipt.migration, receipt=receipt.encode())
+        migration, receipt = await self._receipts.receipt(request.id, caller.get())
+        return audit_pb2.GetReceiptResponse(migration=migration, receipt=receipt)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from certs.guard import caller
+from gateway.audit.fields import certified
+from gateway.audit.refusals import Refusals
 from gateway.audit.witness_keeper import Witness
 from gateway.identities.trusting import Trusting
 from gateway.migration.incoming import Incoming
@@ -19,8 +21,15 @@ class PeerService(peer_pb2_grpc.PeerServicer):
     """What the coordinators of other sites ask."""
 
     def __init__(
-        self, incoming: Incoming, inventory: Inventory, trusting: Trusting, receipts: Receipts, witness: Witness
+        self,
+        incoming: Incoming,
+        inventory: Inventory,
+        trusting: Trusting,
+        receipts: Receipts,
+        witness: Witness,
+        refusals: Refusals,
     ) -> None:
+        self._refusals = refusals
         self._incoming = incoming
         self._inventory = inventory
         self._trusting = trusting
@@ -70,7 +79,16 @@ class PeerService(peer_pb2_grpc.PeerServicer):
 
     async def GetProofs(self, request: GetProofsRequest, context: Any) -> GetProofsResponse:
         """What this site's log says."""
-        return await self._receipts.proofs(request.migration, caller.get().site)
+        proofs = await self._receipts.proofs(request.migration, caller.get().site)
+        self._refusals.tell(
+            "log.read",
+            str(caller.get()),
+            f"what is recorded of migration {request.migration}",
+            outcome="success",
+            actor=certified(caller.get()),
+            seen={"query": {"filter": f"migration={request.migration}", "format": "proofs"}},
+        )
+        return proofs
 
     async def AddCheckpoint(self, request: AddCheckpointRequest, context: Any) -> AddCheckpointResponse:
         """Cosign the head of the caller's log."""

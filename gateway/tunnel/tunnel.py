@@ -14,7 +14,7 @@ What is put behind a frame that is being coded waits for it, so that the frames 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Protocol
@@ -92,6 +92,8 @@ class Tunnel:
         self.scheduler: Scheduler[tuple[Frame, Callable[[int], None]]] = Scheduler()
         # Links with a live connection.
         self.links: list[Link] = []
+        # How its newest link is protected, or was.
+        self.secured: Mapping[str, str] = {}
         self._user = user
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -132,6 +134,7 @@ class Tunnel:
             return
         link.gives_back = True
         self.links.append(link)
+        self.secured = link.secured
         link.start(self)
         if len(self.links) == 1 and self._codec_for is not None:
             self._codec = self._codec_for(self.site, link.peer)

@@ -123,6 +123,12 @@ class Tunnels:
         """Whether the tunnel to a site has a link."""
         return site in self._outgoing and self._outgoing[site].is_up
 
+    def secured(self, site: str, incoming: bool) -> Mapping[str, str]:
+        """How the tunnel to a site, or the newest that came from it, is protected or was (certs.tls.facts_of); empty if none was up."""
+        if not incoming:
+            return self._outgoing[site].secured if site in self._outgoing else {}
+        return next((each.secured for (name, _), each in reversed(self._incoming.items()) if name == site), {})
+
     def is_up_or_leads_nowhere(self, site: str) -> bool:
         """Whether the tunnel to a site has a link, or nobody has told where that would be dialled."""
         return self.is_up(site) or (site in self._diallers and not self._diallers[site].has_targets)

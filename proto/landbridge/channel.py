@@ -240,6 +240,11 @@ class Outgoing:
         return self.position + self.is_ended
 
     @property
+    def digest(self) -> bytes:
+        """BLAKE3 of all that was taken so far."""
+        return self._digest.digest()
+
+    @property
     def room(self) -> int:
         """Bytes that may be taken from the local socket now."""
         if (
@@ -434,6 +439,11 @@ class Incoming:
         self._waiting: dict[int, Frame] = {}
         self._starts: list[int] = []
         self._ends: list[int] = []
+
+    @property
+    def digest(self) -> bytes:
+        """BLAKE3 of all that was given on so far."""
+        return self._digest.digest()
 
     def receive(self, frame: Frame) -> list[Event]:
         """Take a frame with bytes of the stream. Raises ProtocolError."""

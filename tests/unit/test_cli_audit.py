@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import importlib
 import importlib.util
 import io
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from gateway.audit import checkpoint as heads
@@ -30,7 +32,7 @@ from gateway.audit.proof import Proof
 from gateway.audit.receipt import Part, Proved, Receipt
 from gateway.audit.storage import Storage
 from gateway.audit.verify import verify
-from gateway.cli import connection, main
+from gateway.cli import cli, connection, main
 from landbridge.errors import NotFound, Unreachable, UsageError
 from tests.unit.audit_day import day as audit_day
 from tests.unit.audit_day import written_day
@@ -193,6 +195,25 @@ def test_the_newest_entries_are_listed(log: Path) -> None:
     assert "rule no-export" in first
     assert "web-01; bru to ams" in second
     assert len(audit("tail", log).stdout.splitlines()) == 6
+
+
+def test_a_log_is_followed_until_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage.open(tmp_path, BRU)
+    commit(storage, [entry(0)])
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 4:
+            raise KeyboardInterrupt
+        if len(slept) > 1:
+            commit(storage, [entry(len(slept), event="migration.denied", reason="forbidden")])
+
+    monkeypatch.setattr(importlib.import_module("gateway.cli.audit"), "sleep", sleep)
+    done = CliRunner().invoke(cli, ["audit", "tail", str(tmp_path), "-f", "--json"])
+    storage.close()
+    assert done.exit_code == 0
+    assert [json.loads(line)["index"] for line in done.output.splitlines()] == [0, 1, 2]
 
 
 def test_one_entry_is_shown_with_all_that_it_holds(log: Path) -> None:

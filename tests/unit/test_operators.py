@@ -11,7 +11,7 @@ from gateway.migration.coordinator import Coordinator
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
-from gateway.migration.receipts import Receipts
+from gateway.migration.receipt_keeper import ReceiptKeeper
 from gateway.service.operators import GatewayService
 from gateway.store import TunnelLimits
 from gateway.tunnel.tunnels import Tunnels
@@ -37,6 +37,13 @@ class Limited:
     async def reset(self, site: str) -> None:
         self.told.append((site, None))
 
+    def to_site(self, site: str) -> None:
+        assert site == "ams"
+
+    async def note(self, event: str, who: Identity, comment: str, *, subject: str) -> None:
+        assert event == "configuration.changed"
+        assert self.told == []  # on record before it is done
+
 
 async def no_alarms() -> dict[str, list[str]]:
     return {}
@@ -48,10 +55,10 @@ async def told(request: SetLimitRequest) -> list[tuple[str, int | TunnelLimits |
         cast("Coordinator", limited),
         cast("Ledger", None),
         cast("Inventory", None),
-        cast("Tunnels", None),
+        cast("Tunnels", limited),
         cast("Limits", limited),
         cast("Authority", limited),
-        cast("Receipts", None),
+        cast("ReceiptKeeper", None),
         no_alarms,
     )
     caller.set(Identity("landbridge.test", "fra", Role.OPERATOR, "alice"))

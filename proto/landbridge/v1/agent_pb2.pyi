@@ -582,6 +582,7 @@ class WatchResponse(_message.Message):
     SILENT_MS_FIELD_NUMBER: _builtins.int
     BYTES_REPEATED_FIELD_NUMBER: _builtins.int
     STEERED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     role: Global___Role.ValueType
     stage: Global___Stage.ValueType
@@ -601,6 +602,10 @@ class WatchResponse(_message.Message):
     def suspended_at(self) -> _timestamp_pb2.Timestamp:
         """By the source host's clock."""
 
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedCall]:
+        """At the destination: what the firewall has refused so far, in order; of many, the first."""
+
     def __init__(
         self,
         *,
@@ -614,16 +619,130 @@ class WatchResponse(_message.Message):
         silent_ms: _builtins.int | None = ...,
         bytes_repeated: _builtins.int = ...,
         steered: _builtins.str = ...,
+        refused: _abc.Iterable[Global___RefusedCall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "progress", b"progress", "silent_ms", b"silent_ms", "suspended_at", b"suspended_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "bytes_repeated", b"bytes_repeated", "channels", b"channels", "error", b"error", "migration", b"migration", "progress", b"progress", "role", b"role", "silent_ms", b"silent_ms", "stage", b"stage", "steered", b"steered", "suspended_at", b"suspended_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "bytes_repeated", b"bytes_repeated", "channels", b"channels", "error", b"error", "migration", b"migration", "progress", b"progress", "refused", b"refused", "role", b"role", "silent_ms", b"silent_ms", "stage", b"stage", "steered", b"steered", "suspended_at", b"suspended_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__silent_ms: _TypeAlias = _typing.Literal["silent_ms"]  # noqa: Y015
     _WhichOneofArgType__silent_ms: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__silent_ms) -> _WhichOneofReturnType__silent_ms | None: ...
 
 Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
+
+@_typing.final
+class RefusedCall(_message.Message):
+    """A call of the source's libvirt that breaks the rules."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ENFORCED_FIELD_NUMBER: _builtins.int
+    call: _builtins.str
+    """Such as "PREPARE", and which part of it."""
+    part: _builtins.str
+    reason: _builtins.str
+    """In one sentence."""
+    enforced: _builtins.bool
+    """Whether it was kept from libvirtd, and not only told."""
+    def __init__(
+        self,
+        *,
+        call: _builtins.str = ...,
+        part: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        enforced: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "enforced", b"enforced", "part", b"part", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefusedCall: _TypeAlias = RefusedCall  # noqa: Y015
+
+@_typing.final
+class GetDeliveryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_FIELD_NUMBER: _builtins.int
+    migration: _builtins.str
+    def __init__(
+        self,
+        *,
+        migration: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDeliveryRequest: _TypeAlias = GetDeliveryRequest  # noqa: Y015
+
+@_typing.final
+class GetDeliveryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def delivered(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivered]: ...
+    def __init__(
+        self,
+        *,
+        delivered: _abc.Iterable[Global___Delivered] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered", b"delivered"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDeliveryResponse: _TypeAlias = GetDeliveryResponse  # noqa: Y015
+
+@_typing.final
+class Delivered(_message.Message):
+    """One direction of a channel that has ended, as one end has seen it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    TO_DESTINATION_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    BLAKE3_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"rpc", "ram" or "disk" """
+    index: _builtins.int
+    """Counts the channels of a kind, in the order in which they were opened."""
+    to_destination: _builtins.bool
+    """Else to the source."""
+    sent: _builtins.bool
+    """Whether this end has sent it; else it has received it."""
+    bytes: _builtins.int
+    blake3: _builtins.bytes
+    """BLAKE3 of all of them."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        index: _builtins.int = ...,
+        to_destination: _builtins.bool = ...,
+        sent: _builtins.bool = ...,
+        bytes: _builtins.int = ...,
+        blake3: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blake3", b"blake3", "bytes", b"bytes", "index", b"index", "kind", b"kind", "sent", b"sent", "to_destination", b"to_destination"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Delivered: _TypeAlias = Delivered  # noqa: Y015
 
 @_typing.final
 class ActivateRequest(_message.Message):

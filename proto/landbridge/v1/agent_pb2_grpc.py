@@ -74,6 +74,11 @@ class AgentStub:
                 request_serializer=landbridge_dot_v1_dot_agent__pb2.WatchRequest.SerializeToString,
                 response_deserializer=landbridge_dot_v1_dot_agent__pb2.WatchResponse.FromString,
                 _registered_method=True)
+        self.GetDelivery = channel.unary_unary(
+                '/landbridge.v1.Agent/GetDelivery',
+                request_serializer=landbridge_dot_v1_dot_agent__pb2.GetDeliveryRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_agent__pb2.GetDeliveryResponse.FromString,
+                _registered_method=True)
         self.Activate = channel.unary_unary(
                 '/landbridge.v1.Agent/Activate',
                 request_serializer=landbridge_dot_v1_dot_agent__pb2.ActivateRequest.SerializeToString,
@@ -154,6 +159,13 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDelivery(self, request, context):
+        """What each channel of a migration carried at this host; waits a moment for those that have not ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Activate(self, request, context):
         """Let the VM run, at the destination, once the source has released it; or shut it off, if it came so. Idempotent.
         """
@@ -224,6 +236,11 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=landbridge_dot_v1_dot_agent__pb2.WatchRequest.FromString,
                     response_serializer=landbridge_dot_v1_dot_agent__pb2.WatchResponse.SerializeToString,
+            ),
+            'GetDelivery': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDelivery,
+                    request_deserializer=landbridge_dot_v1_dot_agent__pb2.GetDeliveryRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_agent__pb2.GetDeliveryResponse.SerializeToString,
             ),
             'Activate': grpc.unary_unary_rpc_method_handler(
                     servicer.Activate,
@@ -462,6 +479,33 @@ class Agent:
             '/landbridge.v1.Agent/Watch',
             landbridge_dot_v1_dot_agent__pb2.WatchRequest.SerializeToString,
             landbridge_dot_v1_dot_agent__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDelivery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Agent/GetDelivery',
+            landbridge_dot_v1_dot_agent__pb2.GetDeliveryRequest.SerializeToString,
+            landbridge_dot_v1_dot_agent__pb2.GetDeliveryResponse.FromString,
             options,
             channel_credentials,
             insecure,

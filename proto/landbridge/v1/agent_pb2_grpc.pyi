@@ -46,6 +46,8 @@ class AgentStub:
     """Start moving a prepared VM, at the source. Idempotent per migration."""
     Watch: _grpc.UnaryStreamMultiCallable[_agent_pb2.WatchRequest, _agent_pb2.WatchResponse]
     """The state of one migration at this host: at once, and after each change."""
+    GetDelivery: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetDeliveryRequest, _agent_pb2.GetDeliveryResponse]
+    """What each channel of a migration carried at this host; waits a moment for those that have not ended."""
     Activate: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ActivateRequest, _agent_pb2.ActivateResponse]
     """Let the VM run, at the destination, once the source has released it; or shut it off, if it came so. Idempotent."""
     Cancel: _grpc.UnaryUnaryMultiCallable[_agent_pb2.CancelRequest, _agent_pb2.CancelResponse]
@@ -73,6 +75,8 @@ class AgentAsyncStub(AgentStub):
     """Start moving a prepared VM, at the source. Idempotent per migration."""
     Watch: _aio.UnaryStreamMultiCallable[_agent_pb2.WatchRequest, _agent_pb2.WatchResponse]  # type: ignore[assignment]
     """The state of one migration at this host: at once, and after each change."""
+    GetDelivery: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetDeliveryRequest, _agent_pb2.GetDeliveryResponse]  # type: ignore[assignment]
+    """What each channel of a migration carried at this host; waits a moment for those that have not ended."""
     Activate: _aio.UnaryUnaryMultiCallable[_agent_pb2.ActivateRequest, _agent_pb2.ActivateResponse]  # type: ignore[assignment]
     """Let the VM run, at the destination, once the source has released it; or shut it off, if it came so. Idempotent."""
     Cancel: _aio.UnaryUnaryMultiCallable[_agent_pb2.CancelRequest, _agent_pb2.CancelResponse]  # type: ignore[assignment]
@@ -145,6 +149,14 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.WatchResponse], _abc.AsyncIterator[_agent_pb2.WatchResponse]]:
         """The state of one migration at this host: at once, and after each change."""
+
+    @_abc_1.abstractmethod
+    def GetDelivery(
+        self,
+        request: _agent_pb2.GetDeliveryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.GetDeliveryResponse, _abc.Awaitable[_agent_pb2.GetDeliveryResponse]]:
+        """What each channel of a migration carried at this host; waits a moment for those that have not ended."""
 
     @_abc_1.abstractmethod
     def Activate(
