@@ -15,10 +15,12 @@ The key exchange is what both libraries prefer: with OpenSSL 3.5 and later, and 
 
 import hashlib
 import os
+import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, TypeAlias
 
 import grpc
 from cryptography import x509
@@ -31,8 +33,10 @@ from certs.trust import Credential, Denials, TrustBundles, judge, load_certifica
 from landbridge.errors import ConfigError, NotAuthenticated, NotFound
 
 __all__ = [
+    "Connection",
     "ServicerContext",
     "client_context",
+    "end",
     "facts_of",
     "group_of",
     "grpc_channel_credentials",
@@ -43,6 +47,7 @@ __all__ = [
     "grpc_stranger_credentials",
     "peer_credential",
     "probe_context",
+    "receiver_context",
     "server_context",
     "server_name",
     "shown_by",
@@ -77,6 +82,47 @@ def probe_context() -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])  # servers of gRPC refuse others
     return context
+
+
+Connection: TypeAlias = ssl.SSLSocket
+
+
+def receiver_context(ca: Path, certificate: Path | None = None, key: Path | None = None) -> ssl.SSLContext:
+    """For dialling a server that is none of ours, such as a receiver of syslog: it shows a certificate below `ca` (PEM), and its name.
+
+    `certificate` and `key` (PEM) are shown to it if it asks. ConfigError if a file cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
+    context.hostname_checks_common_name = False
+    try:
+        context.load_verify_locations(ca)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError(f"{ca} cannot be loaded as PEM certificates of a CA: {error.strerror or error}") from error
+    if certificate is not None:
+        try:
+            context.load_cert_chain(certificate, key, password=_no_password)
+        except (ssl.SSLError, OSError) as error:
+            raise ConfigError(
+                f"{certificate} and its key {key or certificate} cannot be loaded as PEM: {error.strerror or error}"
+            ) from error
+    return context
+
+
+def _no_password() -> str:
+    # Else OpenSSL would ask for it on the terminal.
+    return ""
+
+
+def end(connection: Connection) -> socket.socket:
+    """Say that nothing more comes, and wait for the other side's end: by close_notify, or by closing. The bare socket below.
+
+    TimeoutError after the socket's own timeout, OSError if the connection was reset or refused.
+    """
+    try:
+        return connection.unwrap()
+    except ssl.SSLEOFError:
+        return socket.socket(fileno=connection.detach())
 
 
 def peer_credential(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -122,10 +122,41 @@ class PolicySettings(Settings):
     file: Path | None = None
 
 
+class ShipSettings(Settings):
+    """Where the audit log is shipped to while it grows: a receiver of syslog over TLS, or a file. One of the two."""
+
+    # RFC 5424 over TLS (RFC 5425), most often at port 6514
+    syslog: AddressField | None = None
+    # PEM: the CA of the receiver's certificate, which names it; and what is shown to it, where it asks for a certificate
+    ca: Path | None = None
+    # What its certificate is to name, where it is not the host of the address
+    server_name: str = ""
+    certificate: Path | None = None
+    key: Path | None = None
+    # A line for each entry is appended to this file
+    file: Path | None = None
+    format: Literal["jsonl", "ocsf"] = "jsonl"
+
+    @model_validator(mode="after")
+    def _check_target(self) -> ShipSettings:
+        if (self.syslog is None) == (self.file is None):
+            raise ValueError('syslog = "HOST:PORT" or file = "PATH" is needed, and not both')
+        if self.file is None and self.ca is None:
+            raise ValueError("ca is needed with syslog: the CA of the receiver's certificate")
+        of_other = {"ca", "server_name", "certificate", "key"} if self.file else {"format"}
+        if wrong := sorted(of_other & self.model_fields_set):
+            raise ValueError(f"{' and '.join(wrong)} belong to {'syslog' if self.file else 'file'}")
+        if self.key is not None and self.certificate is None:
+            raise ValueError("key is needed with certificate only")
+        return self
+
+
 class AuditSettings(Settings):
     """Where this gateway keeps its audit log: a directory of its own, also where several gateways share a store."""
 
     directory: Path = Path("/var/lib/landbridge/audit")
+    # Where it is shipped to, by names that are the operators' own.
+    ship: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")], ShipSettings] = Field(default_factory=dict)
     # Where the receipts of migrations from here are kept. None: "receipts" below the directory.
     receipts: Path | None = None
     # Days after which entries are removed, some hundreds at a time; 0: never

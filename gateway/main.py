@@ -31,6 +31,7 @@ from gateway.audit.keeper import keeping
 from gateway.audit.presence import Presence
 from gateway.audit.refusals import Refusals
 from gateway.audit.retention import Retention
+from gateway.audit.ship import Shipping
 from gateway.audit.walk import RECEIPTS
 from gateway.audit.witness_http import WitnessServer
 from gateway.audit.witness_keeper import Witness, log_key
@@ -254,7 +255,8 @@ async def keep_evidence(settings: GatewayConfig, origin: str, stack: contextlib.
     """Open the audit log, and begin to write what is seen. Raises as `keeping`."""
     journal = await stack.enter_async_context(keeping(settings.audit.directory, origin))
     refusals, presence = Refusals(journal), Presence(journal)
-    for each in (refusals, presence, Retention(journal, settings.audit.retention)):
+    shipping = Shipping(settings.audit.directory, settings.audit.ship, lambda: journal.signed.checkpoint.size)
+    for each in (refusals, presence, Retention(journal, settings.audit.retention), shipping):
         each.start()
         stack.push_async_callback(each.close)
     return Evidence(journal, refusals, presence)

@@ -10,6 +10,7 @@
     reading, export     looking into a log; and its entries in the forms that others read
     storage             the directory of a log: what is durable when, and what a crash leaves
     journal, keeper     one writer for many callers, entries become durable in groups; and a log while a gateway runs
+    ship*               how the log gets to those who collect logs, while it grows
     proving, files      what a log says of one migration; where verifiers read a log from
     witness*            cosigns the heads of other logs (C2SP tlog-witness): rules, records, keeper, and HTTP for strangers
     cosigning           has the other sites' witnesses cosign the heads of this log
@@ -17,5 +18,5 @@
 Writing:  entry -> journal -> storage: bundles and tiles, then the checkpoint -> index
 Reading:  directory or URL -> verify -> findings
 
-Storage, journal, keeper, proving, files, keys, cosigning and what keeps a witness touch the world; all others are pure.
+Storage, journal, keeper, ship*, proving, files, keys, cosigning and what keeps a witness touch the world; all others are pure.
 """

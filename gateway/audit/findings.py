@@ -62,8 +62,9 @@ class Report:
     key_is_given: bool = False
     size: int = 0
     root: bytes = b""
-    # Entries below are pruned, as an entry says.
+    # Entries below are pruned, as the entry number `pruned_by` says.
     minimum: int = 0
+    pruned_by: int | None = None
     # Entries that were read.
     entries: int = 0
     first_time: str = ""

@@ -167,7 +167,7 @@ class Walk:
 
     def _entries(self, number: int, width: int) -> list[bytes] | None:
         name = TileName(None, number, width)
-        raw = self._read(name)
+        raw = read_tile(self._log, name)
         if raw is None:
             return None
         try:
@@ -219,7 +219,9 @@ class Walk:
         for wrong in self._delivery.add(entry):
             report.add(Check.DELIVERY, f"entry {index}: {wrong}", index)
         if entry.event.name == "log.pruned":
-            report.minimum = max(report.minimum, int(entry.text("seen", "pruned", "minimum") or 0))
+            minimum = int(entry.text("seen", "pruned", "minimum") or 0)
+            if minimum > report.minimum:
+                report.minimum, report.pruned_by = minimum, index
         log = entry.facts("seen").get("log")
         if isinstance(log, Mapping) and log.get("origin") == entry.origin and log.get("size") == index:
             self._stated.append((index, entry.text("seen", "log", "root")))
@@ -338,15 +340,8 @@ class Walk:
 
     # Files.
 
-    def _read(self, name: TileName) -> bytes | None:
-        """A tile; of a partial one that is gone meanwhile, the beginning of the full one."""
-        raw = self._log.read(name.path)
-        if raw is None and name.width < TILE and (full := self._log.read(name._replace(width=TILE).path)) is not None:
-            return full[: name.width * HASH_BYTES] if name.level is not None else _beginning(full, name.width)
-        return raw
-
     def _hashes(self, name: TileName) -> list[bytes] | None:
-        raw = self._read(name)
+        raw = read_tile(self._log, name)
         return split(raw) if raw is not None and len(raw) == name.width * HASH_BYTES else None
 
     def _root_above(self, number: int) -> bytes | None:
@@ -355,6 +350,14 @@ class Walk:
         count = (self._checkpoint.size >> TILE_HEIGHT) - above * TILE
         hashes = self._hashes(TileName(1, above, min(TILE, count)))
         return hashes[at] if hashes is not None else None
+
+
+def read_tile(log: Log, name: TileName) -> bytes | None:
+    """A tile; of a partial one that is gone meanwhile, the beginning of the full one. None if there is neither."""
+    raw = log.read(name.path)
+    if raw is None and name.width < TILE and (full := log.read(name._replace(width=TILE).path)) is not None:
+        return full[: name.width * HASH_BYTES] if name.level is not None else _beginning(full, name.width)
+    return raw
 
 
 def _beginning(raw: bytes, width: int) -> bytes:

@@ -7,6 +7,7 @@ With --json, each command writes one object on one line, or one for each entry:
                          "cosigned": [{"witness": name, "size": n, "time": t}, ...], "good": bool, "more_findings": n,
                          "findings": [{"check": 1-8, "name": n, "entry": index|null, "message": s, "meaning": s}, ...]}
     tail, show, search  {"type": "entry", "index": n, "entry": the entry as it was recorded}
+    status              see `audit_status`
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from gateway.audit.receipt import MOST_BYTES as MOST_RECEIPT_BYTES
 from gateway.audit.verify import Trust, verify, verify_receipt
 from gateway.cli import arguments, output, receipt_text, words
 from gateway.cli.audit_export import Asked, export, questions, which
+from gateway.cli.audit_status import status
 from landbridge.errors import ConfigError, EvidenceFailed, NotFound, UsageError
 
 # Seconds between two looks at a log that is followed.
@@ -166,6 +168,7 @@ def search(place: str, *, as_json: bool, **asked: Asked) -> None:
 
 
 audit.add_command(export)
+audit.add_command(status)
 
 
 # What is given.

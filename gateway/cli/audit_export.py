@@ -13,7 +13,8 @@ import click
 
 from gateway.audit import files, reading
 from gateway.audit.entry import Recorded
-from gateway.audit.export import bundle, ocsf, plain, report, standalone
+from gateway.audit.export import bundle, ocsf, pdf, plain, report, requirements, standalone
+from gateway.audit.export.controls import Framework
 from gateway.audit.verify import verify
 from gateway.cli import output, words
 from landbridge.errors import AlreadyExists, ConfigError, EvidenceFailed, UsageError
@@ -25,6 +26,9 @@ _TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
 _LINES: Mapping[str, Callable[[Iterable[Recorded]], Iterable[str]]] = MappingProxyType(
     {"jsonl": plain.jsonl, "csv": plain.table, "syslog": plain.syslog, "ocsf": ocsf.lines}
 )
+# What is no text for a terminal.
+_FILES = MappingProxyType({"bundle": "A bundle is a folder", "pdf": "A PDF is a file"})
+_BY_FRAMEWORK = ("csv", "report", "pdf", "bundle")
 _QUESTIONS = (
     click.option("--from", "start", type=click.DateTime(_TIMES), help="Not before this time, in UTC."),
     click.option("--to", "end", type=click.DateTime(_TIMES), help="Before this time, in UTC."),
@@ -57,7 +61,7 @@ def which(asked: Mapping[str, Asked]) -> reading.Filter:
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["bundle", "jsonl", "ocsf", "csv", "syslog", "report"]),
+    type=click.Choice(["bundle", "jsonl", "ocsf", "csv", "syslog", "report", "pdf"]),
     default="bundle",
     show_default=True,
 )
@@ -66,45 +70,57 @@ def which(asked: Mapping[str, Asked]) -> reading.Filter:
     type=click.Path(path_type=Path),
     help="Where to: a new directory for a bundle, else a new file. [else: stdout]",
 )
+@click.option(
+    "--framework",
+    type=click.Choice([each.value for each in Framework]),
+    help="Arrange the report, or the table, by its requirements: those that are not answered, too.",
+)
 @questions
-def export(place: str, form: str, out: Path | None, **asked: Asked) -> None:
+def export(place: str, form: str, out: Path | None, framework: str | None, **asked: Asked) -> None:
     """Write entries for auditors, in a form that others read.
 
     \b
       bundle  a folder with entries, proofs, a report and a checker: verifies from its README alone
       jsonl   the entries as they were recorded      csv      a table, for a spreadsheet
       syslog  messages of RFC 5424                   ocsf     events of OCSF 1.8.0, for a SIEM
-      report  one HTML page that prints well
+      report  one HTML page that prints well         pdf     the same as a PDF
     """
+    by = Framework(framework) if framework else None
+    if by and form not in _BY_FRAMEWORK:
+        raise UsageError(f"--framework arranges {', '.join(_BY_FRAMEWORK)}: {form} has the entries as they are.")
+    if out is None and form in _FILES:
+        raise UsageError(f"{_FILES[form]}: name a new one with --out.")
     log = files.at(place)
     chosen = which(asked)
     entries = [entry for _, entry in reading.select(log, chosen)]
     made = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
     if form in _LINES:
-        _write(out, "".join(_LINES[form](entries)))
+        lines = requirements.table(by, entries) if by else _LINES[form](entries)
+        _write(out, "".join(lines).encode())
         return
     verdict = verify(log)
-    page = report.page(entries, verdict, chosen.words(), made)
-    if form == "report":
-        _write(out, page)
+    page = report.page(entries, verdict, chosen.words(), made, by)
+    if form in ("report", "pdf"):
+        _write(out, page.encode() if form == "report" else pdf.made(page))
         return
     if not verdict.is_good:
         raise EvidenceFailed(
             f"{words.safe(place)} does not verify, and so no bundle is made: see `landbridge audit verify`."
         )
-    if out is None:
-        raise UsageError("A bundle is a folder: name a new one with --out.")
+    assert out is not None  # noqa: S101 - asked for above
     checker = Path(standalone.__file__).read_bytes()
     made_files = bundle.files(log, entries, verdict, question=chosen.words(), made=made, page=page, checker=checker)
     count = sum(save(out / path, raw) for path, raw in made_files)
+    if verdict.minimum:
+        output.say(f"Entries below {verdict.minimum} were pruned, as entry {verdict.pruned_by} says.")
     output.say(f"Wrote {len(entries)} entries with their proofs to {out} ({count} files): see {out / 'README.md'}.")
 
 
-def _write(out: Path | None, text: str) -> None:
+def _write(out: Path | None, raw: bytes) -> None:
     if out is None:
-        click.echo(text, nl=False)
+        click.echo(raw, nl=False)
     else:
-        save(out, text.encode())
+        save(out, raw)
 
 
 def save(path: Path, raw: bytes) -> bool:

@@ -253,6 +253,8 @@ class SiteUnderTest:
         # None: the gateways have no policy.
         self.policy: Path | None = self.directory / "policy.toml"
         self.set_policy(policy_of(name))
+        # None: as each gateway has it.
+        self.audit: AuditSettings | None = None
         self.operator = self.person("alice")
         self.second_operator = self.person("alice", "gw-2")
 
@@ -306,7 +308,7 @@ class SiteUnderTest:
             listen=self.listens[name],
             store=StoreSettings(url=self.store_url),
             pages=PagesSettings(directory=self.directory / f"{name}-pages", size=1 / 16),
-            audit=AuditSettings(directory=self.directory / f"{name}-audit"),
+            audit=self.audit or AuditSettings(directory=self.directory / f"{name}-audit"),
             hosts=(HostSettings(name=self.host, control=self.addresses["control"], stream=self.addresses["stream"]),),
             sites=(joined,) if self.joined else (),
             patience=self.patience,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import http.server
 import importlib
 import importlib.util
 import io
 import json
 import re
-import shlex
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -23,20 +24,34 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from gateway.audit import checkpoint as heads
-from gateway.audit import files
+from gateway.audit import files, ship_cursor
 from gateway.audit.checkpoint import Signed
 from gateway.audit.export import standalone
 from gateway.audit.journal import commit
 from gateway.audit.note import Signer
 from gateway.audit.proof import Proof
 from gateway.audit.receipt import Part, Proved, Receipt
+from gateway.audit.ship_cursor import Cursor
 from gateway.audit.storage import Storage
 from gateway.audit.verify import verify
 from gateway.cli import cli, connection, main
 from landbridge.errors import NotFound, Unreachable, UsageError
+from tests import newcomer
 from tests.unit.audit_day import day as audit_day
 from tests.unit.audit_day import written_day
-from tests.unit.audit_logs import AMS, BRU, MIGRATION, WITNESS_KEY, cosigned, entry, receipt, signer, written
+from tests.unit.audit_logs import (
+    AMS,
+    BRU,
+    MIGRATION,
+    WITNESS_KEY,
+    cosigned,
+    entry,
+    receipt,
+    received,
+    sent,
+    signer,
+    written,
+)
 from tests.unit.fake_gateway import ID, FakeGateway
 
 LANDBRIDGE = Path(sys.executable).with_name("landbridge")
@@ -268,7 +283,9 @@ def test_entries_are_found_by_what_is_asked(log: Path, asked: list[str], found: 
         (["show", "{log}", "-1"], 2, "-1"),
         (["search", "{log}", "--from", "yesterday"], 2, "yesterday"),
         (["export", "{log}"], 2, "name a new one with --out"),
-        (["export", "{log}", "--format", "pdf"], 2, "pdf"),
+        (["export", "{log}", "--format", "pdf"], 2, "A PDF is a file: name a new one with --out"),
+        (["export", "{log}", "--format", "jsonl", "--framework", "nist"], 2, "jsonl has the entries as they are"),
+        (["export", "{log}", "--format", "csv", "--framework", "sox"], 2, "sox"),
         (["export", "{log}", "--out", "{log}/checkpoint"], 4, "is there already"),
         (["export", "{log}", "--out", "/proc/nowhere"], 2, "cannot be written"),
         (["tail", "file:///nowhere"], 3, "there is no log"),
@@ -293,6 +310,29 @@ def test_a_damaged_log_is_not_listed_beyond_the_damage(tmp_path: Path) -> None:
     assert "tile/entries/000.p/3 is damaged, it ends inside its entry 2" in done.stderr
     bundle.write_bytes(b"\0\4null" * 3)
     assert "entry 0 is damaged" in audit("tail", tmp_path).stderr
+
+
+# Shipping.
+
+
+def test_it_is_shown_how_far_a_log_was_shipped(tmp_path: Path) -> None:
+    written(tmp_path, 5)
+    assert len(audit("status", tmp_path).stdout.splitlines()) == 1
+    ship_cursor.path_of(tmp_path, "siem").parent.mkdir()
+    since = "2026-01-31T12:00:09.000000Z"
+    behind = Cursor("syslog at siem:6514", next=3, lost=1, problem="Connection refused", since=since)
+    ship_cursor.save(tmp_path, "siem", behind)
+    ship_cursor.save(tmp_path, "lines", Cursor("/var/log/a.jsonl", next=5, confirmed=since))
+    done = audit("status", tmp_path)
+    assert done.returncode == 0, done.stderr
+    heading, lines, siem = done.stdout.splitlines()
+    assert heading.split()[:6] == ["TARGET", "WHERE", "SHIPPED", "BEHIND", "OLDEST", "LOST"]
+    assert lines.split() == ["lines", "/var/log/a.jsonl", "5", "0", "-", "-", "-"]
+    assert siem.split()[:8] == ["siem", "syslog", "at", "siem:6514", "2", "2", "2026-01-31T12:00:03Z", "1"]
+    assert "since 2026-01-31T12:00:09Z: Connection refused" in siem
+    first, second = (json.loads(line) for line in audit("status", tmp_path, "--json").stdout.splitlines())
+    assert (first["type"], first["target"], first["behind"], first["oldest"]) == ("shipping", "lines", 0, "")
+    assert (second["where"], second["next"], second["lost"], second["behind"]) == ("syslog at siem:6514", 3, 1, 2)
 
 
 # Exports.
@@ -324,13 +364,16 @@ def test_a_bundle_is_verified_from_its_readme_alone(day: Path, tmp_path: Path) -
     out = tmp_path / "out"
     done = audit("export", day, "--out", out, "--event", "migration")
     assert done.returncode == 0, done.stderr
-    readme = (out / "README.md").read_text()
-    [command] = re.findall(r"^\$ python3 verify.py (.*)$", readme, re.MULTILINE)
-    done = checker(out, *shlex.split(command))
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (
-        0,
-        "All checks pass: this is what the site has signed.",
-    ), done
+    alone = newcomer.environment(tmp_path / "alone")
+    assert newcomer.has_nothing_of_ours(alone)
+    first, second = newcomer.verify(out, alone)
+    assert first.args[-1].startswith("python3 verify.py --key")
+    assert second.args[-1].startswith("landbridge audit verify --part log --key")
+    for done in (first, second):
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (
+            0,
+            "All checks pass: this is what the site has signed.",
+        ), done
     done = checker(out, "--witness", str(WITNESS_KEY))
     assert f"witness      {AMS} has cosigned the first {len(audit_day())} entries" in done.stdout
     assert "compare it with the one that the site has published" in done.stdout
@@ -352,6 +395,60 @@ def test_a_bundle_of_a_part_of_a_long_log_has_no_more_than_it_needs(tmp_path: Pa
     assert "export       3 lines of entries.jsonl are among them" in done.stdout
     assert audit("verify", "--part", out / "log").returncode == 0
     assert audit("verify", out / "log").returncode == 14
+
+
+@pytest.fixture
+def pruned(tmp_path: Path) -> Path:
+    """A log whose first 600 entries are too old, so that two bundles are gone, and which has gone on."""
+    written(tmp_path / "log", 1000)
+    storage = Storage.open(tmp_path / "log", BRU)
+    commit(storage, [entry(1000, event="log.pruned", seen={"pruned": {"minimum": 600, "retention_days": 365}})])
+    storage.prune(600)
+    commit(storage, [entry(number) for number in range(1001, 1300)])
+    storage.close()
+    cosigned(tmp_path / "log")
+    return tmp_path / "log"
+
+
+def test_a_bundle_of_a_pruned_log_says_from_where_on_and_verifies(pruned: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    # Entries 720 to 722, far from the one that says what was pruned.
+    done = audit("export", pruned, "--out", out, "--from", "2026-01-31T12:12:00", "--to", "2026-01-31T12:12:03")
+    assert done.returncode == 0, done.stderr
+    assert "Entries below 600 were pruned, as entry 1000 says." in done.stdout + done.stderr
+    assert "**Entries below 600 are not here" in (out / "README.md").read_text()
+    assert sorted(path.name for path in (out / "log/tile/entries").iterdir()) == ["002", "003"]
+    assert sorted(path.name for path in (out / "log/tile/0").iterdir()) == ["002", "003", "004", "005.p"]
+    done = checker(out, "--witness", str(WITNESS_KEY))
+    assert done.returncode == 0, done.stdout
+    assert "tree         the hashes of 1300 entries lead to the signed root" in done.stdout
+    assert "those below 600 were pruned" in done.stdout
+    assert f"witness      {AMS} has cosigned the first 1300 entries" in done.stdout
+    assert audit("verify", "--part", out / "log").returncode == 0
+    assert audit("export", pruned, "--out", tmp_path / "whole").returncode == 0
+    assert audit("verify", tmp_path / "whole/log").returncode == 0
+
+
+def test_hashes_that_are_missing_are_only_believed_to_be_pruned_if_an_entry_says_so(
+    pruned: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert audit("export", pruned, "--out", out).returncode == 0
+    hidden = {name: (out / "log/tile" / name / "002").rename(tmp_path / name) for name in ("entries", "0")}
+    done = checker(out)
+    assert done.returncode == 1
+    assert "the hashes from entry 512 on are missing, and no entry here says that they were pruned" in done.stdout
+    hidden["0"].rename(out / "log/tile/0/002")
+    done = checker(out)
+    assert "a line of entries.jsonl was never recorded" in done.stdout
+    hidden["entries"].rename(out / "log/tile/entries/002")
+    assert checker(out).returncode == 0
+    (out / "log/tile/entries/003").rename(tmp_path / "003")
+    assert "from entry 0 on are missing, and no entry here says" in checker(out).stdout
+    (tmp_path / "003").rename(out / "log/tile/entries/003")
+    above = out / "log/tile/1/000.p/5"
+    above.write_bytes(bytes([above.read_bytes()[0] ^ 1]) + above.read_bytes()[1:])
+    assert "do not lead to the root that is signed" in checker(out).stdout
 
 
 def test_the_checker_finds_each_byte_that_was_changed(day: Path, tmp_path: Path) -> None:
@@ -386,7 +483,7 @@ def runner(module: Any, key: str) -> int:
 
 def test_the_checker_is_short_enough_to_be_read() -> None:
     source = Path(standalone.__file__).read_text()
-    assert len(source.splitlines()) <= 200
+    assert len(source.splitlines()) <= 230
     imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
     assert imported - set(sys.stdlib_module_names) == {"cryptography"}
 
@@ -419,6 +516,65 @@ def test_the_report_says_exceptions_first_and_runs_nothing(day: Path) -> None:
     assert "<script" not in page
     assert "rule no-databases-abroad &lt;script&gt;" in page
     assert "http" not in page.replace("https://c2sp.org", "")
+
+
+def test_what_was_denied_before_it_was_a_migration_is_told_like_one(tmp_path: Path) -> None:
+    storage = Storage.open(tmp_path, BRU)
+    about = {"vm": {"name": "vault"}, "source": {"site": "bru"}, "destination": {"site": "ams"}}
+    denied = entry(0, event="migration.denied", migration="", outcome="denied", reason="the vault stays", seen=about)
+    commit(storage, [denied, entry(1, migration="", event="access.denied")])
+    storage.close()
+    page = audit("export", tmp_path, "--format", "report").stdout
+    assert "1: 1 denied" in page
+    assert "<h3>vault: asked for, and refused</h3>" in page
+
+
+@pytest.mark.parametrize(
+    ("arrived", "told"),
+    [
+        ([], "sent here; the other site's log has the other end"),
+        ([received()], "both ends agree"),
+        ([received("b")], '<span class="bad">the two ends differ</span>'),
+    ],
+)
+def test_the_report_compares_the_ends_of_a_channel_that_are_known(
+    tmp_path: Path, arrived: list[dict[str, object]], told: str
+) -> None:
+    storage = Storage.open(tmp_path, BRU)
+    claimed = {"channels": arrived} if arrived else {}
+    commit(storage, [entry(0, event="migration.delivered", seen={"channels": [sent()]}, claimed=claimed)])
+    storage.close()
+    assert told in audit("export", tmp_path, "--format", "report").stdout
+
+
+def test_the_report_is_a_pdf_as_well(day: Path, tmp_path: Path) -> None:
+    done = audit("export", day, "--format", "pdf", "--framework", "nist", "--out", tmp_path / "report.pdf")
+    assert done.returncode == 0, done.stderr
+    raw = (tmp_path / "report.pdf").read_bytes()
+    assert raw.startswith(b"%PDF-")
+    assert raw.rstrip().endswith(b"%%EOF")
+    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", raw, re.DOTALL)
+    objects = b"".join(zlib.decompress(each) for each in streams if each[:1] == b"\x78")
+    assert len(re.findall(rb"/Type ?/Page\b", objects)) > 3
+
+
+def test_a_report_goes_by_the_requirements_of_a_framework(day: Path) -> None:
+    page = audit("export", day, "--format", "report", "--framework", "gdpr").stdout
+    assert "for GDPR</h1>" in page
+    assert page.index("Exceptions") < page.index("GDPR, by requirement") < page.index("web-01: migration m-1")
+    assert "transfers to third countries, and their safeguards" in page
+    assert "not by Landbridge" in page
+    rows = list(
+        csv.DictReader(io.StringIO(audit("export", day, "--format", "csv", "--framework", "pci").stdout, newline=""))
+    )
+    denied = [row for row in rows if row["requirement"] == "10.2.1.4"]
+    assert [(row["answer"], row["event"], row["asked for"]) for row in denied] == [
+        ("answered", "migration.denied", "denied and failed attempts")
+    ]
+    assert {row["answer"] for row in rows if row["requirement"] == "10.2.1.3"} == {"no such entry here"}
+    assert [row["answer"].partition(":")[0] for row in rows if row["requirement"] == "10.6"] == [
+        "not answered by Landbridge"
+    ]
 
 
 def test_a_log_that_does_not_verify_makes_no_bundle_and_its_report_says_so(day: Path, tmp_path: Path) -> None:

@@ -144,3 +144,33 @@ def test_a_site_has_both_kinds_of_addresses_or_neither(path: Path) -> None:
     path.write_text(GATEWAY.replace(tunnel, ""))
     with pytest.raises(ConfigError, match=r"at sites\.0: .*peers and tunnel are both needed"):
         load(path, GatewayConfig)
+
+
+SHIPPED = '[audit.ship.siem]\nsyslog = "siem.example.org:6514"\nca = "/etc/ssl/siem.pem"\n'
+LINES = '[audit.ship.lines]\nfile = "/var/log/landbridge/audit.jsonl"\n'
+
+
+def test_the_audit_log_may_be_shipped_to_several_places(path: Path) -> None:
+    path.write_text(GATEWAY + SHIPPED + LINES)
+    ship = load(path, GatewayConfig).audit.ship
+    assert list(ship) == ["siem", "lines"]
+    assert ship["siem"].syslog == Address("siem.example.org", 6514)
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("[audit.ship.x]\n", "audit.ship.x: Value error, syslog = "),
+        (LINES + 'syslog = "a:1"\n', "and not both"),
+        ('[audit.ship.x]\nsyslog = "a:1"\n', "ca is needed with syslog"),
+        (SHIPPED + 'format = "ocsf"\n', "format belong to file"),
+        (LINES + 'ca = "/ca.pem"\n', "ca belong to syslog"),
+        (SHIPPED + 'key = "/key.pem"\n', "key is needed with certificate only"),
+        (LINES.replace("lines", '"../x"'), "should match pattern"),
+    ],
+)
+def test_a_place_to_ship_to_is_one_and_says_what_it_needs(path: Path, table: str, said: str) -> None:
+    path.write_text(GATEWAY + table)
+    with pytest.raises(ConfigError) as caught:
+        load(path, GatewayConfig)
+    assert said in caught.value.message

@@ -16,13 +16,13 @@ from collections.abc import Iterator, Sequence
 from gateway.audit.entry import Recorded
 from gateway.audit.export import plain
 from gateway.audit.findings import Report
-from gateway.audit.tree import TILE, tiles_of
-from gateway.audit.walk import CHECKPOINT, COSIGNED, KEY, Log
+from gateway.audit.tree import TILE, TileName, tiles_of
+from gateway.audit.walk import CHECKPOINT, COSIGNED, KEY, Log, read_tile
 from landbridge.errors import NotFound
 
 _README = """# Export of the audit log {origin}
 
-Made at {made}. Chosen: {question}. {count} of the log's {size} entries are in `entries.jsonl`, and as a page in `report.html`.
+Made at {made}. Chosen: {question}. {count} of the log's {size} entries are in `entries.jsonl`, and as a page in `report.html`.{pruned}
 
 ## Verify it
 
@@ -41,19 +41,37 @@ changed the export could have changed this line too. Name each witness that you 
 
 `log/` keeps the layout of C2SP [tlog-tiles](https://c2sp.org/tlog-tiles): `checkpoint` is a signed note, `tile/` holds the hashes of
 the tree (RFC 6962) and the bundles of entries, `log.vkey` is the key; `cosigned` is the newest checkpoint that witnesses have signed.
-With Landbridge: `landbridge audit verify --part log`.
+Landbridge itself checks more, such as that both ends of each channel name the same digest:
+
+```
+$ landbridge audit verify --part log --key '{key}'
+```
 
 The bundles under `log/tile/entries` hold 256 entries each, so there are more entries than you have asked for. Bundles without any
 that you asked for are left out.
 """
+_PRUNED = """
+
+**Entries below {minimum} are not here, and not in the log any more**: they were older than what is kept, and entry {by} says that they were
+removed. Their hashes went with them; of 256 at a time, one hash is kept, which is enough to prove all others."""
 
 
 def files(
     log: Log, entries: Sequence[Recorded], report: Report, *, question: str, made: str, page: str, checker: bytes
 ) -> Iterator[tuple[str, bytes]]:
-    """The files of the folder, by their paths. `checker` is the source of `standalone`. NotFound if the log lacks one of its own."""
+    """The files of the folder, by their paths. `checker` is the source of `standalone`. NotFound if the log lacks one of its own.
+
+    Of a log that was pruned, the entry that says so comes along, as the checker asks for it.
+    """
+    pruned = _PRUNED.format(minimum=report.minimum, by=report.pruned_by) if report.minimum else ""
     readme = _README.format(
-        origin=report.origin, made=made, question=question, count=len(entries), size=report.size, key=report.key
+        origin=report.origin,
+        made=made,
+        question=question,
+        count=len(entries),
+        size=report.size,
+        key=report.key,
+        pruned=pruned,
     )
     yield "README.md", readme.encode()
     yield "verify.py", checker
@@ -64,15 +82,24 @@ def files(
     if (cosigned := log.read(COSIGNED)) is not None:
         yield f"log/{COSIGNED}", cosigned
     wanted = {entry.sequence // TILE for entry in entries}
+    if report.pruned_by is not None:
+        wanted.add(report.pruned_by // TILE)
     for tile in tiles_of(report.size):
-        if tile.level is not None or tile.number in wanted:
-            yield f"log/{tile.path}", _needed(log, tile.path)
+        if tile.level is None and tile.number not in wanted:
+            continue
+        raw = read_tile(log, tile)
+        if raw is None and not _is_pruned(tile, report):
+            raise NotFound(f"the log has no {tile.path}: see `landbridge audit verify`.")
+        if raw is not None:
+            yield f"log/{tile.path}", raw
+
+
+def _is_pruned(tile: TileName, report: Report) -> bool:
+    return not tile.level and (tile.number + 1) * TILE <= report.minimum
 
 
 def _needed(log: Log, path: str) -> bytes:
     raw = log.read(path)
     if raw is None:
-        raise NotFound(
-            f"the log has no {path}: of a log that was pruned, no bundle can be made; choose another format."
-        )
+        raise NotFound(f"the log has no {path}: see `landbridge audit verify`.")
     return raw

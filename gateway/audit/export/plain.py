@@ -50,19 +50,20 @@ def jsonl(entries: Iterable[Recorded]) -> Iterator[str]:
 
 def table(entries: Iterable[Recorded]) -> Iterator[str]:
     """CSV (RFC 4180) with a heading; the column `claimed` names the facts that the gateway has not seen itself."""
-    yield _row(
-        [*_HEAD, *(f"actor.{name}" for name in _ACTOR), "approvers", *(".".join(path) for path in _FACTS), "claimed"]
-    )
+    return map(line, rows(entries))
+
+
+def rows(entries: Iterable[Recorded]) -> Iterator[list[str]]:
+    """The cells of that table."""
+    yield [*_HEAD, *(f"actor.{name}" for name in _ACTOR), "approvers", *(".".join(path) for path in _FACTS), "claimed"]
     for entry in entries:
-        yield _row(
-            [
-                *(entry.text(name) for name in _HEAD),
-                *(entry.text("actor", name) for name in _ACTOR),
-                " ".join(approvers(entry)),
-                *(_text(fact(entry, *path)) for path in _FACTS),
-                " ".join(sorted(set(entry.facts("claimed")) - set(entry.facts("seen")))),
-            ]
-        )
+        yield [
+            *(entry.text(name) for name in _HEAD),
+            *(entry.text("actor", name) for name in _ACTOR),
+            " ".join(approvers(entry)),
+            *(_text(fact(entry, *path)) for path in _FACTS),
+            " ".join(sorted(set(entry.facts("claimed")) - set(entry.facts("seen")))),
+        ]
 
 
 def approvers(entry: Recorded) -> list[str]:
@@ -81,10 +82,11 @@ def _text(value: Value) -> str:
     return str(value)
 
 
-def _row(cells: list[str]) -> str:
-    line = io.StringIO()
-    csv.writer(line).writerow([_harmless(cell) for cell in cells])
-    return line.getvalue()
+def line(cells: Iterable[str]) -> str:
+    """A line of CSV, with its end."""
+    written = io.StringIO()
+    csv.writer(written).writerow([_harmless(cell) for cell in cells])
+    return written.getvalue()
 
 
 def _harmless(cell: str) -> str:

@@ -2,6 +2,7 @@
 
     summary       which log, which time, how much of it, and whether it verifies
     exceptions    first what was denied, failed or disturbed
+    requirements  of one framework, if one was asked for: what answers them here, and what does not
     transfers     each migration: who, by what right, from where to where, how protected, what arrived
     verify        how to check all of it without this page, and without us
 
@@ -11,38 +12,43 @@ Everything that comes from an entry is escaped; there is no script in it, and no
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
 from gateway.audit.canonical import Value
 from gateway.audit.entry import Recorded
+from gateway.audit.export.controls import NAMES, Framework
 from gateway.audit.export.plain import approvers, fact
+from gateway.audit.export.requirements import section
 from gateway.audit.findings import Report
 from gateway.audit.reading import summary
 from landbridge.events import Severity
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto; padding: 0 1.5rem; }
+body { font: 15px/1.45 system-ui, "DejaVu Sans", sans-serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto; padding: 0 1.5rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; border-bottom: 2px solid #1a1a1a; }
 h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 table { border-collapse: collapse; width: 100%; } th, td { text-align: left; vertical-align: top; padding: .25rem .7rem .25rem 0; }
-tr + tr > * { border-top: 1px solid #ddd; } th { font-weight: 600; } table.facts th { width: 11rem; font-weight: 400; color: #555; }
-td.number { text-align: right; } code, .hash { font: 12px/1.4 ui-monospace, monospace; overflow-wrap: anywhere; }
-pre { background: #f4f4f4; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; font: 12px/1.5 ui-monospace, monospace; }
+tr + tr > *, thead + tbody > tr > * { border-top: 1px solid #ddd; } th { font-weight: 600; }
+table.facts th { width: 11rem; font-weight: 400; color: #555; }
+table.exceptions td:last-child, table.requirements td { overflow-wrap: anywhere; } .short { white-space: nowrap; }
+table.requirements { table-layout: fixed; } .requirements th:nth-child(1) { width: 24%; } .requirements th:nth-child(2) { width: 20%; }
+.requirements th:nth-child(4) { width: 22%; }
+code, .hash { font: .8em/1.4 ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
+pre { background: #f4f4f4; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre { font: .8em/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
 .good { color: #0a6b2d; font-weight: 600; } .bad { color: #a3130e; font-weight: 600; } .warn { color: #8a5a00; font-weight: 600; }
-.note { color: #555; } section.transfer { break-inside: avoid; }
-@media print { body { font-size: 10.5pt; margin: 0; max-width: none; padding: 0; } h2 { break-after: avoid; } a { color: inherit; } }
-@page { margin: 18mm 15mm; }
+.note { color: #555; } section.transfer { break-inside: avoid; } a { color: inherit; } tr { break-inside: avoid; }
+@media print {
+  body { font-size: 9pt; margin: 0; max-width: none; padding: 0; } h2, h3 { break-after: avoid; } a { text-decoration: none; }
+  .short { white-space: normal; } table.facts th { width: 7rem; }
+}
+@page { size: A4; margin: 18mm 15mm; @bottom-right { content: counter(page) " / " counter(pages); font: 8pt sans-serif; color: #555; } }
 """
 _GOOD = frozenset({"migration.completed"})
-_ENDS = _GOOD | {
-    "migration.failed",
-    "migration.cancelled",
-    "migration.returned",
-    "migration.denied",
-    "migration.refused",
-}
+_REFUSALS = frozenset({"migration.denied", "migration.refused"})
+_ENDS = _GOOD | _REFUSALS | {"migration.failed", "migration.cancelled", "migration.returned"}
 
 
 @dataclass
@@ -66,18 +72,24 @@ class _Transfer:
         return next((each for each in reversed(self.entries) if each.event.name in _ENDS), None)
 
 
-def page(entries: Sequence[Recorded], report: Report, question: str, made: str) -> str:
+def page(
+    entries: Sequence[Recorded], report: Report, question: str, made: str, framework: Framework | None = None
+) -> str:
     """The page on these entries; `report` is of the whole log, `question` how they were chosen, `made` a time as text."""
     transfers: dict[str, _Transfer] = {}
     for entry in entries:
-        if migration := entry.text("migration"):
+        # What was refused before it became a migration has no id.
+        if migration := entry.text("migration") or (f"entry-{entry.sequence}" if entry.event.name in _REFUSALS else ""):
             transfers.setdefault(migration, _Transfer(migration)).entries.append(entry)
     title = f"Audit report of {report.origin}"
+    if framework is not None:
+        title += f" for {NAMES[framework]}"
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="note">Made at {escape(made)}. Chosen: {escape(question)}.</p>',
         *_summary(entries, report, list(transfers.values())),
-        *_exceptions(entries),
+        *_exceptions(entries, transfers),
+        *(section(framework, entries) if framework is not None else ()),
         "<h2>Transfers</h2>",
         *(part for each in transfers.values() for part in _transfer(each)),
         "" if transfers else "<p>There is no migration among these entries.</p>",
@@ -108,35 +120,46 @@ def _summary(entries: Sequence[Recorded], report: Report, transfers: Sequence[_T
         ),
         ("entries here", f"{len(entries)}, from {escape(times)}"),
         ("transfers", f"{len(transfers)}: {escape(told)}"),
-        ("ways", escape(_ways(transfers)) or "none"),
+        ("ways", escape(_counted(map(_way, transfers))) or "none"),
+        ("legal basis", escape(_counted(_word(each.say("legal_basis")[0]) for each in transfers)) or "none"),
     ]
     return ["<h2>Summary</h2>", _facts(rows)]
 
 
-def _ways(transfers: Iterable[_Transfer]) -> str:
-    ways: Counter[str] = Counter()
-    for each in transfers:
-        ends = [
-            f"{_word(each.say(end, 'site')[0])} ({_word(each.say(end, 'country')[0])})"
-            for end in ("source", "destination")
-        ]
-        ways[" to ".join(ends)] += 1
-    return "; ".join(f"{way}: {count}" for way, count in ways.most_common())
+def _counted(values: Iterable[str]) -> str:
+    return "; ".join(f"{value}: {count}" for value, count in Counter(values).most_common())
 
 
-def _exceptions(entries: Sequence[Recorded]) -> list[str]:
+def _way(each: _Transfer) -> str:
+    ends = (
+        f"{_word(each.say(end, 'site')[0])} ({_word(each.say(end, 'country')[0])})" for end in ("source", "destination")
+    )
+    return " to ".join(ends)
+
+
+def _exceptions(entries: Sequence[Recorded], transfers: Container[str]) -> list[str]:
     found = [each for each in entries if each.event.severity is not Severity.INFORMATION]
     if not found:
         return ["<h2>Exceptions</h2>", "<p>None: nothing was denied, failed or disturbed.</p>"]
     rows = [
-        f"<tr><td>{each.sequence}</td><td>{escape(each.text('time')[:19])}Z</td>"
+        f'<tr><td>{each.sequence}</td><td class="short">{escape(_second(each))}</td>'
         f'<td class="{"bad" if each.event.severity is Severity.ERROR else "warn"}">{escape(each.event.name)}</td>'
-        f"<td>{escape(_who(each))}</td><td>{escape(each.text('migration'))}</td>"
+        f"<td>{escape(_who(each).partition('://')[2] or _who(each))}</td><td>{_link(each.text('migration'), transfers)}</td>"
         f"<td>{escape(each.event.meaning)} {escape(summary(each))}</td></tr>"
         for each in found
     ]
     heading = "<tr><th>Entry</th><th>Time</th><th>Event</th><th>Who</th><th>Migration</th><th>What</th></tr>"
-    return ["<h2>Exceptions</h2>", f"<table>{heading}{''.join(rows)}</table>"]
+    return ["<h2>Exceptions</h2>", f'<table class="exceptions"><thead>{heading}</thead>{"".join(rows)}</table>']
+
+
+def _link(migration: str, transfers: Container[str]) -> str:
+    """Where on the page a migration is told of, by the beginning of its id."""
+    name = f'<span class="short">{escape(migration[:8])}</span>'
+    return f'<a href="#{escape(migration)}">{name}</a>' if migration in transfers else name
+
+
+def _second(entry: Recorded) -> str:
+    return entry.text("time")[:19].replace("T", " ") + "Z"
 
 
 def _transfer(each: _Transfer) -> list[str]:
@@ -147,10 +170,11 @@ def _transfer(each: _Transfer) -> list[str]:
         if end
         else '<span class="warn">not ended yet</span>'
     )
-    first = each.entries[0]
+    first, last = each.entries[0], each.entries[-1]
     who = sorted({name for entry in each.entries for name in approvers(entry)})
     rows = [
         ("outcome", ended),
+        ("when", escape(f"{_second(first)} to {_second(last)}")),
         ("asked for by", escape(_who(first))),
         ("approved by", escape(", ".join(who)) or "no approval recorded"),
         *_told(each),
@@ -158,8 +182,9 @@ def _transfer(each: _Transfer) -> list[str]:
         ("entries", escape(", ".join(str(entry.sequence) for entry in each.entries))),
     ]
     name = _word(each.say("vm", "name")[0])
-    head = f"<h3>{escape(name)}: migration {escape(each.migration)}</h3>"
-    return ['<section class="transfer">', head, _facts(rows), "</section>"]
+    what = f"migration {each.migration}" if first.text("migration") else "asked for, and refused"
+    head = f"<h3>{escape(name)}: {escape(what)}</h3>"
+    return [f'<section class="transfer" id="{escape(each.migration)}">', head, _facts(rows), "</section>"]
 
 
 # What else is said of a transfer: heading, and the facts, with a word between or behind them.
@@ -186,6 +211,10 @@ _TOLD: Sequence[tuple[str, Sequence[tuple[tuple[str, ...], str]]]] = (
 )
 
 
+# What an auditor asks for first of what was moved, and is to miss where it is not there.
+_EXPECTED = frozenset({"from", "to", "legal basis", "protected by"})
+
+
 def _told(each: _Transfer) -> list[tuple[str, str]]:
     rows = []
     for heading, facts in _TOLD:
@@ -195,6 +224,8 @@ def _told(each: _Transfer) -> list[tuple[str, str]]:
             if value is not None:
                 said.append(f"{_word(value)} {unit}".strip())
                 claimed |= only_claimed
+        if not said and heading in _EXPECTED and (each.end is None or each.end.event.name in _GOOD):
+            rows.append((heading, '<span class="warn">not recorded</span>'))
         if said:
             rows.append(
                 (
@@ -222,12 +253,14 @@ def _delivered(each: _Transfer) -> str:
                     )
     lines = []
     for (kind, label), digests in ends.items():
-        same = len(digests) == 2 and len(set(digests.values())) == 1
-        verdict = (
-            '<span class="good">both ends agree</span>'
-            if same
-            else '<span class="bad">not confirmed by both ends</span>'
-        )
+        if len(digests) < 2:
+            verdict = (
+                f'<span class="note">{next(iter(digests), "told")} here; the other site\'s log has the other end</span>'
+            )
+        elif len(set(digests.values())) == 1:
+            verdict = '<span class="good">both ends agree</span>'
+        else:
+            verdict = '<span class="bad">the two ends differ</span>'
         lines.append(
             f'{escape(f"{kind} {label}".strip())}: {verdict} <span class="hash">{escape(min(digests.values(), default=""))}</span>'
         )
@@ -257,7 +290,7 @@ def _who(entry: Recorded) -> str:
 
 def _word(value: Value) -> str:
     if value is None:
-        return "unknown"
+        return "not recorded"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return ", ".join(_word(each) for each in value) if isinstance(value, list) else str(value)

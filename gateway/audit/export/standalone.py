@@ -5,9 +5,10 @@ It needs Python 3.9 and the package `cryptography` (for Ed25519), and nothing of
 
     1. reads the log's key, from --key, or from log/log.vkey: then you must compare it with the key that the site has published
     2. checks that log/checkpoint is signed with this key: it names the number of entries and the root of their tree
-    3. computes the root from the tree's hashes in log/tile/0, and compares it with the one that is signed
+    3. computes the root from the tree's hashes in log/tile/0, and compares it with the one that is signed; where entries were
+       pruned, as a log does with what is older than it has to keep, one hash in log/tile/1 stands for 256 of them
     4. computes the hash of every entry in log/tile/entries, and compares it with the hash in the tree
-    5. checks that every entry says that it is of this log, and at its place in it
+    5. checks that every entry says that it is of this log, and at its place in it; and if some were pruned, that one says so
     6. checks that every line of entries.jsonl is one of these entries
     7. checks the cosignatures of the witnesses that you name
 
@@ -118,35 +119,63 @@ def check_checkpoint(key: Key) -> tuple[int, bytes]:
     return int(size), base64.b64decode(root, validate=True)
 
 
-def check_tree(size: int, root: bytes) -> list[bytes]:
-    """Step 3: the hashes of all entries."""
-    hashes: list[bytes] = []
-    for _, _, path in tiles("0", size):
-        tile = path.read_bytes()
-        hashes += [tile[at : at + 32] for at in range(0, len(tile), 32)]
-    if len(hashes) != size or root_of(hashes) != root:
+def root_of_first(size: int, tree: list[list[bytes] | bytes]) -> bytes:
+    """The root of the first entries: of the roots of whole tiles, and of what there is of the last one."""
+    roots = []
+    for number in range(-(-size // WIDTH)):
+        tile, wanted = tree[number], size - number * WIDTH
+        if isinstance(tile, bytes) and wanted < WIDTH:
+            raise WrongError(f"what was cosigned, {size} entries, ends among those that were pruned")
+        roots.append(tile if isinstance(tile, bytes) else root_of(tile[:wanted]))
+    return root_of(roots)
+
+
+def check_tree(size: int, root: bytes) -> list[list[bytes] | bytes]:
+    """Step 3: the hashes of all entries, tile by tile; of a tile that was pruned, only its root."""
+    tree: list[list[bytes] | bytes] = []
+    above = [path for _, _, path in tiles("1", size // WIDTH)]
+    for first, width, path in tiles("0", size):
+        if path.exists() or width < WIDTH:
+            raw = path.read_bytes()
+            if len(raw) != 32 * width:
+                raise WrongError(f"{path.relative_to(HERE)} has not {width} hashes")
+            tree.append([raw[at : at + 32] for at in range(0, len(raw), 32)])
+        else:
+            upper, number = divmod(first // WIDTH, WIDTH)
+            tree.append(above[upper].read_bytes()[32 * number : 32 * number + 32])
+    if root_of_first(size, tree) != root:
         raise WrongError("the hashes in log/tile/0 do not lead to the root that is signed")
-    print(f"tree         {size} hashes lead to the signed root")
-    return hashes
+    print(f"tree         the hashes of {size} entries lead to the signed root")
+    return tree
 
 
-def check_entries(origin: str, hashes: list[bytes]) -> set[bytes]:
+def check_entries(origin: str, size: int, tree: list[list[bytes] | bytes]) -> set[bytes]:
     """Steps 4 and 5: the entries that this export holds."""
-    held = set()
-    for first, width, path in tiles("entries", len(hashes)):
+    held, pruned = set(), 0
+    for first, width, path in tiles("entries", size):
         if not path.exists():
             continue  # not part of this export
-        entries = entries_of(path.read_bytes())
-        if len(entries) != width:
-            raise WrongError(f"{path.relative_to(HERE)} has {len(entries)} entries, not {width}")
+        entries, hashes = entries_of(path.read_bytes()), tree[first // WIDTH]
+        if len(entries) != width or isinstance(hashes, bytes):
+            raise WrongError(f"{path.relative_to(HERE)} has {len(entries)} entries, not {width}, or no hashes")
         for index, entry in enumerate(entries, first):
-            if sha256(b"\x00" + entry) != hashes[index]:
+            if sha256(b"\x00" + entry) != hashes[index - first]:
                 raise WrongError(f"entry {index} is not the one that was recorded")
             said = json.loads(entry)
             if (said["origin"], said["sequence"]) != (origin, index):
                 raise WrongError(f"entry {index} says that it is entry {said['sequence']} of {said['origin']}")
+            if said["event"] == "log.pruned":
+                pruned = max(pruned, said["seen"]["pruned"]["minimum"])
             held.add(entry)
-    print(f"entries      {len(held)} are those that were recorded")
+    for number, tile in enumerate(tree):
+        if isinstance(tile, bytes) and (number + 1) * WIDTH > pruned:
+            raise WrongError(
+                f"the hashes from entry {number * WIDTH} on are missing, and no entry here says that they were pruned"
+            )
+    print(
+        f"entries      {len(held)} are those that were recorded"
+        + (f"; those below {pruned} were pruned" if pruned else "")
+    )
     return held
 
 
@@ -159,7 +188,7 @@ def check_export(held: set[bytes]) -> None:
     print(f"export       {len(lines)} lines of entries.jsonl are among them")
 
 
-def check_witness(witness: Key, key: Key, hashes: list[bytes]) -> None:
+def check_witness(witness: Key, key: Key, tree: list[list[bytes] | bytes]) -> None:
     """Step 7."""
     for path in (HERE / "log" / "checkpoint", HERE / "log" / "cosigned"):
         if not path.exists():
@@ -167,7 +196,7 @@ def check_witness(witness: Key, key: Key, hashes: list[bytes]) -> None:
         text, signatures = read_note(path)
         _, size, root = text.splitlines()
         if key.has_signed(text, signatures) and witness.has_signed(text, signatures):
-            if root_of(hashes[: int(size)]) != base64.b64decode(root):
+            if root_of_first(int(size), tree) != base64.b64decode(root):
                 raise WrongError(f"{witness.name} has cosigned another history")
             print(f"witness      {witness.name} has cosigned the first {size} entries")
             return
@@ -182,10 +211,10 @@ def main() -> int:
     try:
         key = Key(given.key or (HERE / "log" / "log.vkey").read_text())
         size, root = check_checkpoint(key)
-        hashes = check_tree(size, root)
-        check_export(check_entries(key.name, hashes))
+        tree = check_tree(size, root)
+        check_export(check_entries(key.name, size, tree))
         for witness in given.witness:
-            check_witness(Key(witness), key, hashes)
+            check_witness(Key(witness), key, tree)
     except (WrongError, OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         print(f"NOT TO BE TRUSTED: {error}")
         return 1
