@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent import disk_proof, relay, renewal, service, source
-from gateway.audit import cosigning
+from gateway.audit import changes, cosigning, presence
 from gateway.authorization import policy_file
 from gateway.identities import trusting
 from gateway.migration import coordinator, proofs, reports, succession
@@ -47,6 +47,8 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reports, "INTERVAL", 0.1)
     monkeypatch.setattr(dial, "BACK_OFF", (0.05, 0.1))
     monkeypatch.setattr(policy_file, "INTERVAL", 0.02)
+    monkeypatch.setattr(changes, "LOOK", 0.05)
+    monkeypatch.setattr(presence, "LOOK", 0.05)
     monkeypatch.setattr(cosigning, "LOOK", 0.02)
     monkeypatch.setattr(cosigning, "PAUSE", 0.1)
     monkeypatch.setattr(trusting, "ROUND", 0.1)

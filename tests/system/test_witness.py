@@ -58,8 +58,10 @@ def size(site: SiteUnderTest) -> int:
 
 
 async def witnessed(two: TwoSites) -> None:
-    """Wait until each site has cosigned all that the other one has, the first tunnel among it."""
-    await eventually(lambda: bool(entries(two.fra, "tunnel.opened") and entries(two.ams, "tunnel.opened")))
+    """Wait until each site has cosigned all that the other one has, what happens after each start among it."""
+    for site in (two.fra, two.ams):
+        for event in ("tunnel.opened", "agent.joined"):
+            await eventually(lambda site=site, event=event: bool(entries(site, event)))  # type: ignore[misc]  # a lambda with defaults
     await eventually(
         lambda: cosigned(two.fra, two.ams) == size(two.fra) and cosigned(two.ams, two.fra) == size(two.ams)
     )
