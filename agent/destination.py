@@ -361,7 +361,8 @@ class DestinationMove(Move):
         async with self.busy:
             if self.stage != Stage.STAGE_PREPARED:
                 return
-            if self._is_whole(presence):
+            # One that has come whole is removed only by who knows that the source has it, though it is off by now.
+            if self._is_whole(presence) or (self.record.passage is Passage.ARRIVED and presence is Presence.SHUT_OFF):
                 self._arrived()
             elif presence is Presence.RUNNING:
                 # A former run of this agent let it run, and was killed before it could say so.

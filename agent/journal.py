@@ -126,6 +126,8 @@ class Journal:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._reserve = directory / ".reserve"
+        # Records that have changed since they were written, because they could not be: by migration, and as they are now.
+        self._unwritten: dict[str, Record] = {}
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def reserve(self) -> None:
@@ -139,7 +141,7 @@ class Journal:
             raise self._not_recorded(error) from error
 
     def save(self, record: Record) -> None:
-        """Make a record durable, by the reserve if need be. Raises NotRecorded."""
+        """Make a record durable, by the reserve if need be. Raises NotRecorded, and `catch_up` writes it later, as it is then."""
         path, raw = self._directory / f"{record.migration}.json", record.model_dump_json().encode()
         try:
             try:
@@ -150,7 +152,18 @@ class Journal:
                 self._reserve.unlink()
                 durable.write(path, raw)
         except OSError as error:
+            self._unwritten[record.migration] = record
             raise self._not_recorded(error) from error
+        self._unwritten.pop(record.migration, None)
+
+    def catch_up(self) -> None:
+        """Write what could not be written. Raises NotRecorded: it still cannot."""
+        for record in list(self._unwritten.values()):
+            self.save(record)
+
+    def abandon(self, record: Record) -> None:
+        """Of this nothing was begun: it need not be written any more."""
+        self._unwritten.pop(record.migration, None)
 
     def _not_recorded(self, error: OSError) -> NotRecorded:
         return NotRecorded(f"the journal in {self._directory} cannot be written ({error.strerror}): see to its disk")

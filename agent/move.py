@@ -99,6 +99,7 @@ class Move:
             self.host.journal.save(self.record)
         except NotRecorded as failed:
             if stage == Stage.STAGE_PREPARED:
+                self.host.journal.abandon(self.record)
                 raise
             log.error("journal.failed", migration=self.record.migration, error=failed.message)  # noqa: TRY400 - no defect
         self.changed()

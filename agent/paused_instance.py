@@ -9,10 +9,12 @@ the VM, while this agent was away. Then the destination is asked, and if nothing
 
 from __future__ import annotations
 
+import contextlib
+
 from agent.hypervisor.base import Presence
 from agent.journal import Instance, Record
 from agent.move import HostContext, call
-from landbridge.errors import Conflict
+from landbridge.errors import Conflict, NotRecorded
 
 
 class PausedInstance:
@@ -41,13 +43,15 @@ class PausedInstance:
     def stays(self) -> None:
         """The hypervisor has said that it did not leave."""
         if self._record.instance is Instance.MOVING:
-            self._note(Instance.STARTED)
+            with contextlib.suppress(NotRecorded):  # what is on record then is the more careful
+                self._note(Instance.STARTED)
 
     def is_let_run(self) -> bool:
         """Somebody lets it run: it is the owner's VM from now on, and no instance of the migration's. False if it was none."""
         if not self.may_stand:
             return False
-        self._note(Instance.NONE)
+        with contextlib.suppress(NotRecorded):  # written later
+            self._note(Instance.NONE)
         return True
 
     async def is_here(self, *, is_not_there: bool = False) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import uuid
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from agent.journal import Record
 from agent.move import ENDED, HostContext, Move, call
 from agent.relay import Traffic
 from agent.source import SourceMove
-from landbridge.errors import Conflict, LandbridgeError, NotFound, UsageError
+from landbridge.errors import Conflict, LandbridgeError, NotFound, NotRecorded, UsageError
 from landbridge.v1 import agent_pb2 as pb
 from landbridge.v1 import agent_pb2_grpc
 from landbridge.v1.channel_pb2 import ChannelOpen
@@ -47,9 +48,11 @@ class Moves:
         self._preparing: dict[str, asyncio.Task[Move]] = {}
         # Held from the first look at what is here until a VM that comes has its place.
         self._placing = asyncio.Lock()
+        self._catching_up: asyncio.Task[None] | None = None
 
     def recover(self) -> None:
         """Take up what a former run left. Each goes on in the background until the hypervisor answers."""
+        self._catching_up = asyncio.create_task(self._catch_up(), name="journal")
         for record in self._host.journal.load():
             move: Move
             if record.is_source:
@@ -58,6 +61,12 @@ class Moves:
                 move = DestinationMove(self._host, record)
             self._moves[record.migration] = move
             self._recovered[record.migration] = asyncio.create_task(self._recover(move, record))
+
+    async def _catch_up(self) -> None:
+        while True:
+            await asyncio.sleep(RECOVERY_INTERVAL)
+            with contextlib.suppress(NotRecorded):  # said when it happened
+                self._host.journal.catch_up()
 
     async def _recover(self, move: Move, record: Record) -> None:
         while True:
@@ -98,6 +107,8 @@ class Moves:
 
     async def _prepare(self, request: pb.PrepareRequest) -> Move:
         move: Move
+        # Nothing begins while something is not on record: what it leaves could be taken for this one's.
+        self._host.journal.catch_up()
         await call(self._host.journal.reserve)
         if request.role == pb.Role.ROLE_SOURCE:
             move = SourceMove.prepare(self._host, request)
@@ -150,6 +161,8 @@ class Moves:
     async def close(self) -> None:
         """The agent stops."""
         tasks: list[asyncio.Task[Any]] = [*self._recovered.values(), *self._preparing.values()]
+        if self._catching_up is not None:
+            tasks.append(self._catching_up)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -154,6 +154,9 @@ def clean(text: str) -> str:
 def _cleaned(value: Value) -> Value:
     if isinstance(value, str):
         return clean(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        # From elsewhere, too: no figure of somebody else's may keep an entry from being written.
+        return max(-canonical.MOST, min(canonical.MOST, value))
     if isinstance(value, Mapping):
         return {name: _cleaned(below) for name, below in value.items()}
     if isinstance(value, list | tuple):

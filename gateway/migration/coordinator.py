@@ -23,7 +23,7 @@ from gateway.authorization.authority import Authority, refusal
 from gateway.authorization.request import domain_digest, mapping_digest
 from gateway.authorization.requests import OPEN
 from gateway.config import PatienceSettings
-from gateway.migration import proof, savings
+from gateway.migration import proof, savings, verdicts
 from gateway.migration.deliveries import Deliveries
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger, has_ended, state_of
@@ -449,7 +449,7 @@ class Coordinator:
             PeerPrepareRequest(migration=migration, prepare=request),
             WORK,
         )
-        _take_decision(migration, prepared.decision)
+        _take_decision(migration, verdicts.told_by_destination(prepared.decision, migration))
         request.role = Role.ROLE_SOURCE
         here = await agent.ask(agent.stub.Prepare, request, WORK)
         if migration.cold and not (here.cold and prepared.prepare.cold):

@@ -18,6 +18,7 @@ from gateway.audit.fields import LIST_ITEMS
 from gateway.audit.journal import Journal
 from gateway.audit.refusals import Refusals
 from gateway.migration.inventory import Inventory
+from gateway.migration.ledger import has_ended
 from gateway.remote import FACTS
 from gateway.store import Row
 from landbridge.errors import LandbridgeError, NotRecorded
@@ -29,7 +30,7 @@ log = structlog.get_logger()
 KINDS = frozenset({"rpc", "ram", "disk"})
 # Seconds between two attempts to reach an agent, or to write.
 RETRY = 1.0
-# Attempts, without a word of an agent, after which it is not asked any more.
+# Attempts after which the agent of a migration that has ended is not asked any more.
 MOST_ATTEMPTS = 60
 # Seconds that whoever needs all of it waits for it.
 PATIENCE = 5.0
@@ -83,7 +84,9 @@ class Deliveries:
 
     async def _follow(self, row: Row) -> None:
         told = _Told()
-        for _ in range(MOST_ATTEMPTS):
+        attempts = 0
+        while attempts < MOST_ATTEMPTS or not has_ended(row):
+            attempts += 1
             try:
                 agent = self._inventory.agent(row.migration.destination_host)
                 asked = WatchRequest(migration=row.migration.id)

@@ -54,8 +54,21 @@ class Incoming:
             raise UsageError(
                 f"the request to look at {request.vm.name} contradicts itself; update the older gateway of site {source.site}"
             )
+        return await self._look(host, request)
+
+    async def _look(self, host: str, request: agent_pb2.CheckIncomingRequest) -> agent_pb2.CheckIncomingResponse:
+        """What is on a host. Raises Conflict where it would replace what may be the only good copy of a VM."""
         agent = self._inventory.agent(host)
-        return await agent.ask(agent.stub.CheckIncoming, request, WORK)
+        found = await agent.ask(agent.stub.CheckIncoming, request, WORK)
+        for other in found.conflicts:
+            left = await self._ledger.latest(other.moved_by) if other.moved_by else None
+            if (
+                left is not None
+                and left.coordinating
+                and State(left.migration.state) in {State.VERIFYING, State.COMPLETED}
+            ):
+                proof.require_settleable(left.migration, "")
+        return found
 
     async def authorize(self, migration: Migration, source: Identity, *, opens: bool) -> Decision:
         """What this site's policy says to a migration; `source` is the gateway that asks. PermissionDenied for others' migrations."""
@@ -79,7 +92,9 @@ class Incoming:
         if row is None:
             row = Row(migration=Migration(), coordinating=False)
             row.migration.CopyFrom(migration)
-            await self._admit(row, source)
+            # Again, for who has skipped preflight.
+            look = agent_pb2.CheckIncomingRequest(vm=request.vm, domain_xml=request.domain_xml, mapping=request.mapping)
+            await self._admit(row, source, look)
         elif row.coordinating or row.migration.source_site != source.site or has_ended(row):
             raise Conflict(f"migration {migration.id} is known here already, and cannot be prepared again")
         elif digest(row.migration) != digest(migration):
@@ -93,13 +108,15 @@ class Incoming:
         self._deliveries.follow(row)
         return prepared, _decision_of(row.migration, self._inventory.site)
 
-    async def _admit(self, row: Row, source: Identity) -> None:
+    async def _admit(self, row: Row, source: Identity, look: agent_pb2.CheckIncomingRequest) -> None:
         """Decide, and record a migration with the decision and the request that it uses up."""
         migration = row.migration
         decision = await self._decide(migration, source, opens=False)
         if error := refusal(decision):
             raise error
-        others = [each for each in migration.decisions if each.site != self._inventory.site]
+        await self._look(migration.destination_host, look)
+        # One of the source: more would stand before this site's own.
+        others = [each for each in migration.decisions if each.site == source.site][:1]
         del migration.decisions[:]
         migration.decisions.extend((*others, decision))
         await self._authority.take(decision, migration.id)
@@ -162,7 +179,7 @@ class Incoming:
         row.migration.CopyFrom(_as_let_in(row.migration, migration, self._inventory.site))
         try:
             await self._ledger.save(row)
-        except LandbridgeError:
+        except BaseException:
             # It is reported again, and must be news then.
             row.migration.CopyFrom(before)
             raise

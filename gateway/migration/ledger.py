@@ -14,7 +14,7 @@ import structlog
 
 from gateway.migration.states import ENDED, Input, State, following
 from gateway.store import Row, Store
-from landbridge.errors import ConfigError, NotFound, NotRecorded, TakenOver, UsageError
+from landbridge.errors import ConfigError, LandbridgeError, NotFound, NotRecorded, TakenOver, UsageError
 from landbridge.v1.types_pb2 import Migration
 
 log = structlog.get_logger()
@@ -176,6 +176,12 @@ class Ledger:
                 # What is not recorded must not be acted upon: the migration is held here until it can be.
                 log.error("store.failed", migration=row.migration.id, error=error.message)  # noqa: TRY400 - no defect
                 await asyncio.sleep(STORE_RETRY)
+            except TakenOver:
+                raise
+            except LandbridgeError:
+                # A defect of ours: what is not recorded has not happened.
+                row.migration.state = before.value
+                raise
             else:
                 break
         log.info(

@@ -30,16 +30,14 @@ _EVENTS = MappingProxyType(
     }
 )
 
-# What is said of a proof that has ended. One that is under way as the migration completes was told so by the other site.
+# What is said of a proof that has ended. What it is called otherwise, also in words that are not known here, was told by the other site.
 _PROOFS = MappingProxyType(
     {
         ProofOutcome.PROOF_OUTCOME_EQUAL: ("disk.verified", "success"),
         ProofOutcome.PROOF_OUTCOME_DIFFERS: ("disk.differs", "failure"),
-        ProofOutcome.PROOF_OUTCOME_NOT_PROVED: ("disk.unproved", "unknown"),
-        ProofOutcome.PROOF_OUTCOME_UNDER_WAY: ("disk.unproved", "unknown"),
-        ProofOutcome.PROOF_OUTCOME_UNSPECIFIED: ("disk.unproved", "unknown"),
     }
 )
+_UNPROVED = ("disk.unproved", "unknown")
 
 
 class Recorder:
@@ -104,7 +102,7 @@ class Recorder:
 
     async def _record_proof(self, migration: Migration) -> None:
         """What was found of the disks. Both sides' roots are what agents have said."""
-        event, outcome = _PROOFS[migration.proof.outcome]
+        event, outcome = _PROOFS.get(migration.proof.outcome, _UNPROVED)
         await self._journal.record(
             event,
             outcome=outcome,
@@ -116,7 +114,7 @@ class Recorder:
 
 def proof_facts(proof: Proof) -> Facts:
     """What both ends have stored, and how that compares."""
-    _, outcome = _PROOFS[proof.outcome]
+    _, outcome = _PROOFS.get(proof.outcome, _UNPROVED)
     verify: dict[str, Value] = {
         "method": "BLAKE3 tree of 64 KiB blocks",
         "blocks": sum(disk.blocks_compared for disk in proof.disks),

@@ -179,7 +179,7 @@ class Survey:
         """What the other site's policy says; with `opens`, its approvers are asked where they have a say."""
         remote = self.inventory.site_named(proposal.destination_site).remote
         request = PeerAuthorizeRequest(migration=proposal, open=opens)
-        return (await remote.ask(remote.stub.Authorize, request)).decision
+        return verdicts.told_by_destination((await remote.ask(remote.stub.Authorize, request)).decision, proposal)
 
     async def _measure(self, vm: Vm) -> Measurement:
         """How the VM's memory behaves; nothing, if the agent cannot measure it, or if the VM is shut off and has none."""

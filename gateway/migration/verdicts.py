@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gateway.authorization.request import digest
+from landbridge.errors import ProtocolError
 from landbridge.v1.decision_pb2 import Decision, Verdict
-from landbridge.v1.types_pb2 import Finding, Severity
+from landbridge.v1.types_pb2 import Finding, Migration, Severity
 
 REFUSED = "policy-refused"
 APPROVAL = "approval-needed"
 GLASS = "glass-broken"
 UNREACHABLE = "site-unreachable"
+
+
+def told_by_destination(decision: Decision, migration: Migration) -> Decision:
+    """What the destination has answered, as its own word on what it was asked. Raises ProtocolError if it speaks for another site."""
+    if decision.site != migration.destination_site:
+        raise ProtocolError(
+            f"site {migration.destination_site} answers in the name of site {decision.site[:80]!r}: that is refused"
+        )
+    kept = Decision()
+    kept.CopyFrom(decision)
+    kept.action, kept.requester, kept.request_sha256 = "migrate", migration.requested_by, digest(migration)
+    return kept
 
 
 def findings(decisions: Sequence[Decision]) -> list[Finding]:

@@ -17,6 +17,7 @@ from gateway.audit.reading import last
 from gateway.migration.states import State
 from landbridge.disk_tree import BLOCK, Builder, leaf, root_of
 from landbridge.errors import Conflict, NotRecorded, PermissionDenied, PreflightFailed
+from landbridge.v1.agent_pb2 import ProveRequest, ProveResponse
 from landbridge.v1.types_pb2 import Policy, ProofOutcome
 from tests.system.sites import SiteUnderTest, TwoSites, eventually, policy_of
 
@@ -313,6 +314,35 @@ async def test_a_bitmap_that_nobody_asks_for_is_closed_in_time(two: TwoSites, mo
     await two.fra.gateway.start()
     ended = await two.fra.operator.ended(id_)
     assert (ended.proof.outcome, ended.proof.reason) == (NOT_PROVED, "at the destination: nobody asked for it any more")
+
+
+async def test_a_vm_that_comes_back_does_not_replace_what_may_be_the_only_good_copy(two: TwoSites) -> None:
+    hold = two.ams.hypervisor.hold_next("freeze_disks")
+    id_, _ = await begun(two)
+    await two.fra.operator.until(id_, State.VERIFYING)
+    two.ams.hypervisor.images[TARGET] = corrupt(two.ams.hypervisor.images[TARGET], 2)
+    hold.set()
+    assert (await two.fra.operator.ended(id_)).proof.outcome == DIFFERS
+    with pytest.raises(Conflict, match="may be the only good copy"):
+        await two.ams.operator.migrate("web-01", "fra")
+    assert two.fra.hypervisor.images[TARGET] == DISK
+
+
+async def test_a_figure_that_no_entry_can_hold_ends_no_migration(
+    two: TwoSites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = disk_proof.DestinationProof.prove
+
+    async def boasts(self: disk_proof.DestinationProof, request: ProveRequest) -> ProveResponse:
+        answer = await real(self, request)
+        answer.downtime_us = 1 << 60
+        return answer
+
+    monkeypatch.setattr(disk_proof.DestinationProof, "prove", boasts)
+    id_, _ = await begun(two)
+    ended = await two.fra.operator.ended(id_)
+    assert State(ended.state) is State.COMPLETED
+    assert {"disk.verified", "migration.completed"} <= {entry.event.name for entry in recorded(two.fra, id_)}
 
 
 async def test_a_failed_migration_leaves_no_bitmap(two: TwoSites) -> None:

@@ -115,3 +115,8 @@ def test_codes_and_names_are_used_once_and_codes_say_how_it_went() -> None:
 
 def test_the_page_of_events_is_drawn_from_the_table() -> None:
     assert (Path(__file__).parents[2] / "docs/audit-events.md").read_text() == events.page()
+
+
+def test_a_figure_from_elsewhere_never_stops_an_entry() -> None:
+    made = entry(seen={"downtime_ms": 1 << 60})
+    assert Recorded.decode(made.encode(BRU, 0)).facts("seen") == {"downtime_ms": canonical.MOST}

@@ -12,7 +12,7 @@ import pytest
 from gateway.migration.ledger import Ledger, has_ended, state_of
 from gateway.migration.states import Input, State
 from gateway.store import Row, Store
-from landbridge.errors import ConfigError, Conflict, NotFound, TakenOver, UsageError
+from landbridge.errors import ConfigError, Conflict, InternalError, NotFound, TakenOver, UsageError
 from landbridge.v1.types_pb2 import Migration
 
 SECONDS = 5.0
@@ -200,6 +200,21 @@ async def test_a_step_that_the_store_does_not_take_is_held_until_it_does(
     await ledger.advance(held, Input.BEGIN)
     assert next(failures, None) is None
     assert [State(kept.migration.state) for kept, _ in await store.load()] == [State.PREPARING]
+    store.close()
+
+
+async def test_a_step_that_cannot_be_recorded_at_all_has_not_happened(tmp_path: Path) -> None:
+    async def defect(row: Row, before: State | None) -> None:
+        if before is not None:
+            raise InternalError("it is no entry")
+
+    store = Store(f"sqlite:///{tmp_path}/gateway.db", "gw-1")
+    ledger = Ledger(store, defect)
+    held = row("a" * 36)
+    await ledger.save(held)
+    with pytest.raises(InternalError):
+        await ledger.advance(held, Input.BEGIN)
+    assert State(held.migration.state) is State.REQUESTED
     store.close()
 
 
