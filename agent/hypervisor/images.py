@@ -20,7 +20,8 @@ from landbridge.v1.types_pb2 import Disk
 
 PROGRAM = "qemu-nbd"
 # It ends with the thread that started it, be it that this agent is killed before it has connected: else it would hold the image for ever.
-TIED = ("setpriv", "--pdeathsig", "TERM")
+# By KILL: a TERM that comes while it begins is lost, and it only reads.
+TIED = ("setpriv", "--pdeathsig", "KILL")
 # Seconds in which it serves, or has said why not; and in which it ends once nobody reads any more.
 PATIENCE_S = 10.0
 _INTERVAL_S = 0.01
