@@ -7,8 +7,13 @@ says of the VM, of who asked and of who approved are its claims; that they are o
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
+from collections.abc import Callable
 
+import structlog
+
+from certs.attempts import Attempts
 from certs.identity import Identity
 from gateway.authorization.authority import Authority, refusal
 from gateway.authorization.request import digest, domain_digest, mapping_digest
@@ -16,7 +21,7 @@ from gateway.migration import proof
 from gateway.migration.deliveries import Deliveries
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger, has_ended
-from gateway.migration.states import ENDED, State
+from gateway.migration.states import ENDED, LATER, State
 from gateway.remote import FACTS, WORK
 from gateway.store import Row
 from gateway.tunnel.pump import Pump
@@ -26,16 +31,33 @@ from landbridge.v1.agent_pb2 import Role
 from landbridge.v1.decision_pb2 import Decision, Verdict
 from landbridge.v1.types_pb2 import Migration, MigrationState
 
+log = structlog.get_logger()
+
 # How a migration stands: what its source tells of it once it was let in. All else is what was judged here, and stays.
 TOLD = frozenset({"state", "reason", "updated_at", "ended_at", "progress", "summary", "silent_ms", "limit", "proof"})
+
+# Each migration that is let in, and each new state of one, is written to this site's audit log at once: so many of either may another site
+# cause in one go, and as many again in each minute. Apart from each other, so that many that move keep none from being let in.
+ALLOWANCE = 200
+_MINUTE = 60.0
 
 
 class Incoming:
     """Migrations to this site. `site` is always that of the calling gateway, as its certificate says."""
 
     def __init__(
-        self, ledger: Ledger, inventory: Inventory, pump: Pump, authority: Authority, deliveries: Deliveries
+        self,
+        ledger: Ledger,
+        inventory: Inventory,
+        pump: Pump,
+        authority: Authority,
+        deliveries: Deliveries,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`clock` counts seconds."""
+        self._clock = clock
+        self._admissions = Attempts(ALLOWANCE, ALLOWANCE / _MINUTE)
+        self._changes = Attempts(ALLOWANCE, ALLOWANCE / _MINUTE)
         self._deliveries = deliveries
         self._ledger = ledger
         self._inventory = inventory
@@ -82,7 +104,10 @@ class Incoming:
     async def prepare(
         self, migration: Migration, request: agent_pb2.PrepareRequest, source: Identity
     ) -> tuple[agent_pb2.PrepareResponse, Decision]:
-        """Record a migration and have its host prepare it. Raises PolicyRefused or ApprovalNeeded where this site does not take it."""
+        """Record a migration and have its host prepare it.
+
+        Raises PolicyRefused or ApprovalNeeded where this site does not take it, Conflict where the other site brings too many.
+        """
         self._own_claims(migration, source)
         _known_state(migration)
         _real_uuid(migration)
@@ -90,6 +115,7 @@ class Incoming:
         agent = self._inventory.agent(migration.destination_host)
         row = await self._ledger.latest(migration.id)
         if row is None:
+            self._spend(self._admissions, source.site, "migrations", "begin this one")
             row = Row(migration=Migration(), coordinating=False)
             row.migration.CopyFrom(migration)
             # Again, for who has skipped preflight.
@@ -165,7 +191,10 @@ class Incoming:
         return answer
 
     async def report(self, migration: Migration, site: str) -> None:
-        """Take over how the migration stands at its source; an end stays an end."""
+        """Take over how the migration stands at its source; an end stays an end.
+
+        Raises Conflict for a state that cannot come after the present one, or if the site reports too much: it is told again later.
+        """
         row = await self._own(migration.id, site)
         _known_state(migration)
         settled = migration.state == MigrationState.MIGRATION_STATE_SETTLED
@@ -174,6 +203,7 @@ class Incoming:
         identity = (row.migration.vm_uuid, row.migration.destination_host, row.migration.source_host)
         if (migration.vm_uuid, migration.destination_host, migration.source_host) != identity:
             raise PermissionDenied(f"migration {migration.id} is of another VM or between other hosts than was agreed")
+        self._expect(row.migration, State(migration.state), site)
         before = Migration()
         before.CopyFrom(row.migration)
         row.migration.CopyFrom(_as_let_in(row.migration, migration, self._inventory.site))
@@ -187,6 +217,28 @@ class Incoming:
             # Once the source has heard the answer, receipts are made of what is in both logs.
             await self._deliveries.followed(migration.id)
             self._pump.forget_counts(migration.id)
+
+    def _expect(self, known: Migration, told: State, site: str) -> None:
+        """Raises Conflict for a new state that has no way from the known one, or is one too many. States in between may be missing."""
+        present = State(known.state)
+        if told is present:
+            return
+        if told not in LATER[present]:
+            raise Conflict(
+                f"migration {known.id} is {present.name.lower()} at site {self._inventory.site}, and cannot become {told.name.lower()}"
+            )
+        self._spend(self._changes, site, "changes of migrations", "report this one")
+
+    def _spend(self, attempts: Attempts, site: str, what: str, then: str) -> None:
+        """Raises Conflict for what is one entry too many for now."""
+        now = self._clock()
+        if attempts.take(site, now):
+            return
+        if attempts.is_news(site, now):
+            log.warning("peer.too_much", security=True, site=site, what=what)
+        raise Conflict(
+            f"site {site} has brought site {self._inventory.site} more than {ALLOWANCE} {what} in a minute: {then} again a minute later"
+        )
 
     async def _own(self, migration: str, site: str) -> Row:
         # The site's, and not this gateway's: the next call may come to any gateway here.

@@ -116,6 +116,19 @@ ENDED = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED, State.SETTLED
 CANCELLABLE = frozenset(state for state, ways in TRANSITIONS.items() if Input.CANCEL in ways)
 
 
+def _reachable(state: State) -> frozenset[State]:
+    found: set[State] = set()
+    ahead = [state]
+    while ahead:
+        ahead += (news := set(TRANSITIONS[ahead.pop()].values()) - found)
+        found |= news
+    return frozenset(found)
+
+
+# Of each state, those that can come after it, however much later; itself only where a way leads back.
+LATER = {state: _reachable(state) for state in State}
+
+
 def following(state: State, event: Input) -> State:
     """The state after `event`. Raises Conflict if the event has no place in `state`."""
     try:
