@@ -1,7 +1,7 @@
 """Retention: what is older than the configuration wants kept is removed, whole bundles at a time, and that is an entry itself.
 
-Recorded first, then removed: a crash in between leaves files that are removed a day later. The hashes above stay, and with them every
-proof of what is left.
+Recorded first, then removed: a crash in between leaves files that are removed a day later. The hashes stay, and with them every
+proof.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ def expired(storage: Storage, before: datetime) -> int:
         name = TileName(None, number, TILE)
         if not storage.has(name):
             continue
-        newest = Recorded.decode(unbundle(storage.read(name))[-1])
-        if newest.time >= before:
+        # Not that of the last entry: clocks are set back.
+        newest = max(Recorded.decode(raw).time for raw in unbundle(storage.read(name)))
+        if newest >= before:
             break
         minimum = (number + 1) * TILE
     return minimum

@@ -237,20 +237,20 @@ class Storage:
             raise NotRecorded(f"the cosignatures of {self.directory} cannot be kept: {error.strerror}") from error
 
     def prune(self, minimum: int) -> int:
-        """Remove the bundles and leaves of entries below `minimum`, and return how many files that were.
+        """Remove the bundles of entries below `minimum`, and return how many files that were.
 
-        Whoever calls has recorded it first, in an entry that verifiers read. The hashes above stay, and so do all proofs of what
-        is left. NotRecorded if the system refuses; what is removed stays removed, and the rest can be removed later.
+        Whoever calls has recorded it first, in an entry that verifiers read. All hashes stay, 8 KiB for each bundle, and so do all
+        proofs: a witness may have recorded a head in the middle of what is removed, and asks how the log went on from there.
+        NotRecorded if the system refuses; what is removed stays removed, and the rest can be removed later.
         """
         if not 0 <= minimum <= self.size:
             raise UsageError(f"the log has {self.size} entries, and none of them is number {minimum}")
         removed = 0
         try:
             for number in range(minimum // TILE):
-                for name in (TileName(None, number, TILE), TileName(0, number, TILE)):
-                    path = self.directory / name.path
-                    removed += path.exists()
-                    path.unlink(missing_ok=True)
+                path = self.directory / TileName(None, number, TILE).path
+                removed += path.exists()
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise NotRecorded(f"entries of {self.directory} cannot be removed: {error.strerror}") from error
         return removed

@@ -14,7 +14,7 @@ from gateway.audit.reading import last
 from gateway.audit.receipt import Receipt, check
 from gateway.audit.retention import Retention
 from gateway.audit.storage import Storage
-from gateway.audit.tree import TileName
+from gateway.audit.tree import TileName, check_consistency
 from gateway.audit.verify import verify
 from landbridge.errors import NotRecorded
 from tests.unit.audit_logs import BRU, NOON, entry
@@ -43,6 +43,27 @@ async def test_bundles_that_are_old_as_a_whole_are_removed(tmp_path: Path) -> No
         {"minimum": 256, "retention_days": 100},
         {"minimum": 512, "retention_days": 100},
     ]
+
+
+async def test_a_clock_that_was_set_back_removes_nothing_that_is_wanted(tmp_path: Path) -> None:
+    journal = await Journal.open(tmp_path, BRU)
+    for number in range(256):
+        await journal.append(entry(number, time=NOON + timedelta(days=500 if number == 100 else 0)))
+    retention = Retention(journal, 100)
+    assert await retention.look(NOON + timedelta(days=600)) == 0
+    assert await retention.look(NOON + timedelta(days=600, seconds=1)) == 256
+    await journal.close()
+
+
+async def test_a_witness_that_knows_a_head_from_before_can_follow_the_log_still(tmp_path: Path) -> None:
+    journal = await old_log(tmp_path, 100)
+    known = journal.signed.checkpoint
+    for number in range(100, 300):
+        await journal.append(entry(number, time=NOON + timedelta(days=number)))
+    assert await Retention(journal, 1).look(NOON + timedelta(days=300)) == 256
+    head, proof = journal.signed.checkpoint, journal.storage.tiles().consistency(known.size)
+    check_consistency(known.size, known.root, head.size, head.root, proof)
+    await journal.close()
 
 
 async def test_a_receipt_from_before_verifies_still(tmp_path: Path) -> None:
