@@ -1,8 +1,12 @@
 """Refusals for the audit log: each kind at once, repetitions as a number, so that whoever is refused cannot fill the log.
 
 A refusal is of a kind by its event, who was refused, and what for. The first of a kind is an entry at once; what comes in the WINDOW
-after it is counted, and the count is one entry at its end. Of each event, MOST_KINDS are told apart at a time, and all others counted
-together: that is at most 2 * (MOST_KINDS + 1) entries of an event in a window, and strangers cause one event only.
+after it is counted, and the count is one entry at its end.
+
+Of strangers, who cause the event STRANGERS only, MOST_KINDS are told apart at a time, and all others counted together: that is at most
+2 * (MOST_KINDS + 1) entries in a window. Of each other event, MOST_CALLERS are told apart, and of each of them MOST_OF_ONE kinds; what else
+is refused to one of them is counted together under their name, so that nobody hides what others are denied, and all other callers' is
+counted together: at most 2 * (MOST_CALLERS * (MOST_OF_ONE + 1) + 1) entries of an event.
 
 To refuse never waits for the log, and what is refused stays so while the log cannot be written: the count is kept for later.
 Reads of the log go the same way (`log.read`): who looks at it is on record, however often.
@@ -28,7 +32,12 @@ log = structlog.get_logger()
 
 # Seconds in which repetitions are one entry.
 WINDOW = 60.0
+STRANGERS = "identity.refused"
 MOST_KINDS = 16
+MOST_CALLERS = 16
+MOST_OF_ONE = 4
+# What is counted together.
+_REST = "all of this kind that is not told apart"
 
 
 @dataclass
@@ -76,22 +85,39 @@ class Refusals:
         claimed: Facts = NOTHING,
     ) -> None:
         """Something was refused to `who`; `what` is the same for all that is of one kind. Never raises, never waits."""
-        key, ends_at = (event, who, what), self._clock() + WINDOW
-        kind = _Kind(event, outcome, what, ends_at, reason, actor, migration, seen, claimed)
-        if key not in self._kinds and sum(each == event for each, _, _ in self._kinds) >= MOST_KINDS:
-            key, kind = (event, "", ""), _Kind(event, outcome, "all of this kind that is not told apart", ends_at)
-        if key in self._kinds:
-            self._kinds[key].count += 1
+        key, ends_at = self._key(event, who, what), self._clock() + WINDOW
+        if known := self._kinds.get(key):
+            known.count += 1
+            if not key[2]:
+                # Of a caller whose kinds are counted together, what is the same in all: a site brings requests of many people.
+                known.actor = {name: value for name, value in known.actor.items() if actor.get(name) == value}
             return
+        if key == (event, who, what):
+            kind = _Kind(event, outcome, what, ends_at, reason, actor, migration, seen, claimed)
+        else:
+            kind = _Kind(event, outcome, _REST, ends_at, actor=actor if key[1] else NOTHING)
         self._kinds[key] = kind
         task = asyncio.create_task(self._write(kind))
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
 
+    def _key(self, event: str, who: str, what: str) -> tuple[str, str, str]:
+        """Under which kind something is counted: its own, all others of the caller, or all others."""
+        if (event, who, what) in self._kinds:
+            return event, who, what
+        known = [key for key in self._kinds if key[0] == event and key != (event, "", "")]
+        if event == STRANGERS:
+            return (event, "", "") if len(known) >= MOST_KINDS else (event, who, what)
+        callers = {key[1] for key in known}
+        if who not in callers and len(callers) >= MOST_CALLERS:
+            return event, "", ""
+        own = sum(key[1] == who and key[2] != "" for key in known)
+        return (event, who, "") if own >= MOST_OF_ONE else (event, who, what)
+
     def refused(self, refused: Refused) -> None:
         """What the guards of calls and links tell."""
         if refused.identity is None:
-            event, who = "identity.refused", network_of(refused.address)
+            event, who = STRANGERS, network_of(refused.address)
             actor: Facts = {"address": refused.address} if refused.address else NOTHING
         else:
             event, who, actor = "access.denied", str(refused.identity), certified(refused.identity, refused.address)

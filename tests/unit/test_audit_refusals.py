@@ -13,7 +13,7 @@ from gateway.audit.entry import Recorded
 from gateway.audit.files import Directory
 from gateway.audit.journal import Journal
 from gateway.audit.reading import last
-from gateway.audit.refusals import MOST_KINDS, WINDOW, Refusals
+from gateway.audit.refusals import MOST_CALLERS, MOST_KINDS, MOST_OF_ONE, WINDOW, Refusals
 from gateway.audit.storage import Storage
 from landbridge.errors import NotRecorded
 from tests.unit.audit_logs import BRU
@@ -96,6 +96,55 @@ async def test_whoever_comes_from_many_addresses_does_not_fill_the_log(journal: 
     assert len(strangers) <= 2 * (MOST_KINDS + 1)
     assert sum(int(each.text("seen", "refused", "count")) for each in strangers) == 10_000
     assert [each.event.name for each in found].count("access.denied") == 1
+
+
+async def test_who_is_denied_many_things_hides_nobody_elses_and_stays_named(journal: Journal, tmp_path: Path) -> None:
+    clock = Clock()
+    refusals = Refusals(journal, clock)
+    mallory = parse("spiffe://example.org/site/fra/gateway/gw-1")
+    for number in range(1000):
+        refusals.refused(Refused(mallory, f"192.0.2.{number % 250}", f"/made.up/Call{number}", "there is none"))
+    refusals.refused(Refused(ALICE, "192.0.2.7", "/landbridge.v1.Gateway/Revoke", "it takes the role admin"))
+    await settle(refusals)
+    clock.now += WINDOW
+    await refusals.look()
+    found = recorded(tmp_path)
+    (alices,) = [each for each in found if each.text("actor", "id") == str(ALICE)]
+    assert alices.text("seen", "refused", "what") == "/landbridge.v1.Gateway/Revoke"
+    mallorys = [each for each in found if each.text("actor", "id") == str(mallory)]
+    assert len(mallorys) == len(found) - 1 <= 2 * (MOST_OF_ONE + 1)
+    assert sum(int(each.text("seen", "refused", "count")) for each in mallorys) == 1000
+    # A caller whose kinds are over, but for the rest, is told apart again.
+    clock.now += WINDOW
+    await refusals.look()
+    refusals.refused(Refused(mallory, "192.0.2.1", "/made.up/Call", "there is none"))
+    await settle(refusals)
+    assert recorded(tmp_path)[-1].text("seen", "refused", "what") == "/made.up/Call"
+
+
+async def test_many_callers_do_not_fill_the_log(journal: Journal, tmp_path: Path) -> None:
+    clock = Clock()
+    refusals = Refusals(journal, clock)
+    for number in range(10_000):
+        who = parse(f"spiffe://example.org/site/fra/gateway/gw-{number % 100}")
+        refusals.refused(Refused(who, "192.0.2.7", f"/made.up/Call{number}", "there is none"))
+    await settle(refusals)
+    clock.now += WINDOW
+    await refusals.look()
+    assert len(recorded(tmp_path)) == MOST_CALLERS * (MOST_OF_ONE + 1) + 1
+    assert sum(map(int, counts(tmp_path))) == 10_000
+
+
+async def test_nobody_is_named_for_what_others_were_denied_as_well(journal: Journal, tmp_path: Path) -> None:
+    clock = Clock()
+    refusals = Refusals(journal, clock)
+    for number in range(MOST_OF_ONE + 2):
+        actor = {"id": f"person-{number}", "method": "as site fra says"}
+        refusals.tell("migration.denied", "fra", f"migrate web-{number}", actor=actor)
+    await settle(refusals)
+    clock.now += WINDOW
+    await refusals.look()
+    assert recorded(tmp_path)[-1].facts("actor") == {"method": "as site fra says"}
 
 
 async def test_what_is_refused_while_the_log_is_full_is_counted_and_told_later(
