@@ -190,7 +190,7 @@ def suspect(asked: Submission, recorded: Signed, age: float, now: int, *, is_log
     """What a submission shows that cannot be so if the log is honest. Its signature has been checked.
 
     `is_log`: it was brought by the log itself, as its connection proves. Of strangers, only what proves itself counts: heads are
-    public, and anybody can put a wrong proof beside one. `age` is how many seconds ago `recorded` was brought.
+    public, and anybody can put a wrong proof beside one. `age` is how many seconds ago `recorded` was brought first.
     """
     old, new = recorded.checkpoint, asked.signed.checkpoint
     if old.size == new.size and old.root != new.root:

@@ -173,7 +173,9 @@ class Witness:
             cosignatures = tuple(cosign(head, each, now) for each in self._signers)
             kept = record or Record(key)
             signed = by_its_log(asked.signed, key).added(cosignatures)
-            self._records.save(replace(kept, latest=signed, time=now))
+            if latest is None or latest.checkpoint != head:
+                # A head that is brought again is as old as it was: else whoever repeats it could roll back unseen.
+                self._records.save(replace(kept, latest=signed, time=now))
             return Answer(judged.status, "", cosignatures, by_its_log(signed, key))
         alarm = None
         if record and recorded and judged.status not in (Status.UNKNOWN, Status.UNTRUSTED):

@@ -37,7 +37,7 @@ class Record:
 
     key: Key
     latest: Signed | None = None
-    # Seconds since the epoch.
+    # Seconds since the epoch: when `latest` was brought for the first time.
     time: int = 0
     # At most one of each kind: the first.
     alarms: tuple[Alarm, ...] = ()

@@ -302,6 +302,19 @@ async def test_a_log_that_shows_less_than_before_is_rolled_back_once_it_cannot_b
     assert "was rolled back to an older state" in (await witness.alarms())[BRU][0]
 
 
+async def test_a_head_that_is_brought_again_is_as_old_as_it_was_and_costs_no_write(
+    witness: Witness, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await witness.add(asked(0, 9), KEY)
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "save", None)
+        for _ in range(3):
+            clock.now += 15
+            assert good(await witness.add(asked(9, 9), KEY), asked(9, 9), witness.keys)
+    assert (await witness.add(asked(5, 5), KEY)).status is Status.CONFLICT
+    assert "was rolled back to an older state" in (await witness.alarms())[BRU][0]
+
+
 async def test_another_key_is_refused_and_raises_the_alarm_if_it_has_signed(witness: Witness) -> None:
     await witness.add(asked(0, 5), KEY)
     # Somebody who names a key and has not signed with it shows nothing.
