@@ -106,6 +106,8 @@ def receiver_context(ca: Path, certificate: Path | None = None, key: Path | None
             raise ConfigError(
                 f"{certificate} and its key {key or certificate} cannot be loaded as PEM: {error.strerror or error}"
             ) from error
+    # Where it is set, any end would pass for an orderly one; OpenSSL knows it since 3.0.
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     return context
 
 
@@ -114,15 +116,18 @@ def _no_password() -> str:
     return ""
 
 
-def end(connection: Connection) -> socket.socket:
-    """Say that nothing more comes, and wait for the other side's end: by close_notify, or by closing. The bare socket below.
+def end(connection: Connection) -> tuple[socket.socket, bool]:
+    """Say that nothing more comes, and wait for the other side's end: the bare socket below, and whether close_notify came.
 
+    Without it, whoever is on the way may have closed the TCP connection: only what TLS protects is the other side's word.
     TimeoutError after the socket's own timeout, OSError if the connection was reset or refused.
     """
     try:
-        return connection.unwrap()
-    except ssl.SSLEOFError:
-        return socket.socket(fileno=connection.detach())
+        return connection.unwrap(), True
+    except ssl.SSLError as error:
+        if not isinstance(error, ssl.SSLEOFError) and error.reason != "UNEXPECTED_EOF_WHILE_READING":
+            raise
+        return socket.socket(fileno=connection.detach()), False
 
 
 def peer_credential(

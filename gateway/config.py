@@ -133,6 +133,8 @@ class ShipSettings(Settings):
     server_name: str = ""
     certificate: Path | None = None
     key: Path | None = None
+    # Of a receiver that closes without TLS close_notify, as rsyslog does: then entries can vanish on the way, by whoever ends connections
+    ends_without_close_notify: bool = False
     # A line for each entry is appended to this file
     file: Path | None = None
     format: Literal["jsonl", "ocsf"] = "jsonl"
@@ -143,7 +145,7 @@ class ShipSettings(Settings):
             raise ValueError('syslog = "HOST:PORT" or file = "PATH" is needed, and not both')
         if self.file is None and self.ca is None:
             raise ValueError("ca is needed with syslog: the CA of the receiver's certificate")
-        of_other = {"ca", "server_name", "certificate", "key"} if self.file else {"format"}
+        of_other = {"ca", "server_name", "certificate", "key", "ends_without_close_notify"} if self.file else {"format"}
         if wrong := sorted(of_other & self.model_fields_set):
             raise ValueError(f"{' and '.join(wrong)} belong to {'syslog' if self.file else 'file'}")
         if self.key is not None and self.certificate is None:

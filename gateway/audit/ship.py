@@ -201,4 +201,11 @@ def target_of(settings: ShipSettings) -> Target:
     assert settings.syslog is not None  # noqa: S101 - the settings are checked
     assert settings.ca is not None  # noqa: S101 - likewise
     name = settings.server_name or settings.syslog.host
-    return SyslogTls(settings.syslog, name, settings.ca, settings.certificate, settings.key)
+    return SyslogTls(
+        settings.syslog,
+        name,
+        settings.ca,
+        settings.certificate,
+        settings.key,
+        ends_without_close_notify=settings.ends_without_close_notify,
+    )

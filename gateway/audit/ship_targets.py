@@ -6,6 +6,8 @@ still be in a buffer when the receiver dies. But a receiver that ends a connecti
     1. send           frames go out at once; until 2, nobody counts on them
     2. confirm        close_notify, which RFC 5425 (4.4) has the receiver answer by ending the connection
                       The receiver's TLS gives it close_notify after all that came before it: so it has read everything.
+                      A bare end of the TCP connection is no answer, for it can be anybody's on the way. Receivers that give
+                      no other are taken by their setting only (`ends_without_close_notify`).
     3. its end        A system that closes a connection with unread bytes in it, as when the receiver was killed, sends RST
                       and no FIN; and what arrives later is answered by RST, and never acknowledged. So: FIN, and nothing
                       unacknowledged (SIOCOUTQ), means that the receiver has read all. Everything else means: send again.
@@ -109,11 +111,14 @@ class SyslogTls:
         certificate: Path | None = None,
         key: Path | None = None,
         patience: float = PATIENCE,
+        *,
+        ends_without_close_notify: bool = False,
     ) -> None:
         self.confirm_after = CONFIRM_AFTER
         self._address, self._server_name = address, server_name
         self._ca, self._certificate, self._key = ca, certificate, key
         self._patience = patience
+        self._ends_without_close_notify = ends_without_close_notify
         self._open: tls.Connection | None = None
 
     def __str__(self) -> str:
@@ -145,12 +150,18 @@ class SyslogTls:
         with connection:
             connection.settimeout(self._patience)
             try:
-                bare = tls.end(connection)
+                bare, in_order = tls.end(connection)
             except TimeoutError as error:
                 raise Unreachable(
                     f"{self} does not end a connection when it is asked to (RFC 5425, 4.4): nothing is known to have arrived"
                 ) from error
             with bare:
+                if not in_order and not self._ends_without_close_notify:
+                    raise Unreachable(
+                        f"{self} has ended the connection without TLS close_notify, as anybody on the way could: nothing is known to "
+                        "have arrived; if it never sends one, set ends_without_close_notify = true for it: then whoever can end "
+                        "TCP connections on the way can make entries vanish unnoticed"
+                    )
                 self._await_end(bare)
 
     def _await_end(self, bare: socket.socket) -> None:

@@ -107,6 +107,7 @@ class Misbehaving:
     "unread"        reads the handshake only, and closes when there is more to read
     "dies"          closes when it has read something
     "stays"         reads all, and never ends a connection
+    "hangs up"      reads all, and closes without close_notify, as whoever is on the way could
     """
 
     def __init__(self, certificates: Path) -> None:
@@ -153,6 +154,8 @@ class Misbehaving:
                 return
         if self.behaviour == "stays":
             self._stop.wait(SECONDS)
+        elif self.behaviour == "hangs up":
+            return
         else:
             connection.unwrap().close()
 

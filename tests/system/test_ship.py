@@ -55,6 +55,7 @@ def settings(address: Address, certificates: Path) -> ShipSettings:
         ca=certificates / "ca/ca.pem",
         certificate=certificates / "sender/cert.pem",
         key=certificates / "sender/key.pem",
+        ends_without_close_notify=True,
     )
 
 
@@ -167,6 +168,31 @@ def test_a_receiver_that_closes_before_it_has_read_all_has_confirmed_nothing(
     sender.send(batch)
     sender.confirm()
     assert len(list(misbehaving.frames())) == len(batch)
+
+
+def test_a_bare_end_of_tcp_confirms_only_where_the_target_says_so(
+    misbehaving: Misbehaving, certificates: Path, batch: list[Recorded]
+) -> None:
+    misbehaving.behaviour = "hangs up"
+    sender = target(misbehaving.address, certificates)
+    sender.send(batch)
+    with pytest.raises(Unreachable, match="set ends_without_close_notify = true"):
+        sender.confirm()
+    told = target(misbehaving.address, certificates, ends_without_close_notify=True)
+    told.send(batch)
+    told.confirm()
+    assert len(list(misbehaving.frames())) == 2 * len(batch)
+
+
+def test_rsyslogd_ends_connections_without_close_notify(
+    rsyslog: Rsyslog, certificates: Path, batch: list[Recorded]
+) -> None:
+    """What docs/audit.md says of it; with another driver, or release, this may be better one day."""
+    certificate, key = (certificates / "sender" / name for name in ("cert.pem", "key.pem"))
+    sender = target(rsyslog.address, certificates, certificate=certificate, key=key)
+    sender.send(batch)
+    with pytest.raises(Unreachable, match="without TLS close_notify"):
+        sender.confirm()
 
 
 def test_a_receiver_that_never_ends_a_connection_is_told_of(

@@ -298,6 +298,13 @@ def test_a_table_makes_the_target_that_it_says() -> None:
     target = target_of(ShipSettings.model_validate({"syslog": "siem:6514", "ca": "/ca.pem"}))
     assert isinstance(target, SyslogTls)
     assert (str(target), target._server_name) == ("syslog at siem:6514", "siem")
+    assert target._ends_without_close_notify is False
+    said = {"syslog": "siem:6514", "ca": "/ca.pem", "ends_without_close_notify": True}
+    target = target_of(ShipSettings.model_validate(said))
+    assert isinstance(target, SyslogTls)
+    assert target._ends_without_close_notify is True
+    with pytest.raises(ValueError, match="ends_without_close_notify belong to syslog"):
+        ShipSettings.model_validate({"file": "/a", "ends_without_close_notify": True})
     target = target_of(ShipSettings.model_validate({"file": "/var/log/a.jsonl", "format": "ocsf"}))
     assert isinstance(target, JsonLines)
     assert (str(target), target._lines) == ("/var/log/a.jsonl", ocsf.lines)
