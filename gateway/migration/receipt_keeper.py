@@ -1,7 +1,8 @@
 """Receipts that are kept: made by themselves once a migration from this site has ended and the other site knows it.
 
-A receipt is made of what both logs hold, then recorded by its hash (`migration.receipted`), then written as a file. A crash in between
-has it made once more. Migrations of the last KEPT_UP are looked after; of older ones, receipts are made when they are asked for.
+A receipt is made of what both logs hold, and checked; written as a hidden file, so that nothing is recorded that cannot be kept; recorded
+by its hash (`migration.receipted`); and renamed. A crash in between has it made once more.
+Migrations of the last KEPT_UP are looked after; of older ones, receipts are made when they are asked for.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import structlog
 from certs.identity import Identity
 from gateway.audit.fields import certified
 from gateway.audit.journal import Journal
-from gateway.audit.receipt import Receipt
+from gateway.audit.receipt import Receipt, check
 from gateway.audit.refusals import Refusals
 from gateway.migration.ledger import Ledger, has_ended
 from gateway.migration.receipts import Receipts
 from gateway.store import Row
 from landbridge import durable
-from landbridge.errors import LandbridgeError, NotRecorded
+from landbridge.errors import EvidenceFailed, LandbridgeError, NotRecorded
 
 log = structlog.get_logger()
 
@@ -70,16 +71,20 @@ class ReceiptKeeper:
         now = asyncio.get_running_loop().time()
         for row in self._ledger.rows():
             id_ = row.migration.id
-            if not self._is_due(row) or self._later.get(id_, now) > now:
+            if self._later.get(id_, now) > now:
                 continue
             try:
-                await self._make(id_)
+                if self._is_due(row):
+                    await self._make(id_)
+                    self._made.add(id_)
             except LandbridgeError as error:
                 log.warning("receipt.not_made", migration=id_, reason=error.message)
-                self._later[id_] = now + RETRY
+            except Exception:  # a defect here must not end the looks
+                log.exception("receipt.defect", migration=id_)
             else:
-                self._made.add(id_)
                 self._later.pop(id_, None)
+                continue
+            self._later[id_] = now + RETRY
 
     def _is_due(self, row: Row) -> bool:
         migration = row.migration
@@ -91,18 +96,18 @@ class ReceiptKeeper:
         return True
 
     async def _make(self, migration: str) -> None:
-        raw = (await self._receipts.receipt(migration)).encode()
+        made = await self._receipts.receipt(migration)
+        await asyncio.to_thread(_check, made)
+        raw, path = made.encode(), self.path(migration)
+        hidden = path.with_name(f".{path.name}")
         file = {"format": "receipt", "sha256": hashlib.sha256(raw).hexdigest()}
-        await self._journal.record("migration.receipted", migration=migration, seen={"query": file})
         try:
-            await asyncio.to_thread(self._write, migration, raw)
+            await asyncio.to_thread(_write, hidden, raw)
+            await self._journal.record("migration.receipted", migration=migration, seen={"query": file})
+            await asyncio.to_thread(_rename, hidden, path)
         except OSError as error:
             raise NotRecorded(f"{self._directory} cannot be written: {error.strerror}") from error
-        log.info("receipt.made", migration=migration, file=str(self.path(migration)))
-
-    def _write(self, migration: str, raw: bytes) -> None:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        durable.write(self.path(migration), raw)
+        log.info("receipt.made", migration=migration, file=str(path))
 
     def path(self, migration: str) -> Path:
         """Where the receipt of a migration is kept. Raises NotRecorded for an id that is no name of a file."""
@@ -128,3 +133,22 @@ class ReceiptKeeper:
             seen={"query": {"filter": f"migration={id_}", "format": "receipt"}},
         )
         return id_, raw
+
+
+def _check(made: Receipt) -> None:
+    """Raises EvidenceFailed: what is kept, and on record, is to verify."""
+    for part in made.parts:
+        if not part.entries:
+            raise EvidenceFailed(f"the log {part.key.name} has no entries about it: it is asked again later")
+    if wrong := check(made):
+        raise EvidenceFailed(f"a receipt of it would not verify: {wrong[0].message}; it is made again later")
+
+
+def _write(path: Path, raw: bytes) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    durable.write(path, raw)
+
+
+def _rename(hidden: Path, path: Path) -> None:
+    hidden.replace(path)
+    durable.sync_directory(path.parent)
