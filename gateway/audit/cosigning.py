@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -39,9 +40,11 @@ PAUSE = 10.0
 EVERY = 60.0
 # Of one witness: Ed25519 and ML-DSA-44. More would fill the note, which holds MOST_SIGNATURES.
 MOST_KEYS = 2
+# Of one witness, which may change them at any time: those that it began with last.
+KNOWN_KEYS = 8
 # Seconds within which a witness is to answer: a receipt waits for it.
 ANSWER = 5.0
-# Seconds for which a witness may be silent before the newest head is kept without it.
+# Seconds for which a witness may be silent before the newest head is kept without it; and by which its clock may be ahead of ours.
 SILENCE = 600.0
 
 
@@ -66,8 +69,8 @@ class Cosigning:
         # What each witness had recorded when it last answered: a guess, for it says so itself if it is wrong.
         self._recorded: dict[tuple[str, str], int] = {}
         self._said: dict[tuple[str, str], str] = {}
-        # The keys of those that have cosigned since the gateway began.
-        self._keys: set[Key] = set()
+        # The keys with which each has cosigned since the gateway began.
+        self._keys: dict[tuple[str, str], deque[Key]] = {}
         # A round at a time; the size of the last head of which all have answered, and the newest head with what was signed of it.
         self._going = asyncio.Lock()
         self._done = -1
@@ -121,8 +124,9 @@ class Cosigning:
         ]
         found = await asyncio.gather(*(self._ask(each, signed) for each in asked))
         answers = [each for each in found if each is not None]
-        signatures = [signature for answer in answers for signature in answer]
-        self._newest = signed.added(signatures[: MOST_SIGNATURES - 1])
+        # One of each key, before some are left out for want of room: nobody is to take the room of others.
+        signatures = {(each.name, each.key_id): each for answer in answers for each in answer}
+        self._newest = signed.added([*signatures.values()][: MOST_SIGNATURES - 1])
         self._done = signed.checkpoint.size if answers and len(answers) == len(asked) else -1
         if answers:
             await self._journal.read(lambda storage: _keep(storage, self._newest or signed))
@@ -156,7 +160,7 @@ class Cosigning:
                 # Also if it does not go on from there: then the witness has to learn it.
                 answer = await self._submit(who, recorded.checkpoint.size, signed)
         if answer.status == Status.COSIGNED:
-            signatures = self._checked(who, answer, signed)
+            signatures = self._checked(who, place, answer, signed)
             self._recorded[place] = size
             return signatures
         if answer.status == Status.INCONSISTENT:
@@ -187,8 +191,10 @@ class Cosigning:
             await self._own.warn(Alarm(Kind.REWRITTEN, int(time.time()), recorded, signed))
         return recorded
 
-    def _checked(self, who: _Asked, answer: AddCheckpointResponse, signed: Signed) -> list[Signature]:
-        """The cosignatures of an answer. ProtocolError unless they are good, and of that site's witness."""
+    def _checked(
+        self, who: _Asked, place: tuple[str, str], answer: AddCheckpointResponse, signed: Signed
+    ) -> list[Signature]:
+        """The cosignatures of an answer, one of each key. ProtocolError unless they are good, and of that site's witness."""
         try:
             keys = [Key.parse(each) for each in answer.keys]
             given = Note.decode((signed.note.text + "\n" + answer.cosignatures).encode()).signatures
@@ -198,10 +204,17 @@ class Cosigning:
         name = re.compile(rf"[^/]+/site/{re.escape(who.site)}/gateway/[^/]+")
         if not good or len(keys) > MOST_KEYS or any(not name.fullmatch(key.name) for key in keys):
             raise ProtocolError(f"site {who.site} gave no cosignature of its own")
-        for key in (each for each in keys if each not in self._keys):
-            self._keys.add(key)
+        if max(each.time for each in good) > time.time() + SILENCE:
+            # It would be the newest for ever, see `_keep`.
+            raise ProtocolError(
+                f"site {who.site} gave a cosignature of a time to come: set the clocks of both sites right"
+            )
+        known = self._keys.setdefault(place, deque(maxlen=KNOWN_KEYS))
+        for key in (each for each in keys if each not in known):
+            known.append(key)
             logger.info("cosigning.began", site=who.site, witness=str(key))
-        return [each for each in given if any(each.is_by(key) for key in keys)]
+        by_key = {(each.name, each.key_id): each for each in given if any(each.is_by(key) for key in keys)}
+        return [*by_key.values()]
 
 
 def _keep(storage: Storage, new: Signed) -> None:

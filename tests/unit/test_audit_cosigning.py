@@ -181,7 +181,7 @@ async def test_who_is_silent_holds_nothing_up_and_what_it_has_cosigned_is_kept_f
         "the gateway of site ams at 192.0.2.1:7443 does not answer: it cosigns nothing until it does"
     ]
     assert world.kept() == both
-    monkeypatch.setattr(cosigning, "SILENCE", -1)
+    monkeypatch.setattr(cosigning, "SILENCE", 0)
     await world.cosigning.head()
     assert (world.kept().checkpoint.size, len(world.kept().note.signatures)) == (2, 2)
     world.peer.silent = {0, 1}
@@ -239,6 +239,53 @@ async def test_what_a_witness_answers_is_checked_and_raises_no_alarm(
     assert [said in reason for reason in reasons] == [True, True]
     assert not (world.directory / "bru/cosigned").exists()
     assert world.events() == ["log.idle"]
+
+
+async def test_one_witness_takes_no_room_of_the_others(world: World) -> None:
+    """It signs the same head again and again, each at another time; the last one that is asked has its place still."""
+
+    def lie(answer: AddCheckpointResponse) -> AddCheckpointResponse:
+        if answer.keys[0] != str(world.theirs[0][1].keys[0]):
+            return answer
+        head = world.journal.signed.checkpoint
+        lines = "".join(heads.cosign(head, _SIGNERS[0], at).encode() for at in range(1, 65))
+        return AddCheckpointResponse(status=Status.COSIGNED, keys=MANY[:1], cosignatures=lines)
+
+    world.peer.lie = lie
+    await world.journal.record("log.idle")
+    signed = await world.cosigning.head()
+    assert len(signed.note.signatures) == 3
+
+
+async def test_no_witness_makes_the_gateway_remember_keys_without_end(world: World) -> None:
+    def lie(_: AddCheckpointResponse) -> AddCheckpointResponse:
+        signer = Signer(AMS, Ed25519PrivateKey.generate())
+        line = heads.cosign(world.journal.signed.checkpoint, signer, 1).encode()
+        return AddCheckpointResponse(status=Status.COSIGNED, keys=[str(signer.cosigning)], cosignatures=line)
+
+    world.peer.lie = lie
+    for _ in range(cosigning.KNOWN_KEYS + 3):
+        await world.journal.record("log.idle")
+        await world.cosigning.head()
+    assert [len(each) for each in world.cosigning._keys.values()] == [cosigning.KNOWN_KEYS] * 2
+
+
+async def test_a_cosignature_of_a_time_to_come_is_refused_and_freezes_nothing(world: World) -> None:
+    ahead = cosigning.SILENCE + 60
+
+    def lie(_: AddCheckpointResponse) -> AddCheckpointResponse:
+        line = heads.cosign(world.journal.signed.checkpoint, _SIGNERS[0], int(time.time() + ahead)).encode()
+        return AddCheckpointResponse(status=Status.COSIGNED, keys=MANY[:1], cosignatures=line)
+
+    world.peer.lie = lie
+    await world.journal.record("log.idle")
+    with capture_logs() as logged:
+        assert len((await world.cosigning.head()).note.signatures) == 1
+    assert "gave a cosignature of a time to come" in str(logged)
+    assert not (world.directory / "bru/cosigned").exists()
+    ahead = cosigning.SILENCE - 60
+    await world.journal.record("log.idle")
+    assert len((await world.cosigning.head()).note.signatures) == 2
 
 
 async def test_no_witness_can_make_up_a_history_that_this_log_has_shown(world: World) -> None:
