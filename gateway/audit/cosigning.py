@@ -71,10 +71,12 @@ class Cosigning:
         self._said: dict[tuple[str, str], str] = {}
         # The keys with which each has cosigned since the gateway began.
         self._keys: dict[tuple[str, str], deque[Key]] = {}
-        # A round at a time; the size of the last head of which all have answered, and the newest head with what was signed of it.
+        # A round at a time; the size of the last head of which all have answered, and the newest head with what was signed of it, and
+        # when its round began.
         self._going = asyncio.Lock()
         self._done = -1
         self._newest: Signed | None = None
+        self._began = 0.0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -91,12 +93,15 @@ class Cosigning:
         """The newest head, with the cosignatures of those who answer within a few seconds: maybe of nobody. Raises NotRecorded."""
         size = self._journal.signed.checkpoint.size
         async with self._going:
-            # Maybe the round that was waited for has it already, from all.
-            if self._newest is None or self._done < size:
+            # Maybe the round that was waited for has it already: from all, or just now from those who answer.
+            if self._newest is None or (self._done < size and not self._is_recent(self._newest, size)):
                 await self._round()
             if self._newest is None:
                 raise NotRecorded("the audit log has no head that can be shown: ask again")
             return self._newest
+
+    def _is_recent(self, newest: Signed, size: int) -> bool:
+        return newest.checkpoint.size >= size and time.monotonic() - self._began < PAUSE
 
     async def _go_round(self) -> None:
         began = -EVERY
@@ -116,6 +121,7 @@ class Cosigning:
             await asyncio.sleep(LOOK)
 
     async def _round(self) -> None:
+        began = time.monotonic()
         signed = await self._journal.read(Storage.certain)
         asked = [
             _Asked(site, address, remote, stub)
@@ -126,7 +132,7 @@ class Cosigning:
         answers = [each for each in found if each is not None]
         # One of each key, before some are left out for want of room: nobody is to take the room of others.
         signatures = {(each.name, each.key_id): each for answer in answers for each in answer}
-        self._newest = signed.added([*signatures.values()][: MOST_SIGNATURES - 1])
+        self._newest, self._began = signed.added([*signatures.values()][: MOST_SIGNATURES - 1]), began
         self._done = signed.checkpoint.size if answers and len(answers) == len(asked) else -1
         if answers:
             await self._journal.read(lambda storage: _keep(storage, self._newest or signed))

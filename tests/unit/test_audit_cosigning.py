@@ -182,6 +182,7 @@ async def test_who_is_silent_holds_nothing_up_and_what_it_has_cosigned_is_kept_f
     ]
     assert world.kept() == both
     monkeypatch.setattr(cosigning, "SILENCE", 0)
+    monkeypatch.setattr(cosigning, "PAUSE", 0)
     await world.cosigning.head()
     assert (world.kept().checkpoint.size, len(world.kept().note.signatures)) == (2, 2)
     world.peer.silent = {0, 1}
@@ -189,6 +190,21 @@ async def test_who_is_silent_holds_nothing_up_and_what_it_has_cosigned_is_kept_f
     nobody = await world.cosigning.head()
     assert (nobody.checkpoint.size, len(nobody.note.signatures)) == (3, 1)
     assert world.kept().checkpoint.size == 2
+
+
+async def test_those_who_wait_while_one_is_silent_share_a_round(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.peer.silent = {1}
+    await world.journal.record("log.idle")
+    got = await asyncio.gather(*(world.cosigning.head() for _ in range(20)))
+    assert world.peer.asked == 2
+    assert {len(each.note.signatures) for each in got} == {2}
+    # What is newer is asked for at once, and the silent one again after a while.
+    await world.journal.record("log.idle")
+    assert (await world.cosigning.head()).checkpoint.size == 2
+    assert world.peer.asked == 4
+    world.peer.silent = set()
+    monkeypatch.setattr(cosigning, "PAUSE", 0)
+    assert len((await world.cosigning.head()).note.signatures) == 3
 
 
 FORGED = heads.cosign(Checkpoint(AMS, 1, bytes(32)), WITNESS, 1)
