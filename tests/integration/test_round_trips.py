@@ -61,10 +61,11 @@ def test_settling_removes_what_a_completed_migration_left_at_the_source_and_may_
 
 
 def test_settling_a_migration_that_did_not_complete_is_refused(guest: Guest) -> None:
-    with moving(guest) as move:
-        move.wait_for("copying_disks", "copying_memory")
+    with moving(guest, SLOW_MEMORY) as move:
+        move.in_memory_phase()
         early = guest.lab.landbridge(move.source_site, "settle", move.id)
         guest.lab.landbridge(move.source_site, "cancel", move.id)
+        guest.lab.set_wan(FAST)
         assert move.end()["state"] == "cancelled"
     late = guest.lab.landbridge(move.source_site, "settle", move.id)
     for refused in (early, late):

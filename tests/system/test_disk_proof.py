@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
+import unittest.mock
 
 import pytest
 
@@ -247,11 +247,15 @@ async def test_a_destinations_agent_that_dies_during_the_proof_does_it_again(two
 
 
 async def kill(site: SiteUnderTest, hold: threading.Event) -> None:
-    """Stop an agent whose worker hangs: it is let go at the same time, for threads cannot be killed."""
-    stop = asyncio.create_task(site.agent.stop())
-    await asyncio.sleep(0)
-    hold.set()
-    await stop
+    """Stop an agent whose worker hangs: it is let go once it was told to stop, for threads cannot be killed."""
+    real = disk_proof.Reading.stop
+
+    def stop(self: disk_proof.Reading) -> None:
+        real(self)
+        hold.set()
+
+    with unittest.mock.patch.object(disk_proof.Reading, "stop", stop):
+        await site.agent.stop()
 
 
 async def test_a_sources_agent_that_dies_during_the_proof_does_it_again(two: TwoSites) -> None:

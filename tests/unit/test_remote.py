@@ -37,9 +37,8 @@ class FakePeer:
     async def _not_asked(self, request: object, context: Any) -> None:
         raise NotImplementedError
 
-    CheckIncoming = Authorize = Prepare = Activate = Cancel = Report = ExchangeTrust = GetProofs = AddCheckpoint = (
-        _not_asked
-    )
+    CheckIncoming = Authorize = Prepare = Activate = Cancel = Prove = Report = _not_asked
+    ExchangeTrust = GetProofs = AddCheckpoint = _not_asked
 
     async def GetSite(self, request: pb.GetSiteRequest, context: Any) -> pb.GetSiteResponse:
         self.asked += 1
