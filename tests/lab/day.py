@@ -26,6 +26,7 @@ import click
 from landbridge.errors import ApprovalNeeded, PolicyRefused
 from tests import newcomer
 from tests.lab import kernel, processes
+from tests.lab.demo import say, step
 from tests.lab.lab import Lab, name_of
 from tests.lab.network import SITES
 from tests.lab.product import policy_of
@@ -75,21 +76,21 @@ def main(out: Path) -> None:
 
 
 def _play(lab: Lab) -> None:
-    with _step(f"starting {', '.join(GUESTS)} at east"):
+    with step(f"starting {', '.join(GUESTS)} at east"):
         for name in GUESTS:
             lab.guests.start(name, "east-1", GUEST)
-    with _step("giving east its policy"):
+    with step("giving east its policy"):
         _give(lab, "east", RULES)
-    with _step("web moves from east to west"):
+    with step("web moves from east to west"):
         _run(lab, "east", "migrate", "web", "--to", "west")
-    with _step("vault is to move, and a rule forbids it"):
+    with step("vault is to move, and a rule forbids it"):
         _run(lab, "east", "migrate", "vault", "--to", "west", code=PolicyRefused.exit_code)
-    with _step("shop moves when carol and dave have approved it"):
+    with step("shop moves when carol and dave have approved it"):
         asked = _run(lab, "east", "migrate", "shop", "--to", "west", "--json", code=ApprovalNeeded.exit_code)
         for who in ("carol", "dave"):
             _run(lab, "east", "approve", json.loads(asked)["id"], who=who)
         _run(lab, "east", "migrate", "shop", "--to", "west")
-    with _step(f"web moves back, and the WAN fails for {OUTAGE} s on the way"):
+    with step(f"web moves back, and the WAN fails for {OUTAGE} s on the way"):
         _move_over_an_outage(lab)
 
 
@@ -140,9 +141,9 @@ def _export(lab: Lab, out: Path) -> None:
         for event, least in EXPECTED.items() if site == "east" else ():
             if found[event] < least:
                 raise LabError(f"the log of {site} has {found[event]} {event}, not {least}")
-        _say(f"\n{site}$ landbridge audit export {log} --out {out / site}")
-        _say(_run(lab, site, "audit", "export", str(log), "--out", str(out / site)).strip())
-        _say(", ".join(f"{count} {event}" for event, count in sorted(found.items())))
+        say(f"\n{site}$ landbridge audit export {log} --out {out / site}")
+        say(_run(lab, site, "audit", "export", str(log), "--out", str(out / site)).strip())
+        say(", ".join(f"{count} {event}" for event, count in sorted(found.items())))
 
 
 def _events(lab: Lab, site: str, log: Path) -> Counter[str]:
@@ -157,10 +158,10 @@ def _verify(out: Path) -> None:
             raise LabError("the newcomer's Python has Landbridge, or no cryptography")
         for site in SITES:
             for done in newcomer.verify(out / site, alone):
-                _say(f"\n{out / site}$ {done.args[-1]}\n{done.stdout.strip()}")
+                say(f"\n{out / site}$ {done.args[-1]}\n{done.stdout.strip()}")
                 if done.returncode:
                     raise LabError(f"{out / site} does not verify: {done.stderr.strip()}")
-    _say(f"\nBoth folders verify: see {out / SITES[0] / 'README.md'} and report.html beside it.")
+    say(f"\nBoth folders verify: see {out / SITES[0] / 'README.md'} and report.html beside it.")
 
 
 def _run(lab: Lab, site: str, *argv: str, who: str = "alice", code: int = 0) -> str:
@@ -180,7 +181,7 @@ def _lab() -> Iterator[Lab]:
     try:
         kernel.prepare()
         lab.down()
-        with _step("building two sites"):
+        with step("building two sites"):
             lab.up(LabSettings(wan=FAST))
         yield lab
     except subprocess.TimeoutExpired as error:
@@ -188,30 +189,12 @@ def _lab() -> Iterator[Lab]:
     finally:
         for sign in (signal.SIGINT, signal.SIGTERM):
             signal.signal(sign, signal.SIG_IGN)
-        with _step("taking it all down"):
+        with step("taking it all down"):
             lab.down()
 
 
 def _interrupt(sign: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _step(what: str) -> Iterator[None]:
-    began = time.monotonic()
-    sys.stdout.write(f"{what} ... ")
-    sys.stdout.flush()
-    try:
-        yield
-    except BaseException:
-        _say("stopped")
-        raise
-    _say(f"{time.monotonic() - began:.1f} s")
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

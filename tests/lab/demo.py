@@ -63,18 +63,18 @@ def main() -> int:
             moves = _play(lab)
             evidence = [] if any(move.problems for move in moves) else _prove(lab)
     except LabError as error:
-        _say(f"\ndemo: {error}", to=sys.stderr)
+        say(f"\ndemo: {error}", to=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        _say("\ndemo: interrupted", to=sys.stderr)
+        say("\ndemo: interrupted", to=sys.stderr)
         return 128 + signal.SIGINT
     return _close(moves, evidence)
 
 
 def _play(lab: Lab) -> list[Moved]:
-    with _step(f"starting {VM}, a real QEMU guest on host east-1"):
+    with step(f"starting {VM}, a real QEMU guest on host east-1"):
         lab.guests.start(VM, "east-1", GUEST)
-    _say(
+    say(
         f"  It has {GUEST.memory} MiB of memory and a {GUEST.disk} MiB disk, rewrites {GUEST.rate} pages a second in"
         f"\n  {GUEST.working_set} MiB, and checks every page and block that it reads against what it wrote."
     )
@@ -101,7 +101,7 @@ def _move(lab: Lab, number: int, source: str, destination: str) -> Moved:
     running = [host for host, state in lab.guests.where(VM).items() if state.startswith("running")]
     if running != [verdict.host]:
         problems.append(f"libvirt says that it runs on {' and '.join(running) or 'no host'}")
-    _say("\n" + textwrap.fill(f"The guest says: {verdict.sentence()}.", WIDTH))
+    say("\n" + textwrap.fill(f"The guest says: {verdict.sentence()}.", WIDTH))
     return Moved(
         way=f"{source} to {destination}",
         summary=_summary(lab, source),
@@ -125,7 +125,7 @@ def _prove(lab: Lab) -> list[str]:
         if done.returncode != Conflict.exit_code:
             break
         time.sleep(0.2)
-    _say(f"\n{source}$ landbridge receipt {id_[:8]} --out {file}\n{done.stdout}{done.stderr}".rstrip())
+    say(f"\n{source}$ landbridge receipt {id_[:8]} --out {file}\n{done.stdout}{done.stderr}".rstrip())
     known = {"--key": logs[source] / "log.vkey", "--other": logs[destination] / "log.vkey"}
     # The destination has cosigned what the source says.
     known["--witness"] = logs[destination] / "witness.vkey"
@@ -143,7 +143,7 @@ def _prove(lab: Lab) -> list[str]:
     at = raw.index(b'"vm":{"name":"') + len(b'"vm":{"name":"')
     raw[at] ^= 1
     bundle.write_bytes(raw)
-    _say(
+    say(
         f"\nOne byte of a copy is changed: {VM!r} is {chr(raw[at]) + VM[1:]!r} now, in an entry of {bundle.relative_to(copy)}."
     )
     if _landbridge(lab, source, "audit", "verify", str(copy)) != EvidenceFailed.exit_code:
@@ -168,26 +168,26 @@ def _close(moves: list[Moved], evidence: list[str]) -> int:
         ("memory verified by the guest", [_yes(move.memory_verified) for move in moves]),
         ("disk verified by the guest", [_yes(move.disk_verified) for move in moves]),
     ]
-    _say("")
+    say("")
     for name, cells in rows:
-        _say(f"{name:<36}" + "".join(f"{cell:>16}" for cell in cells))
+        say(f"{name:<36}" + "".join(f"{cell:>16}" for cell in cells))
     problems = [f"{move.way}: {problem}" for move in moves for problem in move.problems] + evidence
     if len(moves) < len(MOVES):
         problems.append("the guest did not come back")
     if not problems:
-        _say(
+        say(
             "\nAll checks held: one host at a time, no beat missed, no page and no block lost, and all of it on record."
         )
         return 0
-    _say("\nNot all checks held:", to=sys.stderr)
+    say("\nNot all checks held:", to=sys.stderr)
     for problem in problems:
-        _say(f"  {problem}", to=sys.stderr)
+        say(f"  {problem}", to=sys.stderr)
     return 1
 
 
 def _landbridge(lab: Lab, site: str, *arguments: str) -> int:
     """Run the command line where the user sees it: on the terminal, if there is one."""
-    _say(f"\n{site}$ landbridge {' '.join(arguments)}")
+    say(f"\n{site}$ landbridge {' '.join(arguments)}")
     done = subprocess.run(
         [*lab.enter(f"{site}-gw"), "landbridge", *arguments],
         check=False,
@@ -217,8 +217,8 @@ def _lab() -> Iterator[Lab]:
     try:
         kernel.prepare()
         if lab.down():
-            _say("A demo was killed here; what it left is removed.")
-        with _step(f"building two sites, and {WAN.rate:g} Mbit/s with {WAN.rtt:g} ms between them"):
+            say("A demo was killed here; what it left is removed.")
+        with step(f"building two sites, and {WAN.rate:g} Mbit/s with {WAN.rtt:g} ms between them"):
             lab.up(LabSettings(wan=WAN))
         yield lab
     except subprocess.TimeoutExpired as error:
@@ -230,7 +230,7 @@ def _lab() -> Iterator[Lab]:
     finally:
         for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(sign, signal.SIG_IGN)
-        with _step("taking it all down"):
+        with step("taking it all down"):
             lab.down()
 
 
@@ -243,20 +243,21 @@ def _keep_logs(lab: Lab) -> None:
     LOGS.mkdir(parents=True)
     for log in lab.directory.glob("*.log"):
         shutil.copy(log, LOGS)
-    _say(f"The logs are kept in {LOGS.relative_to(Path.cwd()) if LOGS.is_relative_to(Path.cwd()) else LOGS}.")
+    say(f"The logs are kept in {LOGS.relative_to(Path.cwd()) if LOGS.is_relative_to(Path.cwd()) else LOGS}.")
 
 
 @contextlib.contextmanager
-def _step(what: str) -> Iterator[None]:
+def step(what: str) -> Iterator[None]:
+    """Say what is being done, and how long it took."""
     began = time.monotonic()
     sys.stdout.write(f"\n{what} ... ")
     sys.stdout.flush()
     try:
         yield
     except BaseException:
-        _say("stopped")
+        say("stopped")
         raise
-    _say(f"{time.monotonic() - began:.1f} s")
+    say(f"{time.monotonic() - began:.1f} s")
 
 
 def _ms(milliseconds: float | None) -> str:
@@ -267,7 +268,8 @@ def _yes(value: bool) -> str:
     return "yes" if value else "NO"
 
 
-def _say(line: str, *, to: Any = None) -> None:
+def say(line: str, *, to: Any = None) -> None:
+    """A line at once, also where it goes to a file."""
     out = to or sys.stdout
     out.write(f"{line}\n")
     out.flush()

@@ -17,22 +17,11 @@ from gateway.migration import outages
 from gateway.migration.states import State
 from landbridge.errors import ApprovalNeeded, PolicyRefused
 from tests import newcomer
+from tests.lab.day import RULES
 from tests.system.sites import TwoSites, eventually
 from tests.system.test_policy import give
 
 pytestmark = pytest.mark.timeout(120)
-
-RULES = """
-[[four_eyes]]
-name = "shops"
-vms = ["shop"]
-approvals = 2
-[[rules]]
-name = "the vault stays"
-effect = "forbid"
-vms = ["vault"]
-from = ["fra"]
-"""
 
 
 async def test_a_day_of_two_sites_is_exported_and_verified_by_a_newcomer(
@@ -42,7 +31,7 @@ async def test_a_day_of_two_sites_is_exported_and_verified_by_a_newcomer(
     operator = two.fra.operator
     for name in ("web", "shop", "files", "vault"):
         two.fra.hypervisor.add_vm(name, disk=bytes(65_536), memory=bytes(range(256)) * 1024)
-    await give(two.fra, RULES)
+    await give(two.fra, RULES.replace("east", "fra"))
     ids = [await operator.migrate("web", "ams")]
     await operator.ended(ids[0])
     # Denied.
