@@ -20,6 +20,7 @@ from gateway.audit.entry import clean
 from gateway.audit.fields import digest
 from gateway.audit.journal import Journal
 from gateway.audit.storage import STATE
+from gateway.rounds import Rounds
 from landbridge import durable
 from landbridge.errors import NotRecorded
 
@@ -42,7 +43,7 @@ def sha256(*parts: str | bytes) -> str:
     return made.hexdigest()
 
 
-class Changes:
+class Changes(Rounds):
     """Looks at what is to be recorded, by the name of the event. Owned by the event loop."""
 
     def __init__(self, journal: Journal, directory: Path, watched: Mapping[str, Subjects]) -> None:
@@ -51,21 +52,14 @@ class Changes:
         self._path = directory / STATE / _FILE
         self._watched = watched
         self._recorded = _load(self._path)
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to look again and again."""
-        self._task = asyncio.create_task(self._go_on(), name="audit-changes")
 
     async def close(self) -> None:
         """Look once more, and then no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await super().close()
         with contextlib.suppress(NotRecorded):  # then the next start tells
             await self.look()
 
-    async def _go_on(self) -> None:
+    async def _go_round(self) -> None:
         while True:
             await asyncio.sleep(LOOK)
             try:

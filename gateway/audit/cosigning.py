@@ -26,6 +26,7 @@ from gateway.audit.storage import Storage
 from gateway.audit.witness import Alarm, Kind, Status, by_its_log
 from gateway.audit.witness_keeper import Witness
 from gateway.remote import PeerRemote
+from gateway.rounds import Rounds
 from landbridge.errors import EvidenceFailed, LandbridgeError, NotRecorded, ProtocolError, Unreachable, UsageError
 from landbridge.v1.audit_pb2 import AddCheckpointRequest, AddCheckpointResponse
 
@@ -58,7 +59,7 @@ class _Asked:
     stub: PeerAsyncStub
 
 
-class Cosigning:
+class Cosigning(Rounds):
     """Of one gateway's log. Owned by the event loop."""
 
     def __init__(self, journal: Journal, witnesses: Callable[[], Mapping[str, PeerRemote]], own: Witness) -> None:
@@ -77,17 +78,6 @@ class Cosigning:
         self._done = -1
         self._newest: Signed | None = None
         self._began = 0.0
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin the rounds."""
-        self._task = asyncio.create_task(self._go_round(), name="audit-cosigning")
-
-    async def close(self) -> None:
-        """Stop them."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
 
     async def head(self) -> Signed:
         """The newest head, with the cosignatures of those who answer within a few seconds: maybe of nobody. Raises NotRecorded."""

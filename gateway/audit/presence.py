@@ -17,6 +17,7 @@ from certs.identity import Identity
 from gateway.audit.canonical import Value
 from gateway.audit.fields import certified
 from gateway.audit.journal import Journal
+from gateway.rounds import Rounds
 from landbridge.errors import NotRecorded
 
 log = structlog.get_logger()
@@ -27,7 +28,7 @@ GRACE = 10.0
 STEP = 0.5
 
 
-class Presence:
+class Presence(Rounds):
     """Of the agents at one gateway. Owned by the event loop."""
 
     def __init__(
@@ -42,7 +43,6 @@ class Presence:
         self._here: dict[Identity, int] = {}
         self._away: dict[Identity, float] = {}
         self._recorded: set[Identity] = set()
-        self._task: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
     def of(self, agent: Identity) -> Iterator[None]:
@@ -57,17 +57,11 @@ class Presence:
                 del self._here[agent]
                 self._away[agent] = self._steady()
 
-    def start(self) -> None:
-        """Begin to look."""
-        self._task = asyncio.create_task(self._go_on(), name="audit-presence")
-
     async def close(self) -> None:
         """Look no more. Agents that go because this gateway stops have not left."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await super().close()
 
-    async def _go_on(self) -> None:
+    async def _go_round(self) -> None:
         while True:
             try:
                 await self.look()

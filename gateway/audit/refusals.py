@@ -26,6 +26,7 @@ from certs.guard import Refused
 from gateway.audit.entry import NOTHING, Facts
 from gateway.audit.fields import certified, stamp
 from gateway.audit.journal import Journal
+from gateway.rounds import Rounds
 from landbridge.errors import InternalError, NotRecorded
 
 log = structlog.get_logger()
@@ -56,7 +57,7 @@ class _Kind:
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
-class Refusals:
+class Refusals(Rounds):
     """Of one gateway. Owned by the event loop."""
 
     def __init__(self, journal: Journal, clock: Callable[[], float] | None = None) -> None:
@@ -64,12 +65,7 @@ class Refusals:
         self._journal = journal
         self._clock = clock or asyncio.get_running_loop().time
         self._kinds: dict[tuple[str, str, str], _Kind] = {}
-        self._task: asyncio.Task[None] | None = None
         self._writing: set[asyncio.Task[None]] = set()
-
-    def start(self) -> None:
-        """Begin to write the counts."""
-        self._task = asyncio.create_task(self._go_on(), name="audit-refusals")
 
     def tell(
         self,
@@ -144,7 +140,7 @@ class Refusals:
         except InternalError:  # a defect of ours must not end the counting of all others
             log.exception("audit.defect", kind=kind.event)
 
-    async def _go_on(self) -> None:
+    async def _go_round(self) -> None:
         while True:
             await asyncio.sleep(WINDOW / 10)
             await self.look()
@@ -163,9 +159,7 @@ class Refusals:
 
     async def close(self) -> None:
         """The gateway stops: write what was counted so far, if that can be."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await super().close()
         if self._writing:
             await asyncio.wait(self._writing)
         for kind in self._kinds.values():

@@ -15,6 +15,7 @@ from gateway.audit.entry import Recorded
 from gateway.audit.journal import Journal
 from gateway.audit.storage import Storage
 from gateway.audit.tree import TILE, TileName, unbundle
+from gateway.rounds import Rounds
 from landbridge.errors import LandbridgeError
 
 log = structlog.get_logger()
@@ -23,27 +24,20 @@ log = structlog.get_logger()
 LOOK = 86_400.0
 
 
-class Retention:
+class Retention(Rounds):
     """Of one log. Owned by the event loop."""
 
     def __init__(self, journal: Journal, days: int) -> None:
         """0 days: all is kept for ever."""
         self._journal = journal
         self._days = days
-        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to look, if anything is ever to be removed."""
         if self._days:
-            self._task = asyncio.create_task(self._go_on(), name="audit-retention")
+            super().start()
 
-    async def close(self) -> None:
-        """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-
-    async def _go_on(self) -> None:
+    async def _go_round(self) -> None:
         while True:
             try:
                 await self.look(datetime.now(UTC))

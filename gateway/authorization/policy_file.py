@@ -7,7 +7,6 @@ right again: the log and `landbridge policy status` say so, and each decision ha
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import stat
 from datetime import datetime
@@ -19,6 +18,7 @@ from certs.identity import Site
 from gateway.authorization import cases
 from gateway.authorization.rules import MOST_CHARACTERS, Rules, parse
 from gateway.remote import now
+from gateway.rounds import Rounds
 from landbridge.errors import ConfigError
 
 log = structlog.get_logger()
@@ -27,7 +27,7 @@ log = structlog.get_logger()
 INTERVAL = 2.0
 
 
-class PolicyFile:
+class PolicyFile(Rounds):
     """The rules that are in force; None where no file is configured. Owned by the event loop."""
 
     def __init__(self, path: Path | None, here: Site) -> None:
@@ -40,7 +40,6 @@ class PolicyFile:
         self.problem = ""
         self._here = here
         self._seen: object = None
-        self._task: asyncio.Task[None] | None = None
         if path is not None:
             self._seen = self._look(path)
             self._load(path)
@@ -84,21 +83,10 @@ class PolicyFile:
             return error.errno
         return found.st_ino, found.st_mtime_ns, found.st_size, found.st_mode
 
-    def start(self) -> None:
-        """Look again and again, until `close`."""
-        self._task = asyncio.create_task(self._go_on(), name="policy")
-
-    async def _go_on(self) -> None:
+    async def _go_round(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL)
             self.look()
-
-    async def close(self) -> None:
-        """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
 
 
 def _read(path: Path) -> bytes:

@@ -13,6 +13,7 @@ from gateway.audit.canonical import Value
 from gateway.audit.entry import NOTHING, Facts
 from gateway.audit.fields import stamp
 from gateway.audit.journal import Journal
+from gateway.rounds import Rounds
 from landbridge.errors import NotRecorded
 
 log = structlog.get_logger()
@@ -21,7 +22,7 @@ log = structlog.get_logger()
 LOOK = 1.0
 
 
-class Outages:
+class Outages(Rounds):
     """Watches the tunnels of one gateway; what cannot be recorded at once is seen again at the next look."""
 
     def __init__(
@@ -40,22 +41,15 @@ class Outages:
         self._secured = secured
         # Since when which tunnel is down; None for one that is up. A tunnel that never was up is not in it.
         self._down: dict[str, datetime | None] = {}
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to watch."""
-        self._task = asyncio.create_task(self._watch(), name="audit-outages")
 
     async def close(self) -> None:
         """Stop watching. The tunnels that are up are closed now, in good order."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await super().close()
         with contextlib.suppress(NotRecorded):  # then the next start says enough
             for site in [site for site, since in self._down.items() if since is None and self._is_up(site)]:
                 await self._record("tunnel.closed", site, None)
 
-    async def _watch(self) -> None:
+    async def _go_round(self) -> None:
         while True:
             try:
                 await self.look(datetime.now(UTC))

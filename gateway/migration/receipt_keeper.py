@@ -22,6 +22,7 @@ from gateway.audit.receipt import Receipt, check
 from gateway.audit.refusals import Refusals
 from gateway.migration.ledger import Ledger, has_ended
 from gateway.migration.receipts import Receipts
+from gateway.rounds import Rounds
 from gateway.store import Row
 from landbridge import durable
 from landbridge.errors import EvidenceFailed, LandbridgeError, NotRecorded
@@ -35,7 +36,7 @@ KEPT_UP = timedelta(days=7)
 _NAME = re.compile(r"[0-9a-zA-Z-]{1,64}")
 
 
-class ReceiptKeeper:
+class ReceiptKeeper(Rounds):
     """Of one gateway: for the migrations that it coordinates. Owned by the event loop."""
 
     def __init__(
@@ -49,19 +50,8 @@ class ReceiptKeeper:
         # When those that could not be made are tried again, by the event loop's clock.
         self._later: dict[str, float] = {}
         self._made: set[str] = set()
-        self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to look."""
-        self._task = asyncio.create_task(self._go_on(), name="receipts")
-
-    async def close(self) -> None:
-        """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-
-    async def _go_on(self) -> None:
+    async def _go_round(self) -> None:
         while True:
             await self.look()
             await asyncio.sleep(LOOK)

@@ -13,7 +13,6 @@ Nobody's clock is compared with another's. To be taken for gone while one lives 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Mapping
 
 import structlog
@@ -21,6 +20,7 @@ import structlog
 from gateway.migration.coordinator import Coordinator
 from gateway.migration.ledger import Ledger, has_ended
 from gateway.migration.limits import Limits
+from gateway.rounds import Rounds
 from gateway.store import Row, Store
 from landbridge.errors import LandbridgeError
 
@@ -66,7 +66,7 @@ class Pulse:
         return self._since.get(name, (0, 0.0))[0]
 
 
-class Succession:
+class Succession(Rounds):
     """The rounds of one gateway."""
 
     def __init__(self, store: Store, ledger: Ledger, coordinator: Coordinator, limits: Limits) -> None:
@@ -76,18 +76,6 @@ class Succession:
         self._limits = limits
         self._pulse = Pulse(EXPIRED)
         self._beat_at = float("-inf")
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Go round until `close`."""
-        self._task = asyncio.create_task(self._go_round(), name="succession")
-
-    async def close(self) -> None:
-        """Stop going round."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
 
     async def _go_round(self) -> None:
         failing = False
