@@ -20,7 +20,7 @@ import structlog
 
 from certs.identity import Identity, Role
 from gateway.audit.canonical import Value
-from gateway.audit.checkpoint import Signed, cosign
+from gateway.audit.checkpoint import Checkpoint, Signed, cosign
 from gateway.audit.journal import Journal
 from gateway.audit.note import Key, KeyType, Signature, Signer
 from gateway.audit.witness import Alarm, Judgement, Kind, Status, Submission, by_its_log, judge, lines, suspect
@@ -70,6 +70,8 @@ class Witness:
         self._known = known
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, "witness")
+        # The newest heads of logs whose records this process has made durable: that a record is read does not tell that it is.
+        self._durable: dict[str, Checkpoint] = {}
         # Alarms that are being raised, so that each is raised once: by the log's origin and the kind.
         self._raising: set[tuple[str, Kind]] = set()
 
@@ -173,9 +175,12 @@ class Witness:
             cosignatures = tuple(cosign(head, each, now) for each in self._signers)
             kept = record or Record(key)
             signed = by_its_log(asked.signed, key).added(cosignatures)
-            if latest is None or latest.checkpoint != head:
+            if self._durable.get(head.origin) != head:
                 # A head that is brought again is as old as it was: else whoever repeats it could roll back unseen.
-                self._records.save(replace(kept, latest=signed, time=now))
+                age = kept.time if latest and latest.checkpoint == head else now
+                self._durable.pop(head.origin, None)
+                self._records.save(replace(kept, latest=signed, time=age))
+                self._durable[head.origin] = head
             return Answer(judged.status, "", cosignatures, by_its_log(signed, key))
         alarm = None
         if record and recorded and judged.status not in (Status.UNKNOWN, Status.UNTRUSTED):
