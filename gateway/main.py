@@ -56,6 +56,8 @@ from gateway.migration.outages import Outages
 from gateway.migration.receipt_keeper import ReceiptKeeper
 from gateway.migration.receipts import Receipts
 from gateway.migration.recording import Recorder
+from gateway.migration.reports import Reports
+from gateway.migration.runs import Runs
 from gateway.migration.succession import Succession
 from gateway.remote import AgentRemote, PeerRemote, Remote, now
 from gateway.service.admission import ByRole
@@ -147,7 +149,9 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         recorder.country, recorder.secured = authority.country, tunnels.secured
         deliveries = Deliveries(evidence.journal, inventory, evidence.refusals)
         stack.push_async_callback(deliveries.close)
-        coordinator = Coordinator(ledger, inventory, tunnels, settings.patience, authority, deliveries)
+        reports = Reports(ledger, inventory)
+        runs = Runs(ledger, inventory, tunnels, settings.patience, deliveries, reports)
+        coordinator = Coordinator(ledger, inventory, tunnels, authority, runs, reports)
         witness = await keep_witness(settings, evidence.journal, stack)
         cosigning = Cosigning(evidence.journal, lambda: inventory.peers(tunnels.is_up_or_leads_nowhere), witness)
         receipts = Receipts(ledger, inventory, evidence.journal, cosigning.head)
@@ -174,12 +178,19 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
             each.start()
             stack.push_async_callback(each.close)
         incoming.resume()
-        coordinator.resume()
-        stack.push_async_callback(coordinator.close)
-        succession = Succession(store, ledger, coordinator, limits)
-        succession.start()
-        stack.push_async_callback(succession.close)
+        go_on(runs, reports, Succession(store, ledger, runs, limits), stack)
         yield
+
+
+def go_on(runs: Runs, reports: Reports, succession: Succession, stack: contextlib.AsyncExitStack) -> None:
+    """Go on with every migration of this gateway that its ledger knows to be under way, and with those that come to it."""
+    runs.look()
+    reports.start()
+    stack.push_async_callback(reports.close)
+    # Ends before the reports: a run sends them.
+    stack.push_async_callback(runs.close)
+    succession.start()
+    stack.push_async_callback(succession.close)
 
 
 async def serve_operators(

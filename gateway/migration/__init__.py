@@ -12,7 +12,13 @@ recording     what the audit log says of them, before anything follows from it
 outages       when the tunnels to other sites come and go, for the audit log
 receipts      what the audit logs of both sites say of one, in one file
 inventory     what is where: hosts, VMs, sites
-coordinator   at the source's site: runs each migration through the table
+coordinator   at the source's site: what operators ask of them
+runs          at the source's site: runs each migration through the table, with the steps of
+  moving        until the source has released the VM
+  resolving     after trouble: who has it?
+  arriving      once the source has released it
+steps         what the steps have in common
+wan_counts    what was sent over the WAN, in the row
 succession    which gateway of the site runs which of them, and takes over from one that has died
 incoming      at the destination's site: does what the coordinator of another site asks, for its own migrations
 """

@@ -224,6 +224,11 @@ class Ledger:
         self._unsaved.add(row.migration.id)
         self._tell(row)
 
+    def note(self, row: Row, note: str) -> None:
+        """Show why a migration does not go on at present, behind what went wrong before."""
+        row.migration.reason = "; ".join(part for part in (row.cause, note) if part)
+        self.changed(row)
+
     async def publish(self) -> None:
         """Let the other gateways of this site see what has changed in rows of our own and was not saved."""
         unsaved, self._unsaved = self._unsaved, set()

@@ -5,7 +5,7 @@
     refresh       what others have written; what was taken from this gateway is noticed here
     limits        what operators have set at any of them is held here too
     take over     the rows of those that are gone, each by compare-and-set in the store
-    coordinator   starts what has come, and stops what has gone
+    runs          starts what has come, and stops what has gone
 
 Nobody's clock is compared with another's. To be taken for gone while one lives does no harm: the store refuses what it then saves.
 """
@@ -17,9 +17,9 @@ from collections.abc import Mapping
 
 import structlog
 
-from gateway.migration.coordinator import Coordinator
 from gateway.migration.ledger import Ledger, has_ended
 from gateway.migration.limits import Limits
+from gateway.migration.runs import Runs
 from gateway.rounds import Rounds
 from gateway.store import Row, Store
 from landbridge.errors import LandbridgeError
@@ -69,10 +69,10 @@ class Pulse:
 class Succession(Rounds):
     """The rounds of one gateway."""
 
-    def __init__(self, store: Store, ledger: Ledger, coordinator: Coordinator, limits: Limits) -> None:
+    def __init__(self, store: Store, ledger: Ledger, runs: Runs, limits: Limits) -> None:
         self._store = store
         self._ledger = ledger
-        self._coordinator = coordinator
+        self._runs = runs
         self._limits = limits
         self._pulse = Pulse(EXPIRED)
         self._beat_at = float("-inf")
@@ -105,7 +105,7 @@ class Succession(Rounds):
             await self._ledger.publish()
         for row in filter(self._is_orphan, self._ledger.rows()):
             await self._ledger.take_over(row, self._pulse.beat(row.coordinator))
-        self._coordinator.look()
+        self._runs.look()
 
     def _is_orphan(self, row: Row) -> bool:
         """Whether something is still to be done for it, and the one who should is gone."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.migration.coordinator import STAGE_EVENTS
+from gateway.migration.moving import STAGE_EVENTS
 from gateway.migration.states import CANCELLABLE, ENDED, TRANSITIONS, Input, State, diagram, following
 from landbridge.errors import Conflict
 from landbridge.v1.types_pb2 import MigrationState

@@ -14,7 +14,7 @@ from agent import disk_proof, relay, renewal, service, source
 from gateway.audit import changes, cosigning, presence
 from gateway.authorization import policy_file
 from gateway.identities import trusting
-from gateway.migration import coordinator, proofs, reports, succession
+from gateway.migration import proofs, reports, steps, succession
 from gateway.tunnel import dial
 from tests.system.sites import TwoSites, make_identities
 
@@ -41,7 +41,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "PROGRESS_INTERVAL", 0.02)
     monkeypatch.setattr(service, "RECOVERY_INTERVAL", 0.05)
     monkeypatch.setattr(relay, "LOST_GRACE", 0.05)
-    monkeypatch.setattr(coordinator, "RETRY", 0.05)
+    monkeypatch.setattr(steps, "RETRY", 0.05)
     monkeypatch.setattr(proofs, "INTERVAL", 0.02)
     monkeypatch.setattr(disk_proof, "RETRY", 0.05)
     monkeypatch.setattr(reports, "INTERVAL", 0.1)

@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 from certs.living import LivingIdentity
 from gateway.authorization import policy_file
 from gateway.authorization.request import domain_digest, mapping_digest
-from gateway.migration.coordinator import Coordinator
 from gateway.migration.inventory import RemoteSite
+from gateway.migration.moving import hold_definition
 from gateway.migration.states import State
 from gateway.remote import PeerRemote
 from landbridge.errors import (
@@ -309,9 +309,9 @@ async def test_what_is_approved_is_for_the_pools_and_networks_of_then(
     # Also where it is another one only by the time that the migration is prepared.
     approved = brought(approvals=[Approval(approver=person("carol"))])
     with pytest.raises(Conflict, match="the mapping of pools and networks of web-01 has changed since it was approved"):
-        Coordinator._hold_definition(approved, DEFINITION, elsewhere)
+        hold_definition(approved, DEFINITION, elsewhere)
     approved.ClearField("approvals")
-    Coordinator._hold_definition(approved, DEFINITION, elsewhere)
+    hold_definition(approved, DEFINITION, elsewhere)
     assert approved.mapping_sha256 == mapping_digest(elsewhere)
 
 
