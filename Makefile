@@ -4,8 +4,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 BIN := .venv/bin
-# Two processes share the tests, each with labs of its own: most of the time, a test waits.
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# Three processes share the tests, two of them with labs of their own: most of the time, a test in a lab waits. See tests/sharing.py.
+PYTEST_ARGS ?= -n 3 --dist loadfile
 BENCH_ARGS ?=
 TRIXIE_ARGS ?=
 
