@@ -23,7 +23,8 @@ from certs import authority, store
 from certs.channels import LivingChannel
 from certs.identity import Role, parse_site
 from certs.living import LivingIdentity
-from certs.trust import Denial, TrustBundles, judge, load_certificates, renew_at
+from certs.store import StoredIdentity
+from certs.trust import Credential, Denial, TrustBundles, judge, load_certificates, renew_at
 from landbridge.config import Address
 from landbridge.errors import CODE_KEY, IdentityError, LandbridgeError, ProtocolError, Unreachable, from_status
 from landbridge.v1.enrolment_pb2 import RenewRequest, TrustRequest, TrustResponse
@@ -62,6 +63,8 @@ class Renewal:
         self._at = 0
         self._jitter = random.uniform(-1, 1)  # noqa: S311 - jitter, not a secret
         self._failed_at = float("-inf")
+        # The certificate as it was judged, as of the identity that it was then: signatures are verified once, and not at each tick.
+        self._known: tuple[StoredIdentity, Credential] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -136,10 +139,12 @@ class Renewal:
 
     def _is_due(self) -> bool:
         stored, now = self._identity.stored, datetime.now(UTC)
-        try:
-            return now >= renew_at(judge(stored.certificate, stored.trust, now, stored.issuers), self._jitter)
-        except IdentityError:
-            return True
+        if self._known is None or self._known[0] is not stored:
+            try:
+                self._known = (stored, judge(stored.certificate, stored.trust, now, stored.issuers))
+            except IdentityError:
+                return True
+        return now >= renew_at(self._known[1], self._jitter)
 
     async def _renew(self) -> None:
         """Raises what the gateway answered, or IdentityError or ConfigError for an answer that cannot be used."""
