@@ -14,6 +14,7 @@ Standard output has the result, standard error one sentence about what went wron
 """
 
 import contextlib
+import importlib
 import io
 import os
 import signal
@@ -26,31 +27,35 @@ from pathlib import Path
 import click
 
 from gateway.cli import arguments, output, quiet, words  # noqa: F401 - quiet acts by being imported
-from gateway.cli.approve import approve
-from gateway.cli.audit import audit
-from gateway.cli.cancel import cancel
-from gateway.cli.certs import certs
 from gateway.cli.connection import Access
-from gateway.cli.deny import deny
-from gateway.cli.hosts import hosts
-from gateway.cli.limit import limit
-from gateway.cli.migrate import migrate
-from gateway.cli.migrations import migrations
-from gateway.cli.policy import policy
-from gateway.cli.receipt import receipt
-from gateway.cli.requests import requests
-from gateway.cli.settle import settle
-from gateway.cli.show import show
-from gateway.cli.sites import sites
-from gateway.cli.vms import vms
-from gateway.cli.watch import watch
 from landbridge.errors import InternalError, LandbridgeError, UsageError
 
 _NAME = "landbridge"
 _GLOBAL_OPTIONS = frozenset({"--gateway", "--identity"})
+# Each a file here, with a command of its name.
+_VERBS = frozenset(
+    (
+        *("sites", "hosts", "vms", "migrate", "migrations", "show", "settle", "limit", "receipt", "watch", "cancel"),
+        *("policy", "requests", "approve", "deny", "audit", "certs"),
+    )
+)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Verbs(click.Group):
+    """A verb is imported when it is called or shown: nobody waits for what only others need."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - as click calls it
+        """See `click.Group`."""
+        return sorted(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """See `click.Group`."""
+        if cmd_name in _VERBS and cmd_name not in self.commands:
+            self.add_command(getattr(importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name))
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--gateway",
     type=arguments.ADDRESSES,
@@ -71,12 +76,6 @@ _GLOBAL_OPTIONS = frozenset({"--gateway", "--identity"})
 def cli(ctx: click.Context, gateway: str | None, identity: Path | None) -> None:
     """Move running VMs between datacenters."""
     ctx.obj = Access(gateway, identity)
-
-
-for _verb in (sites, hosts, vms, migrate, migrations, show, watch, limit, cancel, settle, receipt, certs, audit):
-    cli.add_command(_verb)
-for _verb in (policy, requests, approve, deny):
-    cli.add_command(_verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,8 +25,11 @@ def commands(command: click.Command, *words: str) -> Iterator[tuple[str, ...]]:
     """A command and all below it, by the words that call them."""
     yield words
     if isinstance(command, click.Group):
-        for name, below in sorted(command.commands.items()):
-            yield from commands(below, *words, name)
+        with click.Context(command) as ctx:
+            for name in command.list_commands(ctx):
+                below = command.get_command(ctx, name)
+                assert below is not None
+                yield from commands(below, *words, name)
 
 
 def said(program: str, *words: str) -> str:

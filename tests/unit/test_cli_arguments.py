@@ -182,6 +182,8 @@ def test_a_rate_of_four_figures_is_read_as_it_is_shown(tenths: int, unit: str) -
 
 
 def test_the_command_line_allows_as_many_links_as_the_gateway() -> None:
-    (links,) = (param for param in cli.commands["limit"].params if param.name == "links")
+    limit = cli.get_command(click.Context(cli), "limit")
+    assert limit is not None
+    (links,) = (param for param in limit.params if param.name == "links")
     assert isinstance(links.type, click.IntRange)
     assert links.type.max == MOST_LINKS
