@@ -167,7 +167,8 @@ async def nothing_left() -> AsyncIterator[None]:
     yield
     await settled()
     files_now, tasks_now, timers_now = _left()
-    assert len(files_now) == len(files)
+    # Fewer, where threads of gRPC close what an earlier test had.
+    assert len(files_now) <= len(files)
     assert tasks_now == tasks
     assert sorted(timers_now) == sorted(timers)
 
