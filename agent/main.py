@@ -24,7 +24,7 @@ from agent.move import HostContext
 from agent.renewal import Renewal
 from agent.service import AgentService, Moves
 from certs import tls
-from certs.guard import Access, Guard
+from certs.guard import Access, Guard, bind
 from certs.guard import server as guarded_server
 from certs.identity import Role
 from certs.links import Target, listen
@@ -113,8 +113,7 @@ async def running(settings: AgentSettings, stored: StoredIdentity, hypervisor: H
     access = Access(Role.GATEWAY, identity.identity.home)
     server = guarded_server(Guard(identity, {"landbridge.v1.Agent": access}))
     add_AgentServicer_to_server(AgentService(host, moves, settings.site, settings.name), server)
-    if server.add_secure_port(str(settings.listen.control), tls.grpc_server_credentials(lambda: identity.stored)) == 0:
-        raise ConfigError(f"nothing can listen on {settings.listen.control}; see listen.control")
+    bind(server, settings.listen.control, tls.grpc_server_credentials(lambda: identity.stored), "control")
     await server.start()
     renewal = Renewal(identity, settings.gateway.control)
     renewal.start()
