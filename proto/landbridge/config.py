@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import tomllib
@@ -15,7 +16,7 @@ from landbridge.errors import ConfigError
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-_HOST = re.compile(r"[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+(?:%[0-9A-Za-z._-]+)?\]")
+_HOST = re.compile(r"[0-9A-Za-z._-]+")
 _PORT = re.compile("[0-9]{1,5}")
 # Mistakes that one sentence names; of more, it says how many.
 _MOST_NAMED = 3
@@ -50,9 +51,18 @@ def parse_address(value: object) -> Address:
     if isinstance(value, Address):
         return value
     host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    if not _HOST.fullmatch(host) or not _PORT.fullmatch(port) or int(port) > 65535:
+    if not _is_host(host) or not _PORT.fullmatch(port) or int(port) > 65535:
         raise ValueError(f'{value!r} is not an address such as "10.0.0.1:7443"')
     return Address(host.strip("[]"), int(port))
+
+
+def _is_host(text: str) -> bool:
+    if not text.startswith("["):
+        return _HOST.fullmatch(text) is not None
+    try:
+        return text.endswith("]") and ipaddress.IPv6Address(text[1:-1]) is not None
+    except ValueError:
+        return False
 
 
 def parse_addresses(value: object) -> tuple[Address, ...]:

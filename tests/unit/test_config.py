@@ -81,6 +81,7 @@ def test_an_address_is_written_as_it_was_read(text: str) -> None:
         "",
         "10.0.0.1",
         "::1:7443",
+        "[10.0.0.1:7443]:7443",
         "[::1:7443",
         "a b:7443",
         "10.0.0.1:\uff17443",
