@@ -115,8 +115,9 @@ async def running(settings: AgentSettings, stored: StoredIdentity, hypervisor: H
         access = Access(Role.GATEWAY, identity.identity.home)
         server = guarded_server(Guard(identity, {"landbridge.v1.Agent": access}))
         stack.push_async_callback(server.stop, grace=1.0)
-        for each in (incoming, gateways, moves):
-            stack.push_async_callback(each.close)
+        stack.push_async_callback(incoming.close)
+        stack.push_async_callback(gateways.close)
+        stack.push_async_callback(moves.close)
         moves.recover()
         add_AgentServicer_to_server(AgentService(host, moves, settings.site, settings.name), server)
         bind(server, settings.listen.control, tls.grpc_server_credentials(lambda: identity.stored), "control")

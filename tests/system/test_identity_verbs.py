@@ -156,23 +156,16 @@ def test_a_gateway_on_another_machine_than_the_ca_gets_its_identity_by_a_request
     garbage = tmp_path / "garbage"
     garbage.write_text("garbage")
     new = tmp_path / "new.pem"
-    for step, said in (
-        (("sign", "--ca", ca, "gw-1", garbage, "--out", new), "is no request"),
-        (("install", home, garbage), "is no answer"),
-        (("install", home, home / "request.pem"), "is no answer"),
-        (("install", home, ca / "ca.pem"), "is no answer"),
-        (("trust", home, answer), "is no root of a site"),
-    ):
+    mistakes: list[tuple[tuple[str | Path, ...], str]] = [
+        (("sign", "--ca", ca, "gw-1", garbage, "--out", new), f"{garbage} is no request"),
+        (("install", home, garbage), f"{garbage} is no answer"),
+        (("install", home, home / "request.pem"), "request.pem is no answer"),
+        (("install", home, ca / "ca.pem"), "ca.pem is no answer"),
+        (("trust", home, answer), f"{answer} is no root of a site"),
+    ]
+    for step, said in mistakes:
         done = certs(*step)
-        assert (
-            done.returncode,
-            done.stderr.count("\n"),
-            f"{step[-1 if step[0] != 'sign' else 4]} {said}" in done.stderr,
-        ) == (
-            2,
-            1,
-            True,
-        ), done.stderr
+        assert (done.returncode, done.stderr.count("\n"), said in done.stderr) == (2, 1, True), done.stderr
     assert not new.exists()
 
 
@@ -185,12 +178,13 @@ def test_nothing_that_certs_writes_takes_the_place_of_a_ca(tmp_path: Path) -> No
     assert certs("init", *names, "--out", ca).returncode == 0
     assert certs("request", "gw-1", *names, "--out", home).returncode == 0
     before = {path: path.read_bytes() for path in ca.iterdir()}
-    for step, said in (
+    attempts: list[tuple[tuple[str | Path, ...], str]] = [
         (("sign", "--ca", ca, "gw-1", home / "request.pem", "--out", ca / "ca.pem"), "is not overwritten"),
         (("sign", "--ca", ca, "gw-1", home / "request.pem", "--out", ca / "ca.key"), "is not overwritten"),
         (("issue", "--ca", ca, "operator", "alice", "--out", ca), "holds a CA"),
         (("issue", "--ca", ca, "operator", "alice", "--out", ca, "--force"), "holds a CA"),
-    ):
+    ]
+    for step, said in attempts:
         done = certs(*step)
         assert (done.returncode, said in done.stderr) == (4, True), done.stderr
     assert {path: path.read_bytes() for path in ca.iterdir()} == before
