@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from landbridge.config import AddressField, Settings
+from landbridge.config import AddressesField, AddressField, PathField, Settings
 
 
 class IdentitySettings(Settings):
     """Who this agent is: a directory as `landbridge certs issue` writes it."""
 
-    directory: Path
+    directory: PathField
 
 
 class ListenSettings(Settings):
@@ -29,9 +29,9 @@ class GatewaySettings(Settings):
     """This site's gateways, tried in order."""
 
     # where they take channels to other sites
-    stream: tuple[AddressField, ...]
+    stream: AddressesField
     # gRPC, landbridge.v1.Renewal, where they take operators' calls too; without it, nobody renews this agent's certificate
-    control: tuple[AddressField, ...] = ()
+    control: AddressesField = ()
 
 
 class LibvirtSettings(Settings):
@@ -39,7 +39,7 @@ class LibvirtSettings(Settings):
 
     uri: str = "qemu:///system"
     # What a channel of kind rpc is connected to at the destination.
-    socket: Path = Path("/run/libvirt/libvirt-sock")
+    socket: PathField = Path("/run/libvirt/libvirt-sock")
     # The user as whom QEMU runs, who must reach the migration sockets.
     qemu_user: str = "libvirt-qemu"
 
@@ -48,9 +48,9 @@ class PathSettings(Settings):
     """Where the agent keeps what it makes."""
 
     # Sockets of migrations under way.
-    runtime: Path = Path("/run/landbridge")
+    runtime: PathField = Path("/run/landbridge")
     # The journal of migrations.
-    state: Path = Path("/var/lib/landbridge")
+    state: PathField = Path("/var/lib/landbridge")
 
 
 def _folder(value: str) -> str:
@@ -98,7 +98,7 @@ class ProofSettings(Settings):
     """What the proof of a migration's disks (`landbridge migrate --verify-disks`) may take of this host."""
 
     # MB/s that it reads, beside the guests; 0: as fast as it goes.
-    rate: float = Field(default=200.0, ge=0)
+    rate: float = Field(default=200.0, ge=0, le=1e6)
 
 
 class AgentSettings(Settings):

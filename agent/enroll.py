@@ -36,6 +36,7 @@ from landbridge.errors import (
     LandbridgeError,
     ProtocolError,
     Unreachable,
+    UsageError,
     from_status,
 )
 from landbridge.v1.enrolment_pb2 import EnrolRequest, EnrolResponse
@@ -87,6 +88,9 @@ def enroll(token: str, directory: Path, path: Path, host: str | None, force: boo
     try:
         if not force and (directory / store.CERTIFICATE).exists():
             raise AlreadyExists(f"{directory} holds an identity already: use --force to replace it.")
+        if host is not None:
+            _check_address(host)
+        store.make_room(directory)  # the token is good once
         enrolled = asyncio.run(_enrol(tokens.parse(token), directory, host, force=force))
         is_written = _configure(path, directory, enrolled)
     except LandbridgeError as error:
@@ -124,6 +128,15 @@ async def _enrol(token: Token, directory: Path, host: str | None, *, force: bool
     store.save_trust(directory, roots)
     gateways = ([_reachable(each, address) for each in told] for told in (answer.control, answer.stream))
     return Enrolled(identity, credential.until, control, stream, *map(tuple, gateways))
+
+
+def _check_address(host: str) -> None:
+    try:
+        parse_address(str(Address(host, CONTROL_PORT)))
+    except ValueError as error:
+        raise UsageError(
+            f"{host!r} is no address of this host: give --listen ADDRESS, without a port, such as 10.1.0.11."
+        ) from error
 
 
 def _reachable(told: str, gateway: Address) -> str:

@@ -24,7 +24,7 @@ from agent.move import HostContext
 from agent.renewal import Renewal
 from agent.service import AgentService, Moves
 from certs import tls
-from certs.guard import Access, Guard
+from certs.guard import Access, Guard, bind
 from certs.guard import server as guarded_server
 from certs.identity import Role
 from certs.links import Target, listen
@@ -98,37 +98,45 @@ async def running(settings: AgentSettings, stored: StoredIdentity, hypervisor: H
         ]
     )
     incoming = Incoming(lambda opening: moves.admit(opening, str(settings.libvirt.socket)))
-    host = HostContext(
-        hypervisor,
-        Journal(settings.paths.state / "migrations"),
-        gateways,
-        settings.paths.runtime,
-        qemu_owner(settings.libvirt.qemu_user),
-        f"host {settings.name}",
-        settings.firewall,
-        int(settings.proof.rate * 1e6),
-    )
-    moves = Moves(host)
-    moves.recover()
-    access = Access(Role.GATEWAY, identity.identity.home)
-    server = guarded_server(Guard(identity, {"landbridge.v1.Agent": access}))
-    add_AgentServicer_to_server(AgentService(host, moves, settings.site, settings.name), server)
-    if server.add_secure_port(str(settings.listen.control), tls.grpc_server_credentials(lambda: identity.stored)) == 0:
-        raise ConfigError(f"nothing can listen on {settings.listen.control}; see listen.control")
-    await server.start()
-    renewal = Renewal(identity, settings.gateway.control)
-    renewal.start()
-    stream = await listen(settings.listen.stream, identity, access, lambda link, _peer: incoming.accept(link))
-    try:
+    # What was begun is ended in any case: also where the next one cannot begin, since something else has its port, say.
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(asyncio.to_thread, hypervisor.close)
+        host = HostContext(
+            hypervisor,
+            Journal(_directory(settings.paths.state / "migrations", "paths.state", 0o700)),
+            gateways,
+            _directory(settings.paths.runtime, "paths.runtime", 0o711),
+            qemu_owner(settings.libvirt.qemu_user),
+            f"host {settings.name}",
+            settings.firewall,
+            int(settings.proof.rate * 1e6),
+        )
+        moves = Moves(host)
+        access = Access(Role.GATEWAY, identity.identity.home)
+        server = guarded_server(Guard(identity, {"landbridge.v1.Agent": access}))
+        stack.push_async_callback(server.stop, grace=1.0)
+        stack.push_async_callback(incoming.close)
+        stack.push_async_callback(gateways.close)
+        stack.push_async_callback(moves.close)
+        moves.recover()
+        add_AgentServicer_to_server(AgentService(host, moves, settings.site, settings.name), server)
+        bind(server, settings.listen.control, tls.grpc_server_credentials(lambda: identity.stored), "control")
+        await server.start()
+        renewal = Renewal(identity, settings.gateway.control)
+        renewal.start()
+        stack.push_async_callback(renewal.close)
+        stream = await listen(settings.listen.stream, identity, access, lambda link, _peer: incoming.accept(link))
+        stack.callback(stream.close)
         yield
-    finally:
-        stream.close()
-        await renewal.close()
-        await moves.close()
-        await gateways.close()
-        await incoming.close()
-        await server.stop(grace=1.0)
-        await asyncio.to_thread(hypervisor.close)
+
+
+def _directory(path: Path, section: str, mode: int) -> Path:
+    """A directory that is there from now on. Raises ConfigError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=mode)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be made ({error.strerror}): see {section} in the configuration") from error
+    return path
 
 
 def qemu_owner(user: str) -> tuple[int, int]:

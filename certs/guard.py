@@ -24,7 +24,9 @@ from certs.attempts import address_of
 from certs.identity import Identity, Role, Site
 from certs.living import LivingIdentity
 from certs.trust import Credential
+from landbridge.config import Address
 from landbridge.errors import (
+    ConfigError,
     IdentityError,
     InternalError,
     LandbridgeError,
@@ -39,9 +41,12 @@ log = structlog.get_logger()
 
 # Clients ping silent connections every 10 s (gateway.remote) or 20 s (landbridge.client); gRPC takes that for an attack
 # unless it is told otherwise, and ends the connection.
+# gRPC shares a port with whoever else asks for it, and the kernel deals connections out among them: a second gateway, or another
+# section of the same file, with the same address would answer some of them. Without, it cannot listen, and says so.
 # The rest bounds what one connection costs, whoever makes it: calls at once, bytes of a message and of its headers, and how long a
 # handshake may take.
 SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.max_concurrent_streams", 256),
@@ -54,8 +59,22 @@ MOST_CALLS = 1024
 
 
 def server(guard: Guard) -> aio.Server:
-    """A gRPC server, guarded and bounded; it is to be given services, a port, and its start."""
+    """A gRPC server, guarded and bounded; it is to be given services, a port by `bind`, and its start."""
     return aio.server(interceptors=[guard], options=SERVER_OPTIONS, maximum_concurrent_rpcs=MOST_CALLS)
+
+
+def bind(server: aio.Server, address: Address, credentials: grpc.ServerCredentials, section: str) -> None:
+    """Have a server listen, with this port to itself; `section` names it in the configuration. Raises ConfigError."""
+    problem: RuntimeError | None = None
+    try:
+        port = server.add_secure_port(str(address), credentials)
+    except RuntimeError as error:  # what grpc raises when it cannot bind
+        port, problem = 0, error
+    if port == 0:
+        raise ConfigError(
+            f"nothing can listen on {address}: it is no address of this machine, or something else listens there already; see "
+            f"listen.{section} in the configuration"
+        ) from problem
 
 
 # The caller of the method that runs in this context.
@@ -76,7 +95,10 @@ class Access:
         fits = identity.home == self.home if self.local else identity.site != self.home.site
         if identity.role is not self.role or not fits:
             whose = f"of site {self.home.site}" if self.local else "of another site"
-            raise PermissionDenied(f"{identity} may not call {method}: it takes a certificate of a {self.role} {whose}")
+            article = "an" if self.role is Role.OPERATOR else "a"
+            raise PermissionDenied(
+                f"{identity} may not call {method}: it takes a certificate of {article} {self.role} {whose}"
+            )
 
 
 @dataclass(frozen=True)

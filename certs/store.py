@@ -99,9 +99,14 @@ def save_authority(directory: Path, authority: Authority) -> None:
 
 
 def load_authority(directory: Path) -> Authority:
-    """Read a CA; NotFound, ConfigError or IdentityError say what is wrong with it."""
-    certificate = load_certificate(_read(directory / CA_CERTIFICATE, "create a CA with `landbridge certs init`"))
-    site_of(certificate)
+    """Read a CA; NotFound or ConfigError say what is wrong with it."""
+    path = directory / CA_CERTIFICATE
+    pem = _read(path, "create a CA with `landbridge certs init`")
+    try:
+        certificate = load_certificate(pem)
+        site_of(certificate)
+    except IdentityError as error:
+        raise ConfigError(f"{path} is no root of a site: {error.message} Restore it from your backup.") from error
     key, _ = _load_key(directory / CA_KEY, certificate, "restore it from your backup")
     return Authority(certificate, key)
 
@@ -124,9 +129,20 @@ def replace_authority(
 # An identity.
 
 
+def make_room(directory: Path) -> None:
+    """Before something is asked for that is given once: that an identity can be written there. Raises ConfigError."""
+    _make_directory(directory)
+    if not os.access(directory, os.W_OK):
+        raise ConfigError(
+            f"{directory} cannot be written: check its owner and mode, and whether its disk is mounted so."
+        )
+
+
 def save_identity(directory: Path, leaf: Leaf, *, force: bool = False) -> None:
     """Write a leaf, its key and its own site's root. With `force`, replace them; other sites' roots stay."""
     _make_directory(directory)
+    if os.path.lexists(directory / CA_KEY):
+        raise Conflict(f"{directory} holds a CA, which stays off the network: give another directory for an identity.")
     if not force:
         for name in (CERTIFICATE, KEY):
             if os.path.lexists(directory / name):
@@ -219,9 +235,11 @@ def install_issuer(directory: Path, certificate: x509.Certificate, trust: TrustB
     root = next((each for each in trust.roots.get(who.home, ()) if signed_by(certificate, each)), None)
     if root is None:
         raise IdentityError(f"The certificate of {who} was not issued by a root of its site that is known here.")
-    if not (directory / ISSUERS / f"{PENDING}.key").exists() or (
-        (key := pending_key(directory)).public_key() != certificate.public_key()
-    ):
+    if not (directory / ISSUERS / f"{PENDING}.key").exists():
+        raise Conflict(
+            f"Nothing was asked for in {directory}, or it is installed already: see `landbridge certs show`."
+        )
+    if (key := pending_key(directory)).public_key() != certificate.public_key():
         raise Conflict(f"The certificate of {who} is for another key than the one that waits here: ask for a new one.")
     issuer = Authority(certificate, key, root)
     save_issuer(directory, issuer)
@@ -260,7 +278,10 @@ def add_trust(directory: Path, ca_pem: Path) -> Site:
     if not (directory / CERTIFICATE).exists():
         raise NotFound(f"{directory} holds no {CERTIFICATE}: issue an identity with `landbridge certs issue` first.")
     new = _roots(ca_pem)
-    sites = set(TrustBundles.of(new).roots)
+    try:
+        sites = set(TrustBundles.of(new).roots)
+    except IdentityError as error:
+        raise ConfigError(f"{ca_pem} is no root of a site: {error.message} Give the other site's ca.pem.") from error
     if len(sites) != 1:
         raise ConfigError(f"{ca_pem} holds the roots of {len(sites)} sites: give the ca.pem of one site.")
     site = sites.pop()
@@ -309,9 +330,17 @@ def read_public(path: Path, hint: str) -> bytes:
     return _read(path, hint)
 
 
-def save_public(path: Path, data: bytes) -> None:
-    """Write a request or an answer to one. Raises ConfigError."""
+def save_request(path: Path, data: bytes) -> None:
+    """Write a request, again if need be: it is for the same key. Raises ConfigError."""
     _write(path, data, replace=True)
+
+
+def save_answer(path: Path, data: bytes) -> None:
+    """Write an answer to a request, over nothing: it may go anywhere, also where a CA has its key. Raises AlreadyExists or ConfigError."""
+    try:
+        _write(path, data, replace=False)
+    except AlreadyExists as error:
+        raise AlreadyExists(f"{path} is there already, and is not overwritten: choose another --out.") from error
 
 
 def _roots(path: Path) -> list[x509.Certificate]:

@@ -2,22 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from landbridge.config import AddressesField, AddressField, Settings
+from certs.identity import Identity, Role
+from landbridge.config import AddressesField, AddressField, PathField, Settings
+from landbridge.errors import IdentityError
 
 # Connections of one tunnel, at most.
 MOST_LINKS = 64
 
 
+def _check_names(site: str, name: str) -> None:
+    try:
+        Identity("any", site, Role.HOST, name)
+    except IdentityError as error:
+        raise ValueError(error.message.removesuffix(".")) from error
+
+
+def _site_name(text: str) -> str:
+    _check_names(text, "any")
+    return text
+
+
+def _name(text: str) -> str:
+    _check_names("any", text)
+    return text
+
+
+def _check_each_once(what: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{what} {name} is named twice")
+        seen.add(name)
+
+
+SiteName = Annotated[str, AfterValidator(_site_name)]
+Name = Annotated[str, AfterValidator(_name)]
+
+
 class IdentitySettings(Settings):
     """Who this gateway is: a directory as `landbridge certs issue` writes it."""
 
-    directory: Path
+    directory: PathField
     # Seconds for which the certificates are valid that it signs, for itself and for hosts; they are renewed half way.
     lifetime: float = Field(default=86_400.0, ge=4.0, le=90 * 86_400.0)
 
@@ -46,7 +78,7 @@ class StoreSettings(Settings):
 class HostSettings(Settings):
     """A host of this site."""
 
-    name: str
+    name: Name
     control: AddressField
     stream: AddressField
 
@@ -54,7 +86,7 @@ class HostSettings(Settings):
 class SiteSettings(Settings):
     """Another site, and what it calls our pools and networks. A name without an entry must exist there as it is."""
 
-    name: str
+    name: SiteName
     # of each of its gateways; neither for a site that operators join with `landbridge sites join`, which then tells itself
     peers: AddressesField = ()
     tunnel: AddressesField = ()
@@ -75,9 +107,9 @@ class PatienceSettings(Settings):
     """How long, in seconds, to wait for those who do not answer before a migration goes on without them."""
 
     # For the source's agent, while the VM's whereabouts are not in doubt.
-    agent: float = 30.0
+    agent: float = Field(default=30.0, gt=0)
     # For the destination site, when a migration has failed and is to be cleaned up there.
-    cleanup: float = 30.0
+    cleanup: float = Field(default=30.0, gt=0)
     # For the network between the two hosts of a migration, which holds as long; then it ends, with the VM at the source.
     outage: float = Field(default=900.0, gt=0)
 
@@ -88,15 +120,15 @@ class TunnelSettings(Settings):
     # Connections of each.
     links: int = Field(default=4, ge=1, le=MOST_LINKS)
     # Mbit/s that each may use; 0: no limit.
-    limit: float = Field(default=0.0, ge=0)
+    limit: float = Field(default=0.0, ge=0, le=1e8)
 
 
 class PagesSettings(Settings):
     """The page log that this gateway keeps with each gateway of other sites, so that nothing is sent twice."""
 
-    directory: Path = Path("/var/lib/landbridge/pages")
+    directory: PathField = Path("/var/lib/landbridge/pages")
     # GiB that each may take on the disk; 0: there is none, and frames are sent as they are
-    size: float = Field(default=8.0, ge=0)
+    size: float = Field(default=8.0, ge=0, le=1e6)
     # With whose pages those of a VM may be compared. What is known already arrives sooner, and whoever can write into the
     # memory of one VM and measure that learns something of the others.
     compare: Literal["vm", "tenant", "site"] = "tenant"
@@ -119,7 +151,7 @@ class PolicySettings(Settings):
     """Who may do what: a file of its own, so that others can review it."""
 
     # None: nothing is allowed.
-    file: Path | None = None
+    file: PathField | None = None
 
 
 class ShipSettings(Settings):
@@ -128,15 +160,15 @@ class ShipSettings(Settings):
     # RFC 5424 over TLS (RFC 5425), most often at port 6514
     syslog: AddressField | None = None
     # PEM: the CA of the receiver's certificate, which names it; and what is shown to it, where it asks for a certificate
-    ca: Path | None = None
+    ca: PathField | None = None
     # What its certificate is to name, where it is not the host of the address
     server_name: str = ""
-    certificate: Path | None = None
-    key: Path | None = None
+    certificate: PathField | None = None
+    key: PathField | None = None
     # Of a receiver that closes without TLS close_notify, as rsyslog does: then entries can vanish on the way, by whoever ends connections
     ends_without_close_notify: bool = False
     # A line for each entry is appended to this file
-    file: Path | None = None
+    file: PathField | None = None
     format: Literal["jsonl", "ocsf"] = "jsonl"
 
     @model_validator(mode="after")
@@ -147,7 +179,7 @@ class ShipSettings(Settings):
             raise ValueError("ca is needed with syslog: the CA of the receiver's certificate")
         of_other = {"ca", "server_name", "certificate", "key", "ends_without_close_notify"} if self.file else {"format"}
         if wrong := sorted(of_other & self.model_fields_set):
-            raise ValueError(f"{' and '.join(wrong)} belong to {'syslog' if self.file else 'file'}")
+            raise ValueError(f"{' and '.join(wrong)} go with {'syslog' if self.file else 'file'} only")
         if self.key is not None and self.certificate is None:
             raise ValueError("key is needed with certificate only")
         return self
@@ -156,13 +188,13 @@ class ShipSettings(Settings):
 class AuditSettings(Settings):
     """Where this gateway keeps its audit log: a directory of its own, also where several gateways share a store."""
 
-    directory: Path = Path("/var/lib/landbridge/audit")
+    directory: PathField = Path("/var/lib/landbridge/audit")
     # Where it is shipped to, by names that are the operators' own.
     ship: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")], ShipSettings] = Field(default_factory=dict)
     # Where the receipts of migrations from here are kept. None: "receipts" below the directory.
-    receipts: Path | None = None
+    receipts: PathField | None = None
     # Days after which entries are removed, some hundreds at a time; 0: never
-    retention: int = Field(default=0, ge=0)
+    retention: int = Field(default=0, ge=0, le=36_500)
 
 
 class WitnessedLog(Settings):
@@ -185,8 +217,8 @@ class WitnessSettings(Settings):
 class GatewayConfig(Settings):
     """The whole file."""
 
-    site: str
-    name: str
+    site: SiteName
+    name: Name
     identity: IdentitySettings
     listen: ListenSettings
     store: StoreSettings = StoreSettings()
@@ -198,3 +230,9 @@ class GatewayConfig(Settings):
     policy: PolicySettings = PolicySettings()
     audit: AuditSettings = AuditSettings()
     witness: WitnessSettings = WitnessSettings()
+
+    @model_validator(mode="after")
+    def _check_neighbours(self) -> GatewayConfig:
+        _check_each_once("host", (host.name for host in self.hosts))
+        _check_each_once("site", (self.site, *(site.name for site in self.sites)))
+        return self

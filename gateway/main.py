@@ -17,7 +17,7 @@ import structlog
 from grpc import aio
 
 from certs import tls
-from certs.guard import Access, Guard
+from certs.guard import Access, Guard, bind
 from certs.guard import server as guarded_server
 from certs.identity import Role
 from certs.links import listen
@@ -231,7 +231,12 @@ async def begin(
     server: aio.Server, address: Address, identity: LivingIdentity, section: str, stack: contextlib.AsyncExitStack
 ) -> None:
     """Have a gRPC server listen and serve, until the stack is left. Raises ConfigError."""
-    bind(server, address, identity, section)
+    credentials = tls.grpc_server_credentials(
+        lambda: identity.stored,
+        shows_root=section in {"peers", "enrolment"},
+        takes_strangers=section == "enrolment",
+    )
+    bind(server, address, credentials, section)
     await server.start()
     stack.push_async_callback(server.stop, 1.0)
 
@@ -443,18 +448,3 @@ async def listen_for_links(
         settings.listen.tunnel, identity, others, tunnels.attach, is_tunnel=True, on_refused=refusals.refused
     )
     stack.callback(accepted.close)
-
-
-def bind(server: aio.Server, address: Address, identity: LivingIdentity, section: str) -> None:
-    """Have a gRPC server listen. Raises ConfigError."""
-    credentials = tls.grpc_server_credentials(
-        lambda: identity.stored,
-        shows_root=section in {"peers", "enrolment"},
-        takes_strangers=section == "enrolment",
-    )
-    try:
-        port = server.add_secure_port(str(address), credentials)
-    except RuntimeError as error:  # what grpc raises when it cannot bind
-        raise ConfigError(f"nothing can listen on {address}: see listen.{section} in the configuration") from error
-    if port == 0:
-        raise ConfigError(f"nothing can listen on {address}: see listen.{section} in the configuration")

@@ -10,10 +10,11 @@
     checked      a Client              tables   for programs           while it goes    at its end
 
 Standard output has the result, standard error one sentence about what went wrong. Exit codes are those of
-`landbridge.errors`, and 130 when Ctrl-C ended the command.
+`landbridge.errors`, 130 when Ctrl-C ended the command, and 74 when standard output could not be written.
 """
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -31,6 +32,9 @@ from gateway.cli.connection import Access
 from landbridge.errors import InternalError, LandbridgeError, UsageError
 
 _NAME = "landbridge"
+# sysexits.h has it beside 70: a disk is full, say. Of whoever has read enough, it is 141.
+_NOT_WRITTEN = 74
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 _GLOBAL_OPTIONS = frozenset({"--gateway", "--identity"})
 # Each a file here, with a command of its name.
 _VERBS = frozenset(
@@ -65,7 +69,7 @@ class _Verbs(click.Group):
 )
 @click.option(
     "--identity",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # whoever needs it reads it: many commands do not
     metavar="DIR",
     envvar="LANDBRIDGE_IDENTITY",
     show_envvar=True,
@@ -80,6 +84,7 @@ def cli(ctx: click.Context, gateway: str | None, identity: Path | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; what went wrong is one sentence on standard error."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows "?" instead of failing
@@ -90,18 +95,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(words.sentence(error.message))
         return error.exit_code
     except BrokenPipeError:
-        # The reader has enough. Nothing may be written any more, not even by the interpreter when it ends.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()  # its reader has enough
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         _complain("Interrupted.")
         return 128 + signal.SIGINT
-    except Exception:  # noqa: BLE001 - a defect of ours: the report needs the traceback
+    except Exception as error:  # noqa: BLE001 - a defect of ours: the report needs the traceback
+        # Whoever opens files answers for them: what has no name is standard output.
+        if isinstance(error, OSError) and error.filename is None and error.errno in _DISK_ERRORS:
+            _give_up_output()
+            _complain(
+                f"Standard output cannot be written ({error.strerror}): what was asked for may have been done all the same."
+            )
+            return _NOT_WRITTEN
         traceback.print_exc()
         _complain("This is a defect of Landbridge: please report it with the lines above.")
         return InternalError.exit_code
     return code
+
+
+def _open_closed_streams() -> None:
+    """Whoever closes standard streams gets nothing there: the next file or connection must not take their place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - until the process ends
+
+
+def _give_up_output() -> None:
+    """Nothing may be written to standard output any more, not even by the interpreter when it ends."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -125,7 +148,7 @@ def _usage_sentence(error: click.ClickException) -> str:
     said = words.sentence(error.format_message())
     ctx = error.ctx if isinstance(error, click.UsageError) else None
     # The reasons that `arguments` gives say what is right: there, a pointer to the help would be noise.
-    if ctx is None or isinstance(error, click.BadParameter):
+    if ctx is None or (isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter)):
         return said
     return f"{said.removesuffix('.')} (see `{ctx.command_path} --help`)."
 

@@ -20,7 +20,7 @@ def approve(ctx: click.Context, request_id: str, *, as_json: bool) -> None:
         found = requests.find(gateway.requests(), request_id)
         if found is None:
             raise NotFound(
-                f"No request, or more than one, has an id that begins with {request_id}: see `landbridge requests`."
+                f"There is no request {request_id}, or more than one that begins so: see `landbridge requests --all`."
             )
         approved = gateway.approve(found)
     if as_json:

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import click
 
-from certs.identity import Identity, Role
+from certs.identity import Identity, Role, parse
 from landbridge.errors import IdentityError
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object per line (docs/cli-json.md).")
@@ -78,6 +78,22 @@ class _VmType(click.ParamType[str]):
                 param,
                 ctx,
             )
+        return text
+
+
+class _WhoType(click.ParamType[str]):
+    name = "WHO"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        site, slash, name = text.rpartition("/")
+        try:
+            if text.startswith("spiffe:"):
+                parse(text)
+            else:
+                Identity("any", site if slash else "any", Role.OPERATOR, name)
+        except IdentityError as error:
+            self.fail(f"{error.message} Give NAME, SITE/NAME or a SPIFFE ID, such as alice or ams/alice.", param, ctx)
         return text
 
 
@@ -188,6 +204,7 @@ def _shown(text: str) -> str:
 DESTINATION = _DestinationType()
 SITE = _SiteType()
 ADDRESSES = _AddressesType()
+WHO = _WhoType()
 ID = _IdType("migration", "migrations")
 REQUEST = _IdType("request", "requests")
 REASON = _ReasonType()

@@ -110,7 +110,7 @@ def export(place: str, form: str, out: Path | None, framework: str | None, **ask
     assert out is not None  # noqa: S101 - asked for above
     checker = Path(standalone.__file__).read_bytes()
     made_files = bundle.files(log, entries, verdict, question=chosen.words(), made=made, page=page, checker=checker)
-    count = sum(save(out / path, raw) for path, raw in made_files)
+    count = sum(_save_below(out / path, raw) for path, raw in made_files)
     if verdict.minimum:
         output.say(f"Entries below {verdict.minimum} were pruned, as entry {verdict.pruned_by} says.")
     output.say(f"Wrote {len(entries)} entries with their proofs to {out} ({count} files): see {out / 'README.md'}.")
@@ -123,14 +123,28 @@ def _write(out: Path | None, raw: bytes) -> None:
         save(out, raw)
 
 
-def save(path: Path, raw: bytes) -> bool:
-    """Write a new file, readable by its owner alone: it tells who did what."""
+def _save_below(path: Path, raw: bytes) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(raw)
+    except OSError as error:
+        raise ConfigError(f"{path.parent} cannot be made: {error.strerror}; choose another --out.") from error
+    return save(path, raw)
+
+
+def save(path: Path, raw: bytes) -> bool:
+    """Write a new file, whole or not at all, readable by its owner alone: it tells who did what. Raises AlreadyExists or ConfigError."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
         raise AlreadyExists(f"{path} is there already, and is not overwritten: choose another --out.") from error
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}.") from error
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another --out.") from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        path.unlink(missing_ok=True)  # else it would be in the way of the next attempt
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another --out.") from error
     return True

@@ -118,7 +118,7 @@ def request(name: str, site: str, trust_domain: str, out: Path, *, as_json: bool
     except IdentityError as error:
         raise UsageError(error.message) from error
     path = out / REQUEST
-    store.save_public(path, authority.request(store.pending_key(out), identity))
+    store.save_request(path, authority.request(store.pending_key(out), identity))
     facts = {"directory": str(out), "identity": str(identity), "request": str(path)}
     _say(facts, f"Take {path} to where the CA of site {site} is, and there: landbridge certs sign.", as_json=as_json)
 
@@ -127,7 +127,7 @@ def request(name: str, site: str, trust_domain: str, out: Path, *, as_json: bool
 @click.option("--ca", required=True, type=_DIRECTORY, help="The CA's directory.")
 @click.argument("name")
 @click.argument("request_pem", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Where to write the answer.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Where to write the answer: a new file.")
 @_JSON
 def sign(ca: Path, name: str, request_pem: Path, out: Path, *, as_json: bool) -> None:
     """Sign the request of gateway NAME.
@@ -135,12 +135,17 @@ def sign(ca: Path, name: str, request_pem: Path, out: Path, *, as_json: bool) ->
     The answer has its issuer's certificate and the roots, and no secret.
     """
     root = store.load_authority(ca)
-    key = authority.requested_key(store.read_public(request_pem, "give the request.pem of `landbridge certs request`"))
+    hint = "give the request.pem of `landbridge certs request`"
+    asked = store.read_public(request_pem, hint)
+    try:
+        key = authority.requested_key(asked)
+    except IdentityError as error:
+        raise UsageError(f"{request_pem} is no request: {error.message} Here, {hint}.") from error
     try:
         issuer = authority.create_issuer(root, name, key, datetime.now(UTC))
     except IdentityError as error:
         raise UsageError(error.message) from error
-    store.save_public(out, pem_of([issuer, *store.load_roots(ca)]))
+    store.save_answer(out, pem_of([issuer, *store.load_roots(ca)]))
     until = _time(issuer.not_valid_after_utc)
     who = str(Identity(root.site.trust_domain, root.site.site, Role.GATEWAY, name))
     facts = {"answer": str(out), "identity": who, "not_after": until, "fingerprint": fingerprint(issuer)}
@@ -160,17 +165,18 @@ def install(directory: Path, answer_pem: Path, *, as_json: bool) -> None:
 
     DIRECTORY is where the request was made; the gateway's certificate is made there as well.
     """
-    found = load_certificates(store.read_public(answer_pem, "give what `landbridge certs sign` has written"))
-    if len(found) < 2:
-        raise UsageError(
-            f"{answer_pem} holds {len(found)} certificates: give what `landbridge certs sign` has written."
-        )
-    issuer = store.install_issuer(directory, found[0], TrustBundles.of(found[1:]))
-    who = issuer_of(found[0])
+    hint = "give what `landbridge certs sign` has written"
+    answer = store.read_public(answer_pem, hint)
+    try:
+        found = load_certificates(answer)
+        who, roots = issuer_of(found[0]), TrustBundles.of(found[1:])
+    except IdentityError as error:
+        raise UsageError(f"{answer_pem} is no answer: {error.message} Here, {hint}.") from error
+    issuer = store.install_issuer(directory, found[0], roots)
     identity = Identity(who.home.trust_domain, who.home.site, Role.GATEWAY, who.gateway)
     leaf = authority.issue(issuer, identity, datetime.now(UTC))
     store.save_identity(directory, leaf, force=True)
-    store.save_trust(directory, TrustBundles.of(found[1:]))
+    store.save_trust(directory, roots)
     until = _time(leaf.certificate.not_valid_after_utc)
     facts = {"directory": str(directory), "identity": str(identity), "not_after": until}
     _say(facts, f"{directory} is {identity}, valid until {until}; the gateway renews it.", as_json=as_json)

@@ -112,12 +112,33 @@ def _drawn(columns: Sequence[Column], rows: Sequence[Row], room: int) -> Iterato
         if widest is None or widths[widest] <= _NARROWEST:
             break
         widths[widest] -= 1
+    if sum(widths) + len(_GAP) * (len(widths) - 1) > room:
+        yield from _stacked(columns, rows, room)
+        return
     yield Text(_line([column.heading for column in columns], widths, columns), style="bold")
     for row in rows:
         yield Text(_line(row.cells, widths, columns), style=row.style)
         if row.note:
-            for line in textwrap.wrap(row.note, max(20, room - 4), break_on_hyphens=False):
-                yield Text(f"    {line}", style="yellow")
+            yield from _note(row.note, room)
+
+
+def _stacked(columns: Sequence[Column], rows: Sequence[Row], room: int) -> Iterator[Text]:
+    """For a terminal that no table fits: a line for each cell, and an empty one between the rows."""
+    margin = max(cell_len(column.heading) for column in columns) + len(_GAP)
+    for number, row in enumerate(rows):
+        if number:
+            yield Text()
+        for column, cell in zip(columns, row.cells, strict=True):
+            if cell:
+                line = Text(f"{column.heading:<{margin}}", style="bold")
+                yield line.append(_cut(cell, max(_NARROWEST, room - margin)), style=row.style or "not bold")
+        if row.note:
+            yield from _note(row.note, room)
+
+
+def _note(note: str, room: int) -> Iterator[Text]:
+    for line in textwrap.wrap(note, max(20, room - 4), break_on_hyphens=False):
+        yield Text(f"    {line}", style="yellow")
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], columns: Sequence[Column]) -> str:

@@ -51,14 +51,18 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
 @policy.command()
 @arguments.vm
 @click.option("--to", "destination", type=arguments.DESTINATION, required=True, help="Where it would move.")
-@click.option(
-    "--as", "requester", metavar="WHO", default="", help="Who would ask: NAME, SITE/NAME or a SPIFFE ID; else you."
-)
+@click.option("--as", "requester", type=arguments.WHO, help="Who would ask: NAME, SITE/NAME or a SPIFFE ID; else you.")
 @click.option("--break-glass", type=arguments.REASON, help="As if the glass were broken with this reason.")
 @arguments.as_json
 @click.pass_context
 def explain(
-    ctx: click.Context, vm: str, destination: Destination, *, requester: str, break_glass: str | None, as_json: bool
+    ctx: click.Context,
+    vm: str,
+    destination: Destination,
+    *,
+    requester: str | None,
+    break_glass: str | None,
+    as_json: bool,
 ) -> None:
     """Explain what both sites' policies say, rule by rule.
 
@@ -66,7 +70,7 @@ def explain(
     """
     with connection.connect(ctx) as gateway:
         site, host = destination.site, destination.host
-        found = gateway.explain(vm, site, host, requester=requester, break_glass=break_glass or "")
+        found = gateway.explain(vm, site, host, requester=requester or "", break_glass=break_glass or "")
     if as_json:
         json_lines.write("explanation", found)
         return

@@ -26,6 +26,8 @@ def receipt(ctx: click.Context, migration_id: str, out: Path | None, *, as_text:
     It verifies without any gateway: landbridge audit verify FILE --key VKEY --other VKEY. What its proofs say is checked at
     once; that the keys are those of the two sites, only you can tell.
     """
+    if as_text and out is not None:
+        raise click.UsageError("--text writes no file: leave --out away, or ask twice.", ctx)
     with connection.connect(ctx) as gateway:
         answer = gateway.receipt(migration_id)
     if as_text:

@@ -98,7 +98,8 @@ def _progress(migration: Migration) -> Iterator[tuple[str, str]]:
         yield "rate", f"{words.rate(progress.rate)}{dirties}"
     if progress.throttle:
         yield "throttled", f"{progress.throttle} % of the guest's CPU time are taken away"
-    yield "elapsed", words.duration(progress.elapsed_ms)
+    # At the end, the total time says more: this is as of the last look at the copying.
+    yield "elapsed", "" if migration.summary.total_ms else words.duration(progress.elapsed_ms)
 
 
 def _channels(migration: Migration) -> Iterator[tuple[str, str]]:

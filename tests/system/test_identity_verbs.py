@@ -55,9 +55,14 @@ async def test_status_shows_what_expires_and_what_was_revoked(own: TwoSites) -> 
     assert list(lines)[:3] == ["root", "issuer/gw-1", "gateway/gw-1"]
     assert "by itself" in lines["gateway/gw-1"]
     assert "by hand" in lines["operator/root"]
-    assert (await run(own.fra, "certs", "revoke", "host/fra-9", "--reason", "lost")).returncode == 0
+    unknown = await run(own.fra, "certs", "revoke", "host/fra-9", "--reason", "lost")
+    assert (unknown.returncode, "No certificate of it is known" in unknown.stdout) == (0, True)
     serial = lines["host/fra-1"].split()[-2]
-    assert (await run(own.fra, "certs", "revoke", serial)).returncode == 0
+    known = await run(own.fra, "certs", "revoke", f"{serial[:14]}…", "--json")  # as a terminal cuts it
+    assert (known.returncode, json.loads(known.stdout)) == (
+        0,
+        {"type": "revoked", "subject": serial, "known": [serial]},
+    )
     after = (await run(own.fra, "certs", "status", "--json")).stdout.splitlines()
     objects = [json.loads(line) for line in after]
     revoked = [each["identity"] for each in objects if each["type"] == "certificate" and each["revoked_at"]]
@@ -119,8 +124,10 @@ async def test_rotate_changes_the_root_and_the_operator_is_still_answered(own: T
 async def test_renew_gives_a_gateway_a_new_issuer_and_asks_for_this_sites_ca(own: TwoSites) -> None:
     ca, gateway = own.fra._identities / "ca", own.fra._identities / "gw-1"
     before = len(list((gateway / "issuers").glob("*.pem")))
-    done = await run(own.fra, "certs", "renew", "--ca", str(ca))
+    done = await run(own.fra, "certs", "renew", "--ca", str(ca), "--json")
     assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert (made["type"], made["gateway"], sorted(made)) == ("issuer", "gw-1", ["gateway", "in_use_from", "type"])
     assert len(list((gateway / "issuers").glob("*.pem"))) == before + 1
     wrong = await run(own.fra, "certs", "renew", "--ca", str(own.ams._identities / "ca"))
     assert (wrong.returncode, "and of no other site" in wrong.stderr) == (6, True)
@@ -145,9 +152,42 @@ def test_a_gateway_on_another_machine_than_the_ca_gets_its_identity_by_a_request
     assert str(stored.identity) == "spiffe://example.org/site/fra/gateway/gw-1"
     assert stored.root == store.load_authority(ca).certificate
     again = certs("install", home, answer)
-    assert (again.returncode, "is for another key" in again.stderr) == (4, True)
+    assert (again.returncode, "or it is installed already" in again.stderr) == (4, True)
     garbage = tmp_path / "garbage"
     garbage.write_text("garbage")
-    for step in (("sign", "--ca", ca, "gw-1", garbage, "--out", answer), ("install", home, garbage)):
+    new = tmp_path / "new.pem"
+    mistakes: list[tuple[tuple[str | Path, ...], str]] = [
+        (("sign", "--ca", ca, "gw-1", garbage, "--out", new), f"{garbage} is no request"),
+        (("install", home, garbage), f"{garbage} is no answer"),
+        (("install", home, home / "request.pem"), "request.pem is no answer"),
+        (("install", home, ca / "ca.pem"), "ca.pem is no answer"),
+        (("trust", home, answer), f"{answer} is no root of a site"),
+    ]
+    for step, said in mistakes:
         done = certs(*step)
-        assert (done.returncode, done.stderr.count("\n")) == (6, 1), done.stderr
+        assert (done.returncode, done.stderr.count("\n"), said in done.stderr) == (2, 1, True), done.stderr
+    assert not new.exists()
+
+
+def test_nothing_that_certs_writes_takes_the_place_of_a_ca(tmp_path: Path) -> None:
+    def certs(*argv: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([LANDBRIDGE, "certs", *map(str, argv)], capture_output=True, text=True, check=False)
+
+    ca, home = tmp_path / "ca", tmp_path / "gw-1"
+    names = ("--site", "fra", "--trust-domain", "example.org")
+    assert certs("init", *names, "--out", ca).returncode == 0
+    assert certs("request", "gw-1", *names, "--out", home).returncode == 0
+    before = {path: path.read_bytes() for path in ca.iterdir()}
+    attempts: list[tuple[tuple[str | Path, ...], str]] = [
+        (("sign", "--ca", ca, "gw-1", home / "request.pem", "--out", ca / "ca.pem"), "is not overwritten"),
+        (("sign", "--ca", ca, "gw-1", home / "request.pem", "--out", ca / "ca.key"), "is not overwritten"),
+        (("issue", "--ca", ca, "operator", "alice", "--out", ca), "holds a CA"),
+        (("issue", "--ca", ca, "operator", "alice", "--out", ca, "--force"), "holds a CA"),
+    ]
+    for step, said in attempts:
+        done = certs(*step)
+        assert (done.returncode, said in done.stderr) == (4, True), done.stderr
+    assert {path: path.read_bytes() for path in ca.iterdir()} == before
+    (ca / "ca.pem").write_text("garbage")
+    done = certs("show", ca)
+    assert (done.returncode, f"{ca}/ca.pem is no root of a site" in done.stderr) == (2, True), done.stderr

@@ -312,7 +312,7 @@ def test_approving_what_is_not_one_request_is_one_sentence(
     code, _, err = run("approve", "aaaa")
     assert code == 3
     assert err == (
-        "landbridge: No request, or more than one, has an id that begins with aaaa: see `landbridge requests`.\n"
+        "landbridge: There is no request aaaa, or more than one that begins so: see `landbridge requests --all`.\n"
     )
 
 

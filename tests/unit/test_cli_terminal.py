@@ -43,9 +43,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGateway]:
 
 @pytest.fixture
 def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    def run(*argv: str) -> tuple[int, str]:
+    def run(*argv: str, columns: int = 80) -> tuple[int, str]:
         monkeypatch.setenv("TERM", "xterm-256color")
-        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setenv("COLUMNS", str(columns))
         monkeypatch.setenv("LINES", "24")
         monkeypatch.delenv("NO_COLOR", raising=False)
         primary, secondary = pty.openpty()
@@ -132,6 +132,24 @@ def test_tables_fit_80_columns(fake: FakeGateway, on_terminal: OnTerminal) -> No
         assert code == 0
         assert max(map(cell_len, lines(screen))) <= 80
         assert "…" in screen or verb == "migrations"
+
+
+def test_on_a_terminal_that_no_table_fits_each_cell_has_a_line(fake: FakeGateway, on_terminal: OnTerminal) -> None:
+    fake.vms = [types.Vm(name="web-01", host="host-a", state=types.VM_STATE_RUNNING, memory=4 * GIB)]
+    fake.hosts = [
+        types.Host(site="fra", name="host-a", cpus=16, memory=64 * GIB, libvirt_version="10.10.10"),
+        types.Host(site="fra", name="host-b", unreachable="it does not answer, " * 10),
+    ]
+    for verb in ("vms", "hosts"):
+        code, screen = on_terminal(verb, columns=40)
+        assert code == 0
+        assert max(map(cell_len, lines(screen))) <= 40
+    assert [line.split() for line in lines(screen)[:3]] == [
+        ["HOST", "fra/host-a"],
+        ["CPUS", "16"],
+        ["MEMORY", "64.0", "GiB"],
+    ]
+    assert "    unreachable: it does not answer, it" in lines(screen)
 
 
 def test_an_empty_list_is_a_sentence_on_a_terminal(fake: FakeGateway, on_terminal: OnTerminal) -> None:

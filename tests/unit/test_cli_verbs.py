@@ -1,16 +1,21 @@
 """Each verb in a pipe and as JSON: what it prints, what it asks the gateway, and its exit code."""
 
+import errno
 import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from gateway.cli import connection, estimates, follow, main, views
-from landbridge.errors import Unreachable
+from gateway.cli.audit_export import save
+from landbridge.errors import ConfigError, Unreachable
 from landbridge.v1 import gateway_pb2 as api
 from landbridge.v1 import types_pb2 as types
 from tests.unit.fake_gateway import (
@@ -638,3 +643,40 @@ def test_what_a_gateway_says_cannot_move_the_cursor(fake: FakeGateway, run: Run)
         _, out, err = run(*argv)
         assert "\x1b" not in out + err
         assert "\nlandbridge: all is well" not in out + err
+
+
+LANDBRIDGE = str(Path(sys.executable).with_name("landbridge"))
+
+
+def test_output_that_cannot_be_written_is_no_defect() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([LANDBRIDGE, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 74
+    assert done.stderr.startswith("landbridge: Standard output cannot be written (No space left on device): ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_closed_standard_streams_are_not_missed(tmp_path: Path) -> None:
+    argv = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", LANDBRIDGE, "certs", "init", "--site", "fra"]
+    out = tmp_path / "ca"
+    done = subprocess.run([*argv, "--trust-domain", "example.org", "--out", str(out)], check=False)
+    assert done.returncode == 0
+    assert sorted(path.name for path in out.iterdir()) == ["ca.key", "ca.pem"]
+
+
+def test_a_file_that_could_not_be_written_is_not_in_the_way_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "a.receipt"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(ConfigError, match="No space left on device"):
+            save(path, b"receipt")
+    assert not path.exists()
+    assert save(path, b"receipt")
+    with pytest.raises(ConfigError, match="No such file or directory; choose another --out"):
+        save(tmp_path / "mistyped" / "a.receipt", b"receipt")
+    assert not (tmp_path / "mistyped").exists()

@@ -12,13 +12,15 @@ import pytest
 from grpc import aio
 
 from certs import tls
-from certs.guard import Access, Guard, caller
+from certs.guard import Access, Guard, bind, caller
 from certs.guard import server as guarded_server
 from certs.identity import Identity, Role, Site
 from certs.living import LivingIdentity
 from certs.store import StoredIdentity
+from landbridge.config import Address
 from landbridge.errors import (
     CODE_KEY,
+    ConfigError,
     Conflict,
     InternalError,
     LandbridgeError,
@@ -129,9 +131,9 @@ async def test_the_right_caller_is_let_in_and_known_to_the_method(
 @pytest.mark.parametrize(
     ("access", "site", "role", "takes"),
     [
-        (OPERATORS, "a", Role.HOST, "it takes a certificate of a operator of site a"),
-        (OPERATORS, "a", Role.GATEWAY, "it takes a certificate of a operator of site a"),
-        (OPERATORS, "b", Role.OPERATOR, "it takes a certificate of a operator of site a"),
+        (OPERATORS, "a", Role.HOST, "it takes a certificate of an operator of site a"),
+        (OPERATORS, "a", Role.GATEWAY, "it takes a certificate of an operator of site a"),
+        (OPERATORS, "b", Role.OPERATOR, "it takes a certificate of an operator of site a"),
         (PEERS, "a", Role.GATEWAY, "it takes a certificate of a gateway of another site"),
         (PEERS, "b", Role.OPERATOR, "it takes a certificate of a gateway of another site"),
     ],
@@ -216,3 +218,14 @@ async def test_of_a_defect_the_caller_learns_only_that_it_is_one(identities: Ide
             assert "see the log of the other side" in (caught.value.details() or "")
             assert CONFIDENTIAL not in repr(caught.value)
             assert "ZeroDivision" not in repr(caught.value)
+
+
+async def test_a_port_is_never_shared_with_another_server(identities: Identities) -> None:
+    """Else the kernel would deal its callers out among both, and each would answer some of them."""
+    living = LivingIdentity(identities.of("a", Role.GATEWAY))
+    credentials = tls.grpc_server_credentials(lambda: living.stored)
+    async with served(identities, Access(Role.OPERATOR, Site(DOMAIN, "a"))) as port:
+        second = guarded_server(Guard(living, {}))
+        with pytest.raises(ConfigError, match=f"nothing can listen on 127.0.0.1:{port}: .*; see listen.peers in "):
+            bind(second, Address("127.0.0.1", port), credentials, "peers")
+        await second.stop(None)

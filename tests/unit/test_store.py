@@ -240,7 +240,7 @@ def test_an_issuers_certificate_is_taken_for_the_key_that_waits_and_no_other(
     certificate = authority.create_issuer(ca, "gw1", key.public_key(), NOW)
     store.install_issuer(home, certificate, trust)
     assert [each.certificate for each in store.load_issuers(home, trust)] == [certificate]
-    with pytest.raises(Conflict, match="ask for a new one"):
+    with pytest.raises(Conflict, match="or it is installed already"):
         store.install_issuer(home, certificate, trust)
     stranger = authority.create(A, NOW)
     forged = authority.create_issuer(stranger, "gw1", store.pending_key(home).public_key(), NOW)
