@@ -30,8 +30,8 @@ import structlog
 
 from gateway.stream.dedup import History
 from gateway.stream.log_state import State
-from gateway.stream.page_log import GENERATION
 from gateway.stream.pipeline import Decoder, Encoder
+from gateway.stream.ring import GENERATION
 from gateway.stream.tally import Tally
 from landbridge.errors import LandbridgeError, OutOfStep, ProtocolError
 from landbridge.frame import CODED_TYPES, MAX_PAYLOAD, MAX_REASON, Frame, FrameType, reason_of
@@ -254,11 +254,11 @@ class _Coder:
     def encode(self, frame: Frame, subject: Subject, level: int) -> tuple[Frame, Tally] | None:
         """The frame, coded; None if it should go as it is."""
         payload, hints = memoryview(frame.payload), memoryview(frame.hints)
-        coded = self._encoder.encode(payload, hints, vm=subject.vm, domain=subject.domain, level=level)
-        if coded is None or _PREFIX.size + len(coded.blob) > MAX_PAYLOAD:
-            return None
         prefix = _PREFIX.pack(self.history.out_generation[:_TAG], self.history.in_generation[:_TAG], frame.type)
-        return Frame(FrameType.CODED, frame.channel, frame.position, prefix + coded.blob), coded.tally
+        coded = self._encoder.encode(payload, hints, vm=subject.vm, domain=subject.domain, level=level, ahead=prefix)
+        if coded is None or len(coded.blob) > MAX_PAYLOAD:
+            return None
+        return Frame(FrameType.CODED, frame.channel, frame.position, coded.blob), coded.tally
 
     def decode(self, frame: Frame) -> Frame | None:
         """The frame as it was; None if it was under way while a log was begun anew. Raises OutOfStep or ProtocolError."""

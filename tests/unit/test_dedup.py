@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.stream.dedup import _MIX, MOST_RECEIVED, NONE, History
+from gateway.stream.dedup import MOST_RECEIVED, NONE, History
+from gateway.stream.index import _MIX
 from gateway.stream.log_state import MOST_BYTES, MOST_RANGES, RingState, State
-from gateway.stream.page_log import MARGIN_SHARE, SPAN, first_of
+from gateway.stream.ring import MARGIN_SHARE, SPAN, first_of
 from landbridge.errors import ProtocolError
 from tests.unit.page_logs import (
     ANOTHER_BOOT,
@@ -84,9 +85,9 @@ def test_a_domain_that_the_index_cannot_tell_from_another_does_not_find_its_page
     pair.send(1, domain=1)
     digest = int(digests_of(some_pages(1))[0])
     # A hash with the same set and tag: the next one of this set, as the index mixes and divides them.
-    mixed = int(_MIX) * (digest ^ 1) + len(pair.here._table._entries)
+    mixed = int(_MIX) * (digest ^ 1) + len(pair.here._index._entries)
     twin = mixed * pow(int(_MIX), -1, 1 << 64) % (1 << 64) ^ digest
-    [rows, _] = pair.here._table.look(numbers(digest ^ twin))
+    [rows, _] = pair.here._index.look(numbers(digest ^ twin))
     assert rows.tolist() == [0]
     assert find(pair.here, 1, domain=twin) is None
 

@@ -12,21 +12,8 @@ import numpy as np
 import pytest
 
 from gateway.stream.dedup import History
-from gateway.stream.page_log import (
-    FIELDS,
-    HEAD,
-    MARGIN_SHARE,
-    PAUSE,
-    RECORD,
-    SERIAL,
-    SPAN,
-    Kept,
-    PageLog,
-    Ring,
-    capacity_of,
-    first_of,
-    pages_at,
-)
+from gateway.stream.page_log import FIELDS, HEAD, PAUSE, RECORD, SERIAL, PageLog, capacity_of, pages_at
+from gateway.stream.ring import MARGIN_SHARE, SPAN, Kept, Ring, first_of
 from landbridge.errors import ConfigError
 from landbridge.hints import PAGE
 from tests.unit.page_logs import (
