@@ -23,7 +23,12 @@ are not logged, and that is all. Pages are read through a mapping, but only slot
    compared with its digest and forgotten if they differ; a record that is torn does not match its seal. As serials may have been
    given out that the file does not know, the next one lies MARGIN further; and none is given out before the other gateway has said
    what it holds (`History.meet`), because that may be more.
+ - The process is killed a second time, with no clean close between: as after a power failure, for a block that the disk cannot read
+   kills whoever looks at it through a mapping (SIGBUS). It is forgotten then, instead of killing for ever.
  - The file is shorter than it was, or its head makes no sense: as after a power failure, or anew. Never an error.
+
+Somebody may shorten the file while it is mapped, to have room on the disk. Before the mapping is read, the size of the file is looked
+at: if that is less than it was, everything is forgotten, and the file gets its size again.
 
 Pages that change on a disk unnoticed are found by the checksum of each coded frame, not here.
 """
@@ -53,8 +58,8 @@ Pages = NDArray[np.uint8]  # of the shape (n, PAGE)
 _HEAD = struct.Struct(
     "<8sQQ16s16sQ16sQ"
 )  # magic, capacity, marks, boot; then of OUT and of IN: generation, next serial
-# Marks: that the file was closed, and that a power failure has once taken pages out of it.
-_CLEAN, _TORN = 1, 2
+# Marks: that the file was closed; that a power failure has once taken pages out of it; that the process before was killed.
+_CLEAN, _TORN, _KILLED = 1, 2, 4
 _MAGIC = b"LBpages2"
 HEAD = 4096
 FIELDS = 6
@@ -120,11 +125,14 @@ class PageLog:
         # Whether a power failure, or something worse, has ever taken pages out of it. The other gateway has to be told, and nothing says
         # that it was before this process came; to tell it for ever costs no more than what is under way when they meet.
         self.was_torn = False
+        # Whether the process before was killed.
+        self._was_killed = False
         self._moment = 0
         self._pause = 0
         self._resident = 0
         self._pages_at = pages_at(capacity)
-        self.found = self._take_over(self._pages_at + 2 * capacity * PAGE, generation)
+        self._size = self._pages_at + 2 * capacity * PAGE
+        self.found = self._take_over(generation)
         # Before anything is written: the mark of a clean close must not outlive the next power failure.
         self._to_disk(HEAD)
         self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -165,6 +173,8 @@ class PageLog:
 
     def pages(self, slots: NDArray[np.intp]) -> Pages:
         """A copy of the pages in slots that were written, each counted among those of both rings."""
+        if self._is_cut():
+            return np.zeros((len(slots), PAGE), np.uint8)
         # One call for all: numpy lets other threads run meanwhile, and a page that is read is not compared or copied twice.
         taken = self._mapped.take(slots, axis=0)
         self._resident += len(slots) * _AROUND
@@ -209,7 +219,18 @@ class PageLog:
 
     def records_of(self, slots: NDArray[np.intp]) -> Numbers:
         """The records of slots that were written, each counted among those of both rings, of the shape (n, FIELDS)."""
+        if self._is_cut():
+            return np.zeros((len(slots), FIELDS), np.uint64)
         return self._mapped_records.take(slots, axis=0)
+
+    def _is_cut(self) -> bool:
+        """Whether the file is shorter than its mapping; then nothing in it is held any more."""
+        if self._map.size() >= self._size:
+            return False
+        self.kept.fill(Kept.EMPTY)
+        with contextlib.suppress(OSError):
+            self._file.truncate(self._size)
+        return True
 
     def walk(self, ring: Ring, least: np.uint8) -> Iterator[tuple[NDArray[np.intp], Numbers]]:
         """All slots that are good for `least`, counted among both rings, and their records; the oldest first, in pieces."""
@@ -234,20 +255,22 @@ class PageLog:
 
     # The file
 
-    def _take_over(self, size: int, generation: bytes) -> Found:
+    def _take_over(self, generation: bytes) -> Found:
         found = self._file.seek(0, 2)
         head = self._get_head()
         if head is None:
             self._file.truncate(0)
-            self._file.truncate(size)
+            self._file.truncate(self._size)
             self.out.begin(generation)
             self._put_head(is_clean=False)
             return Found(0, 0, is_new=True, is_torn=False)
         marks, boot, self.out.generation, out_next, self.incoming.generation, in_next = head
-        is_torn = found != size or not (marks & _CLEAN or boot == self._boot)
+        is_intact = marks & _CLEAN or (boot == self._boot and not marks & _KILLED)
+        is_torn = found != self._size or not is_intact
+        self._was_killed = not marks & _CLEAN and not is_torn
         self.was_torn = is_torn or bool(marks & _TORN)
         if is_torn:
-            self._file.truncate(size)
+            self._file.truncate(self._size)
         forgotten = self._load(self.out, out_next, is_torn=is_torn) + self._load(
             self.incoming, in_next, is_torn=is_torn
         )
@@ -324,7 +347,7 @@ class PageLog:
     def _put_head(self, *, is_clean: bool) -> None:
         out, incoming = self.out, self.incoming
         rings = out.generation, out.next, incoming.generation, incoming.next
-        marks = _CLEAN * is_clean | _TORN * self.was_torn
+        marks = _CLEAN * is_clean | _TORN * self.was_torn | _KILLED * (self._was_killed and not is_clean)
         raw = _HEAD.pack(_MAGIC, self.capacity, marks, self._boot, *rings)
         self._put(0, raw + digest(raw).to_bytes(8))
 
