@@ -161,9 +161,11 @@ class PageLog:
 
     def close(self) -> None:
         """Write all to the disk and mark it as whole; a failure to do so costs a look at each page after the next power failure."""
+        self._is_cut()
         del self._mapped, self._mapped_records
         self._map.close()
-        with contextlib.suppress(OSError):
+        # ValueError: it is cut, and could not be made longer.
+        with contextlib.suppress(OSError, ValueError):
             self._to_disk(0)
             self._put_head(is_clean=True)
             self._to_disk(HEAD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from io import FileIO
@@ -339,6 +340,19 @@ pair.close()
         [sys.executable, "-c", script, str(tmp_path), str(left)], check=False, capture_output=True, text=True
     )
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("left", [0, 10, HEAD])
+def test_a_log_that_was_cut_while_it_was_open_closes_and_opens(tmp_path: Path, left: int) -> None:
+    log = open_log(tmp_path / "log", CAPACITY)
+    assert write(log, FIRST, 1, 2, 3)
+    os.truncate(tmp_path / "log", left)
+    log.close()
+    assert left_in(tmp_path / "log")[0] == []
+    log = open_log(tmp_path / "log", CAPACITY)
+    assert write(log, FIRST + 3, 4)
+    log.close()
+    assert left_in(tmp_path / "log")[0] == [(FIRST + 3, FIRST + 4)]
 
 
 @pytest.mark.lab
