@@ -2,6 +2,8 @@
 
 page_log    the pages that both gateways have seen, in one file: a ring of what this one sent, a ring of what the other did
 log_state   what one gateway tells the other of its page log, when they meet
+ring        one of them: which serials are in which slots
+index       where in the file the page may be that has a hash
 dedup       the history: which page is already there, by its contents or by its key, and whether both gateways have it
 tally       what became of the bytes
 skeleton    a frame's pages, found by hints, and the bytes around them

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from gateway.stream import delta
 from gateway.stream.blob import MOST_PAGES, What
 from gateway.stream.compress import look_random, planes, steps
-from gateway.stream.page_log import Numbers, Pages
+from gateway.stream.page_log import Pages
+from gateway.stream.ring import Numbers
 from landbridge.frame import Payload
 from landbridge.hints import PAGE
 
@@ -19,8 +20,8 @@ Rows = NDArray[np.intp]
 _T = TypeVar("_T", bound=np.generic)
 
 # By itself, as a function of ours around it takes longer than to look at a page.
-_digest = xxhash.xxh3_64_intdigest
-ZERO_DIGEST = _digest(bytes(PAGE))
+_digest = xxhash.xxh3_64_digest
+ZERO_DIGEST = int.from_bytes(_digest(bytes(PAGE)))
 _MIXED = (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB))
 _LAST_SHIFT = np.uint64(31)
 _ROWS = np.arange(MOST_PAGES)
@@ -72,7 +73,8 @@ def keys_of(vm: int, keys: Numbers) -> Numbers:
 def digests_of(pages: Pages) -> Numbers:
     """xxh3-64 of each page."""
     whole = memoryview(pages.reshape(-1).data)
-    return np.array([_digest(whole[at : at + PAGE]) for at in range(0, len(whole), PAGE)], np.uint64)
+    digests = b"".join([_digest(whole[at : at + PAGE]) for at in range(0, len(whole), PAGE)])
+    return np.frombuffer(digests, ">u8").astype(np.uint64)
 
 
 class Sorted:
@@ -88,18 +90,22 @@ class Sorted:
         self._references = self._bases = _NO_NUMBERS
         self._repeated = _NO_ROWS
         self._differences: Pages | None = None
-        self._literals = rest = self._without_repeats()
-        self._raws = _NO_ROWS
+        rest = self._without_repeats()
+        left = rows_of(pages, rest)
         if len(rest):
             digests, keys_of_rest = rows_of(self._digests, rest), rows_of(keys, rest)
-            equal, last = history.known_many(domain, digests, keys_of_rest, rows_of(pages, rest))
-            if equal.any():
+            equal, last = history.known_many(domain, digests, keys_of_rest, left)
+            whole = rest
+            if np.count_nonzero(equal):
                 rest, last = self._without_references(rest, equal), last[equal == 0]
-            self._literals = rest = self._without_deltas(rest, last)
-        are_random = look_random(rows_of(pages, rest))
-        if are_random.any():
-            self._raws, self._literals = rest[are_random], rest[~are_random]
-            self.what[self._raws] = What.RAW
+            rest = self._without_deltas(rest, last)
+            if len(rest) < len(whole):
+                left = pages[rest]
+        self._literals, self._raws = left, left[:0]
+        are_random = look_random(left)
+        if np.count_nonzero(are_random):
+            self._raws, self._literals = left[are_random], left[~are_random]
+            self.what[rest[are_random]] = What.RAW
 
     def _without_repeats(self) -> Rows:
         """Find the pages that are in the frame already, or zero; returns the others."""
@@ -164,14 +170,13 @@ class Sorted:
 
     def columns(self) -> list[Payload]:
         """DUPLICATES and those that follow."""
-        literals, raws = (rows_of(self._pages, rows) for rows in (self._literals, self._raws))
         return [
             planes(steps(self._references)) + self._repeated.astype(np.uint8).tobytes()
             if self._has_duplicates
             else b"",
             b"" if self._differences is None else b"".join([planes(steps(self._bases)), self._differences.data]),
-            literals.reshape(-1).data,
-            raws.reshape(-1).data,
+            self._literals.reshape(-1).data,
+            self._raws.reshape(-1).data,
         ]
 
 

@@ -82,19 +82,33 @@ def look_random(pages: NDArray[np.uint8]) -> NDArray[np.bool_]:
     those apart from the text 11 % less is left of a frame.
     """
     sample = pages[::_SAMPLED]
-    if len(pages) > 4 * _SAMPLED and np.count_nonzero(_are_even(sample)) < _ENOUGH * len(sample):
-        return np.zeros(len(pages), np.bool_)
+    if len(pages) > 4 * _SAMPLED:
+        enough = _ENOUGH * len(sample)
+        # Half of the work leaves out nearly all.
+        if np.count_nonzero(_are_balanced(_words(sample))) < enough or np.count_nonzero(_are_even(sample)) < enough:
+            return np.zeros(len(pages), np.bool_)
     return _are_even(pages)
 
 
 def _are_even(pages: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Which of the pages have about as many ones as zeros."""
-    words = pages.view(np.uint64)[:, ::_STEP]
+    words = _words(pages)
     uppermost = np.bitwise_count(words & _UPPERMOST).sum(axis=1, dtype=np.int64)
-    ones = np.bitwise_count(words).sum(axis=1, dtype=np.int64)
-    found: NDArray[np.bool_] = abs(ones - 32 * _WORDS) <= _MOST_OFF
+    found = _are_balanced(words)
     found &= abs(uppermost - 4 * _WORDS) <= _MOST_OFF_UPPERMOST
     return found
+
+
+def _are_balanced(words: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """The same, of all of the bits only."""
+    ones = np.bitwise_count(words).sum(axis=1, dtype=np.int64)
+    found: NDArray[np.bool_] = abs(ones - 32 * _WORDS) <= _MOST_OFF
+    return found
+
+
+def _words(pages: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """The words by which pages are judged."""
+    return pages.view(np.uint64)[:, ::_STEP]
 
 
 # Numbers compress better with their upper bytes apart from their lower ones.

@@ -14,8 +14,7 @@ both ends, or nothing at one of them. That holds whatever becomes of states, ack
 repeated. What is late can only make less usable: an acknowledgement of an older generation names serials that we no longer know, an
 old state makes us forget. After a restart nothing is usable, and nothing is appended, until the other gateway has said what it holds.
 
-The index is a table of 24 bytes a page. It knows hashes only; of a page that it leads to the domain is compared, and for an equal
-page the bytes are.
+The index knows hashes only; of a page that it leads to the domain is compared, and for an equal page the bytes are.
 """
 
 from __future__ import annotations
@@ -23,110 +22,19 @@ from __future__ import annotations
 import heapq
 
 import numpy as np
-from numpy.typing import NDArray
 
+from gateway.stream.index import Index, Slots
 from gateway.stream.log_state import MOST_CAPACITY, RingState, State
-from gateway.stream.page_log import (
-    DIGEST,
-    DOMAIN,
-    KEY,
-    MARGIN_SHARE,
-    SERIAL,
-    SPAN,
-    Kept,
-    Numbers,
-    PageLog,
-    Pages,
-    Ring,
-    runs,
-)
+from gateway.stream.page_log import DIGEST, DOMAIN, KEY, SERIAL, PageLog, Pages
+from gateway.stream.ring import MARGIN_SHARE, SPAN, Kept, Numbers, Ring, runs
 from landbridge.errors import ProtocolError
 from landbridge.hints import PAGE
 
 # In arrays of references: none. No serial is 0.
 NONE = 0
-Slots = NDArray[np.intp]
-Rows = NDArray[np.intp]
-_NO_ROWS: Rows = np.empty(0, np.intp)
 
-# A table's entry: tag of the hash (24 bits, the last of them 1, so that an empty entry is none's), lap of the slot (8), slot + 1 (32).
-_WAYS = 8
-_TAG, _LAP = np.uint64(40), np.uint64(32)
-_IS_THERE = np.uint64(1 << 40)
-_SLOT = np.uint64((1 << 32) - 1)
-_MIX = np.uint64(0x9E3779B97F4A7C15)
 # Ranges that wait to be acknowledged; of more, the oldest are not.
 MOST_RECEIVED = 1024
-
-
-class _Table:
-    """Hash -> slot: a set-associative table, which may forget and may err; 3 entries of 8 bytes per slot.
-
-    It has both kinds of hashes, of pages within their domains and of keys: that way all of a frame is looked up at once.
-    """
-
-    def __init__(self, log: PageLog) -> None:
-        self._log = log
-        sets = max(len(log.kept) * 3 // _WAYS, 1)
-        self._sets = np.uint64(sets)
-        self._entries: Numbers = np.zeros((sets, _WAYS), np.uint64)
-
-    def clear(self) -> None:
-        self._entries.fill(0)
-
-    def look(self, hashes: Numbers) -> tuple[Rows, Slots]:
-        """Slots of pages that can be referred to, except for their age, and for which of the hashes each is; often there is none."""
-        mixed = hashes * _MIX
-        ways = self._entries.take((mixed % self._sets).view(np.int64), axis=0)
-        # Where tags are the same, their difference leaves what is below them.
-        same = (ways ^ (mixed | _IS_THERE)[:, None]) < _IS_THERE
-        if not same.any():
-            return _NO_ROWS, _NO_ROWS
-        rows, columns = same.nonzero()
-        entries = ways[rows, columns]
-        live = self._are_live(entries)
-        if not live.all():
-            rows, entries = rows[live], entries[live]
-        return rows, _slots(entries)
-
-    def put(self, hashes: Numbers, slots: Slots) -> None:
-        """Enter slots; of two with one hash, the later stays."""
-        mixed = hashes * _MIX
-        sets = (mixed % self._sets).astype(np.intp)
-        laps = self._log.laps[slots].astype(np.uint64) & np.uint64(255)
-        entries = (mixed | _IS_THERE) >> _TAG << _TAG | laps << _LAP | (slots.astype(np.uint64) + np.uint64(1))
-        # Of entries for one way, the last stays, and the others go on. More than fit into a set would only replace each other.
-        for _ in range(_WAYS):
-            ways = self._ways_for(sets, entries)
-            self._entries[sets, ways] = entries
-            lost = (self._entries[sets, ways] ^ entries) >= _IS_THERE
-            if not lost.any():
-                return
-            sets, entries = sets[lost], entries[lost]
-
-    def _ways_for(self, sets: Rows, entries: Numbers) -> Rows:
-        """Where in its set each entry is to stand: in place of one with its hash, in an empty way, or instead of another."""
-        ways = self._entries.take(sets, axis=0)
-        same = (ways ^ entries[:, None]) < _IS_THERE
-        fit = ways == 0
-        if same.any():
-            again = same.any(axis=1)
-            fit[again] = same[again]
-        full = (~fit.any(axis=1)).nonzero()[0]
-        if len(full):
-            fit[full] = ~self._are_live(ways[full])
-            still = full[~fit[full].any(axis=1)]
-            fit[still, (entries[still] & np.uint64(_WAYS - 1)).astype(np.intp)] = True
-        found: Rows = fit.argmax(axis=1)
-        return found
-
-    def _are_live(self, entries: Numbers) -> NDArray[np.bool_]:
-        slots = _slots(entries)
-        laps = (entries >> _LAP).astype(np.uint8)
-        live: NDArray[np.bool_] = (self._log.kept[slots] == Kept.COMMON) & (
-            self._log.laps[slots].astype(np.uint8) == laps
-        )
-        return live
 
 
 class History:
@@ -134,7 +42,7 @@ class History:
 
     def __init__(self, log: PageLog) -> None:
         self._log = log
-        self._table = _Table(log)
+        self._index = Index(log.kept, log.laps)
         # Pages of a ring that both gateways have room for.
         self._window = log.capacity
         self._has_met = False
@@ -150,7 +58,7 @@ class History:
         """
         count = len(digests)
         found: Numbers = np.zeros(2 * count, np.uint64)
-        rows, slots = self._table.look(np.concatenate((digests ^ np.uint64(domain), keys)))
+        rows, slots = self._index.look(np.concatenate((digests ^ np.uint64(domain), keys)))
         if not len(rows):
             return found[:count], found[count:]
         # The table knows hashes only. The record beside a page says whose it is: another domain's is never referred to.
@@ -284,7 +192,7 @@ class History:
         else:
             np.minimum(log.out.kept, Kept.HELD, out=log.out.kept)
         self._has_met = True
-        self._index()
+        self._index_all()
 
     def acknowledged(self, ranges: list[tuple[int, int]]) -> None:
         """The other gateway holds these serials of OUT, each range as (first, behind the last)."""
@@ -362,7 +270,7 @@ class History:
         slots = self._locate(references, rings, Kept.COMMON)
         known = slots >= 0
         if known.any():
-            self._table.put(keys[known], slots[known])
+            self._index.put(keys[known], slots[known])
 
     def _enter(
         self, ring: Ring, serials: Numbers, digests: Numbers, keys: Numbers, domains: Numbers | np.uint64
@@ -373,11 +281,11 @@ class History:
         self._put(digests ^ domains, keys, slots + ring.base)
 
     def _put(self, hashes: Numbers, keys: Numbers, slots: Slots) -> None:
-        self._table.put(np.concatenate((hashes, keys)), np.concatenate((slots, slots)))
+        self._index.put(np.concatenate((hashes, keys)), np.concatenate((slots, slots)))
 
-    def _index(self) -> None:
+    def _index_all(self) -> None:
         """Make the index anew, in the order in which the pages came."""
-        self._table.clear()
+        self._index.clear()
         walks = (self._log.walk(ring, Kept.COMMON) for ring in (self._log.out, self._log.incoming))
         for slots, records in heapq.merge(*walks, key=lambda part: int(part[1][0, -2])):
             self._put(records[:, DIGEST] ^ records[:, DOMAIN], records[:, KEY], slots)
@@ -413,8 +321,3 @@ def _agree(ring: Ring, peer: RingState, *, is_torn: bool) -> None:
         kept = ring.kept[at - ring.base : at - ring.base + part.stop - part.start]
         kept[held[part]] = Kept.HELD
         kept[held[part] & told[part]] = Kept.COMMON
-
-
-def _slots(entries: Numbers) -> Slots:
-    """The slots of a table's entries; of an empty one, the last."""
-    return (entries & _SLOT).astype(np.intp) - 1

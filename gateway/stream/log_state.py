@@ -16,7 +16,7 @@ import struct
 from dataclasses import dataclass
 from typing import Self
 
-from gateway.stream.page_log import GENERATION, NO_GENERATION, SPAN, first_of
+from gateway.stream.ring import GENERATION, NO_GENERATION, SPAN, first_of
 from landbridge.errors import ProtocolError
 
 # Of a ring with more ranges, the newest are told; what is in the others is not referred to any more.

@@ -23,7 +23,12 @@ are not logged, and that is all. Pages are read through a mapping, but only slot
    compared with its digest and forgotten if they differ; a record that is torn does not match its seal. As serials may have been
    given out that the file does not know, the next one lies MARGIN further; and none is given out before the other gateway has said
    what it holds (`History.meet`), because that may be more.
+ - The process is killed a second time, with no clean close between: as after a power failure, for a block that the disk cannot read
+   kills whoever looks at it through a mapping (SIGBUS). It is forgotten then, instead of killing for ever.
  - The file is shorter than it was, or its head makes no sense: as after a power failure, or anew. Never an error.
+
+Somebody may shorten the file while it is mapped, to have room on the disk. Before the mapping is read, the size of the file is looked
+at: if that is less than it was, everything is forgotten, and the file gets its size again.
 
 Pages that change on a disk unnoticed are found by the checksum of each coded frame, not here.
 """
@@ -44,24 +49,17 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from gateway.stream.ring import MARGIN_SHARE, NO_GENERATION, SPAN, Kept, Numbers, Ring
 from landbridge.errors import ConfigError
 from landbridge.hints import PAGE
 
 Pages = NDArray[np.uint8]  # of the shape (n, PAGE)
-Numbers = NDArray[np.uint64]
-
-GENERATION = 16
-NO_GENERATION = bytes(GENERATION)
-# A generation has so many serials: 4 PiB of pages.
-SPAN = 1 << 40
-# A sender refers to none of the oldest 1/8 of a ring: frames that are still under way may overwrite them.
-MARGIN_SHARE = 8
 
 _HEAD = struct.Struct(
     "<8sQQ16s16sQ16sQ"
 )  # magic, capacity, marks, boot; then of OUT and of IN: generation, next serial
-# Marks: that the file was closed, and that a power failure has once taken pages out of it.
-_CLEAN, _TORN = 1, 2
+# Marks: that the file was closed; that a power failure has once taken pages out of it; that the process before was killed.
+_CLEAN, _TORN, _KILLED = 1, 2, 4
 _MAGIC = b"LBpages2"
 HEAD = 4096
 FIELDS = 6
@@ -79,21 +77,6 @@ PAUSE = 1000
 _RESIDENT, _AROUND = 8192, 16
 
 
-class Kept:
-    """What a slot is good for, and all before it; as numpy's numbers, which need no conversion."""
-
-    EMPTY = np.uint8(0)
-    # The other gateway may refer to it.
-    HELD = np.uint8(1)
-    # We may too: the other gateway holds it as well, or did when it last spoke of it.
-    COMMON = np.uint8(2)
-
-
-def first_of(generation: bytes) -> int:
-    """The first serial of a generation; at least 1 << 40 and below 1 << 62, so that a reference fits into a u64."""
-    return ((int.from_bytes(generation[:8]) >> 42) or 1) * SPAN
-
-
 def digest(page: bytes | bytearray | memoryview) -> int:
     """What pages are found and verified by: xxh3-64."""
     return xxhash.xxh3_64_intdigest(page)
@@ -107,89 +90,6 @@ def capacity_of(size: int) -> int:
 def pages_at(capacity: int) -> int:
     """Where the pages begin in a file with so many in each ring; the kernel is quicker with whole pages of a file."""
     return HEAD + -(-2 * capacity * RECORD // PAGE) * PAGE
-
-
-class Ring:
-    """One direction: which serials are there. `base` is its first slot among those of both rings."""
-
-    def __init__(self, base: int, kept: NDArray[np.uint8], laps: NDArray[np.uint16]) -> None:
-        self.base = base
-        self.capacity = len(kept)
-        self.generation = NO_GENERATION
-        # The serial behind the newest.
-        self.next = 0
-        # For each slot: what it is good for, and serial // capacity, of which the lower 16 bits are enough.
-        self.kept = kept
-        self.laps = laps
-
-    @property
-    def first(self) -> int:
-        """The first serial of its generation."""
-        return first_of(self.generation) if self.generation != NO_GENERATION else 0
-
-    def oldest(self, window: int) -> int:
-        """The first serial that can be in a window of so many pages."""
-        return max(self.first, self.next - window)
-
-    def drop_old(self) -> None:
-        """Empty the slots of what is older than a round, which nothing newer has overwritten."""
-        there = self.window(Kept.HELD)
-        kept = self.kept.copy()
-        self.kept.fill(Kept.EMPTY)
-        for at, part in self.parts(self.oldest(self.capacity), len(there)):
-            row = slice(at - self.base, at - self.base + part.stop - part.start)
-            self.kept[row] = kept[row] * there[part]
-
-    def begin(self, generation: bytes) -> None:
-        """Forget everything, and start a generation."""
-        self.generation = generation
-        self.next = self.first
-        self.kept.fill(Kept.EMPTY)
-
-    def slots(self, serials: Numbers) -> NDArray[np.intp]:
-        """The slots of serials, counted from the first of the ring."""
-        return (serials % np.uint64(self.capacity)).astype(np.intp)
-
-    def lap(self, serials: Numbers) -> NDArray[np.uint16]:
-        """In which round of the ring a serial stands."""
-        return (serials // np.uint64(self.capacity)).astype(np.uint16)
-
-    def serials(self, slots: NDArray[np.intp]) -> Numbers:
-        """The newest serials that can stand in slots; there must be a generation."""
-        last = self.next - 1
-        return np.uint64(last) - (np.uint64(last) - slots.astype(np.uint64)) % np.uint64(self.capacity)
-
-    def are(self, least: np.uint8, serials: Numbers) -> NDArray[np.bool_]:
-        """Which of these serials are there, and good for `least`."""
-        near = (serials >= np.uint64(self.oldest(self.capacity))) & (serials < np.uint64(self.next))
-        slots = self.slots(serials)
-        there: NDArray[np.bool_] = near & (self.kept[slots] >= least) & (self.laps[slots] == self.lap(serials))
-        return there
-
-    def window(self, least: np.uint8) -> NDArray[np.bool_]:
-        """The same of all serials from `oldest(capacity)` to the newest."""
-        oldest = self.oldest(self.capacity)
-        there = np.zeros(self.next - oldest, np.bool_)
-        for at, part in self.parts(oldest, len(there)):
-            row = slice(at - self.base, at - self.base + part.stop - part.start)
-            # Such a row of slots is of one lap.
-            lap = np.uint16((oldest + part.start) // self.capacity & 0xFFFF)
-            there[part] = (self.kept[row] >= least) & (self.laps[row] == lap)
-        return there
-
-    def ranges(self, least: np.uint8) -> list[tuple[int, int]]:
-        """The serials that are good for `least`, in order, each range as (first, behind the last)."""
-        oldest = self.oldest(self.capacity)
-        return [(oldest + start, oldest + end) for start, end in runs(self.window(least))]
-
-    def parts(self, first: int, count: int) -> Iterator[tuple[int, slice]]:
-        """Serials in a row, as rows of slots: the first one's number among both rings, and which of the serials those are."""
-        at = first % self.capacity
-        split = min(count, self.capacity - at)
-        if split:
-            yield self.base + at, slice(0, split)
-        if split < count:
-            yield self.base, slice(split, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,11 +125,14 @@ class PageLog:
         # Whether a power failure, or something worse, has ever taken pages out of it. The other gateway has to be told, and nothing says
         # that it was before this process came; to tell it for ever costs no more than what is under way when they meet.
         self.was_torn = False
+        # Whether the process before was killed.
+        self._was_killed = False
         self._moment = 0
         self._pause = 0
         self._resident = 0
         self._pages_at = pages_at(capacity)
-        self.found = self._take_over(self._pages_at + 2 * capacity * PAGE, generation)
+        self._size = self._pages_at + 2 * capacity * PAGE
+        self.found = self._take_over(generation)
         # Before anything is written: the mark of a clean close must not outlive the next power failure.
         self._to_disk(HEAD)
         self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -258,9 +161,11 @@ class PageLog:
 
     def close(self) -> None:
         """Write all to the disk and mark it as whole; a failure to do so costs a look at each page after the next power failure."""
+        self._is_cut()
         del self._mapped, self._mapped_records
         self._map.close()
-        with contextlib.suppress(OSError):
+        # ValueError: it is cut, and could not be made longer.
+        with contextlib.suppress(OSError, ValueError):
             self._to_disk(0)
             self._put_head(is_clean=True)
             self._to_disk(HEAD)
@@ -270,6 +175,8 @@ class PageLog:
 
     def pages(self, slots: NDArray[np.intp]) -> Pages:
         """A copy of the pages in slots that were written, each counted among those of both rings."""
+        if self._is_cut():
+            return np.zeros((len(slots), PAGE), np.uint8)
         # One call for all: numpy lets other threads run meanwhile, and a page that is read is not compared or copied twice.
         taken = self._mapped.take(slots, axis=0)
         self._resident += len(slots) * _AROUND
@@ -288,7 +195,7 @@ class PageLog:
             for at, part in ring.parts(first, len(pages)):
                 count = part.stop - part.start
                 # In an empty slot is no record of this generation, or one that is older than a round, and not trusted (`drop_old`).
-                if self.kept[at : at + count].any():
+                if np.count_nonzero(self.kept[at : at + count]):
                     self._put(HEAD + at * RECORD, bytes(count * RECORD))
                     self.kept[at : at + count] = Kept.EMPTY
                 self._put(self._pages_at + at * PAGE, pages[part])
@@ -314,7 +221,18 @@ class PageLog:
 
     def records_of(self, slots: NDArray[np.intp]) -> Numbers:
         """The records of slots that were written, each counted among those of both rings, of the shape (n, FIELDS)."""
+        if self._is_cut():
+            return np.zeros((len(slots), FIELDS), np.uint64)
         return self._mapped_records.take(slots, axis=0)
+
+    def _is_cut(self) -> bool:
+        """Whether the file is shorter than its mapping; then nothing in it is held any more."""
+        if self._map.size() >= self._size:
+            return False
+        self.kept.fill(Kept.EMPTY)
+        with contextlib.suppress(OSError):
+            self._file.truncate(self._size)
+        return True
 
     def walk(self, ring: Ring, least: np.uint8) -> Iterator[tuple[NDArray[np.intp], Numbers]]:
         """All slots that are good for `least`, counted among both rings, and their records; the oldest first, in pieces."""
@@ -339,20 +257,22 @@ class PageLog:
 
     # The file
 
-    def _take_over(self, size: int, generation: bytes) -> Found:
+    def _take_over(self, generation: bytes) -> Found:
         found = self._file.seek(0, 2)
         head = self._get_head()
         if head is None:
             self._file.truncate(0)
-            self._file.truncate(size)
+            self._file.truncate(self._size)
             self.out.begin(generation)
             self._put_head(is_clean=False)
             return Found(0, 0, is_new=True, is_torn=False)
         marks, boot, self.out.generation, out_next, self.incoming.generation, in_next = head
-        is_torn = found != size or not (marks & _CLEAN or boot == self._boot)
+        is_intact = marks & _CLEAN or (boot == self._boot and not marks & _KILLED)
+        is_torn = found != self._size or not is_intact
+        self._was_killed = not marks & _CLEAN and not is_torn
         self.was_torn = is_torn or bool(marks & _TORN)
         if is_torn:
-            self._file.truncate(size)
+            self._file.truncate(self._size)
         forgotten = self._load(self.out, out_next, is_torn=is_torn) + self._load(
             self.incoming, in_next, is_torn=is_torn
         )
@@ -429,7 +349,7 @@ class PageLog:
     def _put_head(self, *, is_clean: bool) -> None:
         out, incoming = self.out, self.incoming
         rings = out.generation, out.next, incoming.generation, incoming.next
-        marks = _CLEAN * is_clean | _TORN * self.was_torn
+        marks = _CLEAN * is_clean | _TORN * self.was_torn | _KILLED * (self._was_killed and not is_clean)
         raw = _HEAD.pack(_MAGIC, self.capacity, marks, self._boot, *rings)
         self._put(0, raw + digest(raw).to_bytes(8))
 
@@ -461,14 +381,6 @@ class PageLog:
         self._file.seek(offset)
         while left:
             left = left[self._file.write(left) :]
-
-
-def runs(which: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """The stretches that are true, each as (first, behind the last)."""
-    if which.all():
-        return [(0, len(which))] if len(which) else []
-    edges = np.flatnonzero(np.diff(which.view(np.int8), prepend=np.int8(0), append=np.int8(0))).tolist()
-    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _seal(ring: Ring, records: Numbers) -> Numbers:

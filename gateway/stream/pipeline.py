@@ -25,7 +25,8 @@ from gateway.stream import delta
 from gateway.stream.blob import HEAD, VERSION, Column, Head, What
 from gateway.stream.classify import History, Rows, Sorted, digests_of, keys_of, references_of, rows_of
 from gateway.stream.compress import Compressor, Expander, from_planes, from_steps
-from gateway.stream.page_log import Numbers, Pages, digest
+from gateway.stream.page_log import Pages, digest
+from gateway.stream.ring import Numbers
 from gateway.stream.skeleton import TOLD_SIZE, Skeleton
 from gateway.stream.tally import Counts, Tally
 from landbridge.errors import OutOfStep, ProtocolError
@@ -33,6 +34,7 @@ from landbridge.frame import Payload
 from landbridge.hints import PAGE, SIZES, Kind
 
 _NUMBER = np.dtype("<u8")
+_NO_NUMBERS = np.empty(0, np.uint64)
 # SHAPE is compressed if what else is sent is less than so many times as long.
 SMALL_SHAPE = 256
 
@@ -64,11 +66,14 @@ class Encoder:
         self._history = history
         self._zstd = Compressor()
 
-    def encode(self, payload: memoryview, hints: Payload, *, vm: int, domain: int, level: int) -> Coded | None:
+    def encode(
+        self, payload: memoryview, hints: Payload, *, vm: int, domain: int, level: int, ahead: bytes = b""
+    ) -> Coded | None:
         """The blob of a payload of at most MAX_PAYLOAD bytes, at a level of compress.LEVELS; None: send the payload as it is.
 
-        `vm` and `domain` are u64. Nothing of `payload` is kept. Pages of random bytes are logged as all others, though sending them as they
-        are would take a fifth of the time: a guest that changes a word of one would have to send all of it again.
+        `vm` and `domain` are u64. `ahead`: what the caller puts before the blob, so that it need not be copied once more. Nothing of
+        `payload` is kept. Pages of random bytes are logged as all others, though sending them as they are would take a fifth of the
+        time: a guest that changes a word of one would have to send all of it again.
         """
         # First: the bytes are near then for all that follows.
         checksum = digest(payload)
@@ -84,7 +89,7 @@ class Encoder:
             return None
         counts = skeleton.runs, len(what), logged
         head = HEAD.pack(VERSION, flags, *counts, len(payload), checksum, vm, domain, first, *sizes)
-        return Coded(b"".join([head, *parts]), _tally(skeleton, what, sizes))
+        return Coded(b"".join([ahead, head, *parts]), _tally(skeleton, what, sizes))
 
     def _packed(self, columns: list[Payload], level: int) -> tuple[int, list[Payload]]:
         """Which of the columns are compressed, as bits, and all of them as they are sent."""
@@ -138,7 +143,7 @@ class Decoder:
         duplicates = head.column(self._zstd, Column.DUPLICATES, 8 * count[What.REFERENCE] + count[What.REPEAT])
         references = _from_told(duplicates[: 8 * count[What.REFERENCE]])
         repeated = np.frombuffer(duplicates, np.uint8, offset=8 * count[What.REFERENCE]).astype(np.intp)
-        if (repeated >= (what == What.REPEAT).nonzero()[0]).any() or (what[repeated] == What.REPEAT).any():
+        if len(repeated) and _look_ahead(what, repeated):
             raise ProtocolError("a coded frame has pages that repeat what is not before them")
         deltas = head.column(self._zstd, Column.DELTAS, (8 + PAGE) * count[What.DELTA])
         bases = _from_told(deltas[: 8 * count[What.DELTA]])
@@ -147,12 +152,12 @@ class Decoder:
             head.column(self._zstd, column, PAGE * count[kind])
             for column, kind in ((Column.LITERALS, What.LITERAL), (Column.RAWS, What.RAW))
         )
-        sent = {
-            What.REFERENCE: self._read(references),
-            What.DELTA: delta.difference(_as_pages(deltas[8 * count[What.DELTA] :]), self._read(bases)),
-            What.LITERAL: _as_pages(literals),
-            What.RAW: _as_pages(raws),
-        }
+        sent = {What.LITERAL: _as_pages(literals), What.RAW: _as_pages(raws)}
+        if len(references):
+            sent[What.REFERENCE] = self._read(references)
+        if len(bases):
+            differences = _as_pages(deltas[8 * count[What.DELTA] :])
+            sent[What.DELTA] = delta.difference(differences, self._read(bases))
         pages = _joined(what, sent)
         if len(repeated):
             pages[what == What.REPEAT] = pages[repeated]
@@ -172,7 +177,7 @@ class Decoder:
         return skeleton, what
 
     def _read(self, references: Numbers) -> Pages:
-        pages = self._history.read_many_from_peer(references) if len(references) else np.empty((0, PAGE), np.uint8)
+        pages = self._history.read_many_from_peer(references)
         if pages is None:
             raise OutOfStep("a coded frame refers to pages that the page log does not have")
         return pages
@@ -189,6 +194,11 @@ class Decoder:
             found = references_of(what, references, repeated, head.first, head.logged)
             known = found.nonzero()[0]
             self._history.remember_many_from_peer(keys[known], found[known])
+
+
+def _look_ahead(what: NDArray[np.uint8], repeated: Rows) -> bool:
+    """Whether a REPEAT page is to be the same as one that is not before it, or is such a page itself."""
+    return bool((repeated >= (what == What.REPEAT).nonzero()[0]).any() or (what[repeated] == What.REPEAT).any())
 
 
 def _joined(what: NDArray[np.uint8], sent: Mapping[int, Pages]) -> Pages:
@@ -208,4 +218,4 @@ def _as_pages(data: Payload) -> Pages:
 
 
 def _from_told(data: Payload) -> Numbers:
-    return from_steps(from_planes(data, _NUMBER))
+    return from_steps(from_planes(data, _NUMBER)) if len(data) else _NO_NUMBERS

@@ -139,7 +139,7 @@ class _Run(NamedTuple):
             return True
         if self.kind == _ZERO and np.ndarray(self.records, np.uint8, payload, self.offset + 8, (SIZE[_ZERO],)).any():
             return False
-        return bool((self.headers(payload) == self.follow()).all())
+        return self.headers(payload).tobytes() == self.follow().astype(">u8").tobytes()
 
 
 class _Few(Skeleton):

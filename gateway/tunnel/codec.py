@@ -30,8 +30,8 @@ import structlog
 
 from gateway.stream.dedup import History
 from gateway.stream.log_state import State
-from gateway.stream.page_log import GENERATION
 from gateway.stream.pipeline import Decoder, Encoder
+from gateway.stream.ring import GENERATION
 from gateway.stream.tally import Tally
 from landbridge.errors import LandbridgeError, OutOfStep, ProtocolError
 from landbridge.frame import CODED_TYPES, MAX_PAYLOAD, MAX_REASON, Frame, FrameType, reason_of
@@ -46,6 +46,11 @@ _PREFIX = struct.Struct(f"!{_TAG}s{_TAG}sB")
 _RANGE = struct.Struct("!QQ")
 # Ranges of one acknowledgement: what has come in since the last one, in a few pieces.
 MOST_RANGES = 64
+# Pages that one may be of: far more than come in with one frame, and what the thread looks through in a millisecond.
+MOST_ACKNOWLEDGED = 1 << 16
+# What the other end has said that may wait for the thread: of acknowledgements, which are dropped then, as they may be lost anyway;
+# and of all else, where nobody who keeps to the rules says so much. A state takes up to 0.3 MB, and to meet it up to a second.
+MOST_HEARD, MOST_STATES = 256, 64
 # Seconds between two attempts to tell the other end which logs there are.
 SAY_AGAIN = 0.2
 # Seconds for the thread to finish what it does.
@@ -93,6 +98,8 @@ class Codec:
         # Jobs, and what is to be done if one fails.
         self._jobs: queue.SimpleQueue[tuple[_Job, _Answer] | None] = queue.SimpleQueue()
         self._answers: deque[_Answer] = deque()
+        # Jobs that are about what the other end has said of logs.
+        self._heard = 0
         self._thread = threading.Thread(target=self._work, args=(open_history,), name=f"codec for {name}", daemon=True)
         self._thread.start()
 
@@ -169,15 +176,34 @@ class Codec:
 
     def received(self, frame: Frame) -> None:
         """The other end speaks of logs. Raises ProtocolError."""
+        if frame.type is FrameType.LOG_ACK:
+            tag, ranges = _acknowledgement(bytes(frame.payload))
+            if self._heard < MOST_HEARD:
+                self._hear(lambda coder: coder.acknowledged(tag, ranges))
+            return
+        if self._heard >= MOST_HEARD + MOST_STATES:
+            raise ProtocolError(
+                "the other end says which page logs there are more often than it can be heard; the link is closed"
+            )
         if frame.type is FrameType.LOG_STATE:
             state = State.decode(frame.payload)
-            self._jobs.put((lambda coder: self._meeting(coder, state), _nothing))
-        elif frame.type is FrameType.LOG_ACK:
-            tag, ranges = _acknowledgement(bytes(frame.payload))
-            self._jobs.put((lambda coder: coder.acknowledged(tag, ranges), _nothing))
+            self._hear(lambda coder: self._meeting(coder, state))
         else:
             reason = f"the other end says: {reason_of(frame)}"
-            self._jobs.put((lambda coder: self._forgetting(coder, reason), _nothing))
+            self._hear(lambda coder: self._forgetting(coder, reason))
+
+    def _hear(self, job: _Job) -> None:
+        self._heard += 1
+
+        def heard(answer: _Answer) -> None:
+            self._heard -= 1
+            answer()
+
+        def counted(coder: _Coder) -> _Answer:
+            answer = job(coder)
+            return lambda: heard(answer)
+
+        self._jobs.put((counted, lambda: heard(_nothing)))
 
     def _saying_state(self, coder: _Coder, say: Callable[[Frame], None]) -> _Answer:
         state = coder.state()
@@ -254,11 +280,11 @@ class _Coder:
     def encode(self, frame: Frame, subject: Subject, level: int) -> tuple[Frame, Tally] | None:
         """The frame, coded; None if it should go as it is."""
         payload, hints = memoryview(frame.payload), memoryview(frame.hints)
-        coded = self._encoder.encode(payload, hints, vm=subject.vm, domain=subject.domain, level=level)
-        if coded is None or _PREFIX.size + len(coded.blob) > MAX_PAYLOAD:
-            return None
         prefix = _PREFIX.pack(self.history.out_generation[:_TAG], self.history.in_generation[:_TAG], frame.type)
-        return Frame(FrameType.CODED, frame.channel, frame.position, prefix + coded.blob), coded.tally
+        coded = self._encoder.encode(payload, hints, vm=subject.vm, domain=subject.domain, level=level, ahead=prefix)
+        if coded is None or len(coded.blob) > MAX_PAYLOAD:
+            return None
+        return Frame(FrameType.CODED, frame.channel, frame.position, coded.blob), coded.tally
 
     def decode(self, frame: Frame) -> Frame | None:
         """The frame as it was; None if it was under way while a log was begun anew. Raises OutOfStep or ProtocolError."""
@@ -306,6 +332,7 @@ def _acknowledgement(payload: bytes) -> tuple[bytes, list[tuple[int, int]]]:
     if rest < 0 or rest % _RANGE.size:
         raise ProtocolError(f"an acknowledgement of a page log of {len(payload)} bytes arrived; the link is closed")
     ranges = [(first, end) for first, end in _RANGE.iter_unpack(payload[_TAG:])]
-    if any(first >= end for first, end in ranges):
+    count = sum(end - first for first, end in ranges)
+    if len(ranges) > MOST_RANGES or count > MOST_ACKNOWLEDGED or any(first >= end for first, end in ranges):
         raise ProtocolError("an acknowledgement of a page log contradicts itself; the link is closed")
     return payload[:_TAG], ranges

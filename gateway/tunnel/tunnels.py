@@ -18,7 +18,8 @@ from certs.living import LivingIdentity
 from gateway.config import MOST_LINKS, GatewayConfig, HostSettings, SiteSettings
 from gateway.store import TunnelLimits
 from gateway.stream.dedup import History
-from gateway.stream.page_log import GENERATION, PageLog
+from gateway.stream.page_log import PageLog
+from gateway.stream.ring import GENERATION
 from gateway.tunnel.codec import Codec
 from gateway.tunnel.dial import TunnelDialler
 from gateway.tunnel.pump import Pump

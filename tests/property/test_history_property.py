@@ -19,7 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from gateway.stream.dedup import History
 from gateway.stream.log_state import State
-from gateway.stream.page_log import HEAD, RECORD, Kept, Numbers, Pages, pages_at
+from gateway.stream.page_log import HEAD, RECORD, Pages, pages_at
+from gateway.stream.ring import Kept, Numbers
 from landbridge.hints import PAGE
 from tests.unit.page_logs import digests_of, generation, numbers, open_log, some_pages
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gateway.stream.page_log import Numbers, Pages
+from gateway.stream.page_log import Pages
+from gateway.stream.ring import Numbers
 from landbridge.errors import ProtocolError
 from landbridge.hints import PAGE
 

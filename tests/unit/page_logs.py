@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from gateway.stream.dedup import History
-from gateway.stream.page_log import HEAD, RECORD, Numbers, PageLog, Pages, digest
+from gateway.stream.page_log import HEAD, RECORD, PageLog, Pages, digest
+from gateway.stream.ring import Numbers
 from landbridge.hints import PAGE
 
 BOOT, ANOTHER_BOOT = b"the first boot..", b"the second boot."

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import struct
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,15 @@ import pytest
 from gateway.stream.dedup import History
 from gateway.stream.page_log import PageLog
 from gateway.stream.tally import Tally
-from gateway.tunnel.codec import Codec, Subject
+from gateway.tunnel.codec import (
+    MOST_ACKNOWLEDGED,
+    MOST_HEARD,
+    MOST_RANGES,
+    MOST_STATES,
+    Codec,
+    Subject,
+    _Coder,
+)
 from gateway.tunnel.tunnel import MOST_CODING, Cargo, Tunnel
 from landbridge import hints
 from landbridge.errors import ProtocolError
@@ -241,9 +251,9 @@ def _write(path: Path, at: int, what: bytes) -> None:
 
 async def test_a_log_whose_bytes_have_changed_on_the_disk_costs_its_contents_and_one_frame(pair: Pair) -> None:
     await pair.send(hinted(PAGES))
-    raw = pair.ams.path.read_bytes()
-    for page in PAGES:
-        _write(pair.ams.path, raw.index(page), b"rotten")
+    first = pair.ams.path.read_bytes().index(PAGES[0])
+    for number in range(len(PAGES)):
+        _write(pair.ams.path, first + number * PAGE, b"rotten")
     changed = [page[:100] + b"word" + page[104:] for page in PAGES]
     pair.fra.put(hinted(changed))
     await until(lambda: pair.ams.codec.undecoded == 1)
@@ -271,11 +281,63 @@ async def test_a_coded_frame_that_is_none_is_dropped(pair: Pair, payload: bytes)
         Frame(FrameType.LOG_ACK, 0, 0, b"123"),
         Frame(FrameType.LOG_ACK, 0, 0, b"1234" + bytes(15)),
         Frame(FrameType.LOG_ACK, 0, 0, b"1234" + bytes(16)),
+        Frame(FrameType.LOG_ACK, 0, 0, b"1234" + struct.pack("!QQ", 1, MOST_ACKNOWLEDGED + 2)),
+        Frame(FrameType.LOG_ACK, 0, 0, b"1234" + struct.pack("!QQ", 1, 2) * (MOST_RANGES + 1)),
     ],
 )
 async def test_what_is_said_of_logs_against_the_rules_ends_the_link(pair: Pair, frame: Frame) -> None:
     pair.fra.tunnel.say(frame)
     await until(lambda: not pair.ams.tunnel.links)
+
+
+async def test_an_end_that_says_more_of_logs_than_can_be_heard_is_cut_off_and_acknowledgements_are_dropped(
+    pair: Pair,
+) -> None:
+    state, log_ack = _state_of(pair.fra), Frame(FrameType.LOG_ACK, 0, 0, b"1234")
+    with _busy(pair.ams.codec):
+        for _ in range(10 * MOST_HEARD):
+            pair.ams.codec.received(log_ack)
+        for _ in range(MOST_STATES):
+            pair.ams.codec.received(state)
+        for frame in (state, Frame(FrameType.LOG_FORGET, 0, 0, b"again")):
+            with pytest.raises(ProtocolError, match="more often than it can be heard"):
+                pair.ams.codec.received(frame)
+    await pair.acknowledged()
+    pair.ams.codec.received(state)
+    await pair.send(hinted(PAGES))
+    [again] = await pair.send(hinted(PAGES))
+    assert again < 200
+
+
+def _state_of(gateway: Gateway) -> Frame:
+    """What a gateway says when it meets another."""
+    said: list[Frame] = []
+    done = threading.Event()
+
+    def job(coder: _Coder) -> Callable[[], None]:
+        said.append(coder.state())
+        done.set()
+        return lambda: None
+
+    gateway.codec._jobs.put((job, lambda: None))
+    assert done.wait(10)
+    return said[0]
+
+
+@contextmanager
+def _busy(codec: Codec) -> Iterator[None]:
+    """The codec's thread does something else meanwhile."""
+    may_go_on = threading.Event()
+
+    def job(_: _Coder) -> Callable[[], None]:
+        may_go_on.wait()
+        return lambda: None
+
+    codec._jobs.put((job, lambda: None))
+    try:
+        yield
+    finally:
+        may_go_on.set()
 
 
 async def test_without_a_log_at_one_end_nothing_is_coded_and_all_arrives(tmp_path: Path) -> None:

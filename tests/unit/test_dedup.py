@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.stream.dedup import _MIX, MOST_RECEIVED, NONE, History
+from gateway.stream.dedup import MOST_RECEIVED, NONE, History
+from gateway.stream.index import _MIX, _MOST_WAITING
 from gateway.stream.log_state import MOST_BYTES, MOST_RANGES, RingState, State
-from gateway.stream.page_log import MARGIN_SHARE, SPAN, first_of
+from gateway.stream.ring import MARGIN_SHARE, SPAN, first_of
 from landbridge.errors import ProtocolError
 from tests.unit.page_logs import (
     ANOTHER_BOOT,
@@ -84,9 +85,9 @@ def test_a_domain_that_the_index_cannot_tell_from_another_does_not_find_its_page
     pair.send(1, domain=1)
     digest = int(digests_of(some_pages(1))[0])
     # A hash with the same set and tag: the next one of this set, as the index mixes and divides them.
-    mixed = int(_MIX) * (digest ^ 1) + len(pair.here._table._entries)
+    mixed = int(_MIX) * (digest ^ 1) + len(pair.here._index._entries)
     twin = mixed * pow(int(_MIX), -1, 1 << 64) % (1 << 64) ^ digest
-    [rows, _] = pair.here._table.look(numbers(digest ^ twin))
+    [rows, _] = pair.here._index.look(numbers(digest ^ twin))
     assert rows.tolist() == [0]
     assert find(pair.here, 1, domain=twin) is None
 
@@ -340,6 +341,28 @@ def test_the_index_finds_nearly_all_of_a_full_log(tmp_path: Path) -> None:
         pair.meet()
     assert pair.here.last(DOMAIN, 1) is None
     pair.close()
+
+
+def test_what_came_is_found_whether_it_waits_to_be_entered_or_not_and_little_waits(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, 4096)
+    waits = []
+    for page in range(0, 1200, 40):
+        pair.send(*range(page, page + 40))
+        waits.append(sum(len(hashes) for hashes, _ in pair.there._index._waiting))
+    assert max(waits) < _MOST_WAITING
+    assert waits[-1] > 0
+    assert all(find(pair.there, page) == pair.there.last(DOMAIN, page) is not None for page in range(0, 1200, 7))
+    assert pair.there._index._waiting == []
+    pair.close()
+
+
+def test_a_log_that_was_begun_anew_is_not_found_in_what_waited(pair: Pair) -> None:
+    pair.send(1)
+    pair.there.forget_from_peer(generation(8))
+    pair.here.forget(generation(8))
+    pair.meet()
+    assert find(pair.there, 1) is None
+    assert pair.there.last(DOMAIN, 1) is None
 
 
 def test_a_gateway_tells_of_a_power_failure_however_often_it_was_started_since(pair: Pair) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from io import FileIO
@@ -12,21 +13,8 @@ import numpy as np
 import pytest
 
 from gateway.stream.dedup import History
-from gateway.stream.page_log import (
-    FIELDS,
-    HEAD,
-    MARGIN_SHARE,
-    PAUSE,
-    RECORD,
-    SERIAL,
-    SPAN,
-    Kept,
-    PageLog,
-    Ring,
-    capacity_of,
-    first_of,
-    pages_at,
-)
+from gateway.stream.page_log import FIELDS, HEAD, PAUSE, RECORD, SERIAL, PageLog, capacity_of, pages_at
+from gateway.stream.ring import MARGIN_SHARE, SPAN, Kept, Ring, first_of
 from landbridge.errors import ConfigError
 from landbridge.hints import PAGE
 from tests.unit.page_logs import (
@@ -278,6 +266,93 @@ def test_on_a_full_disk_pages_are_not_logged_and_all_else_goes_on(tmp_path: Path
     file.room = 1 << 30
     pair.close()
     assert left_in(tmp_path / "full")[0] == [(first, first + 3)]
+
+
+def a_log_after_another_kill(path: Path) -> None:
+    log = open_log(path, CAPACITY)
+    kept = path.read_bytes()
+    log.close()
+    path.write_bytes(kept)
+
+
+def test_a_log_whose_process_is_killed_twice_is_compared_for_a_block_may_kill_whoever_reads_it(tmp_path: Path) -> None:
+    an_unclosed_log(tmp_path / "log", 1, 2)
+    change(tmp_path / "log", page_offset(1), b"torn")
+    a_log_after_another_kill(tmp_path / "log")
+    ranges, log = left_in(tmp_path / "log")
+    assert ranges == [(FIRST, FIRST + 1)]
+    assert log.found.is_torn
+
+
+def test_a_log_that_was_closed_between_two_kills_is_not_compared(tmp_path: Path) -> None:
+    an_unclosed_log(tmp_path / "log", 1, 2)
+    assert left_in(tmp_path / "log")[1].found.held == 2
+    a_log_after_another_kill(tmp_path / "log")
+    ranges, log = left_in(tmp_path / "log")
+    assert ranges == [(FIRST, FIRST + 2)]
+    assert not log.found.is_torn
+
+
+class BadBlock(FileIO):
+    """A file of which one byte, and with it what is behind, cannot be read."""
+
+    bad = page_offset(1)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        at = self.tell()
+        if size and at <= self.bad < at + size:
+            size = self.bad - at
+            if not size:
+                raise OSError(errno.EIO, "Input/output error")
+        return super().read(size)
+
+
+def test_what_cannot_be_read_is_forgotten_after_the_second_kill(tmp_path: Path) -> None:
+    an_unclosed_log(tmp_path / "log", 1, 2, 3)
+    a_log_after_another_kill(tmp_path / "log")
+    log = PageLog(BadBlock(tmp_path / "log", "r+"), CAPACITY, BOOT, generation(9))
+    assert log.out.ranges(Kept.HELD) == [(FIRST, FIRST + 1)]
+    log.close()
+    assert left_in(tmp_path / "log")[0] == [(FIRST, FIRST + 1)]
+
+
+@pytest.mark.parametrize("left", [0, HEAD, page_offset(3)])
+def test_a_process_whose_log_is_cut_while_it_is_mapped_lives_and_goes_on_without_what_was_there(
+    tmp_path: Path, left: int
+) -> None:
+    script = """
+import os, sys
+from pathlib import Path
+from tests.unit.page_logs import *
+pair = Pair(Path(sys.argv[1]))
+first = pair.send(1, 2, 3, 4, 5, 6, 7, 8)
+os.truncate(pair.paths[0], int(sys.argv[2]))
+os.truncate(pair.paths[1], int(sys.argv[2]))
+assert find(pair.here, 2) is None and pair.here.last(DOMAIN, 2) is None
+assert pair.there.read_from_peer(first * 2) in (None, memoryview(bytes(4096)))
+assert pair.there.read_from_peer(first * 2) is None and pair.here.read(first * 2) is None
+second = pair.send(9)
+assert find(pair.here, 9) == second * 2
+assert pair.there.read_from_peer(second * 2) == some_pages(9)[0].data
+pair.close()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), str(left)], check=False, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("left", [0, 10, HEAD])
+def test_a_log_that_was_cut_while_it_was_open_closes_and_opens(tmp_path: Path, left: int) -> None:
+    log = open_log(tmp_path / "log", CAPACITY)
+    assert write(log, FIRST, 1, 2, 3)
+    os.truncate(tmp_path / "log", left)
+    log.close()
+    assert left_in(tmp_path / "log")[0] == []
+    log = open_log(tmp_path / "log", CAPACITY)
+    assert write(log, FIRST + 3, 4)
+    log.close()
+    assert left_in(tmp_path / "log")[0] == [(FIRST + 3, FIRST + 4)]
 
 
 @pytest.mark.lab
