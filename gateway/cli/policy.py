@@ -54,11 +54,19 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
 @click.option(
     "--as", "requester", metavar="WHO", default="", help="Who would ask: NAME, SITE/NAME or a SPIFFE ID; else you."
 )
+@click.option("--purpose", type=arguments.REASON, help="As if this purpose were given.")
 @click.option("--break-glass", type=arguments.REASON, help="As if the glass were broken with this reason.")
 @arguments.as_json
 @click.pass_context
 def explain(
-    ctx: click.Context, vm: str, destination: Destination, *, requester: str, break_glass: str | None, as_json: bool
+    ctx: click.Context,
+    vm: str,
+    destination: Destination,
+    *,
+    requester: str,
+    purpose: str | None,
+    break_glass: str | None,
+    as_json: bool,
 ) -> None:
     """Explain what both sites' policies say, rule by rule.
 
@@ -66,7 +74,8 @@ def explain(
     """
     with connection.connect(ctx) as gateway:
         site, host = destination.site, destination.host
-        found = gateway.explain(vm, site, host, requester=requester, break_glass=break_glass or "")
+        glass, why = break_glass or "", purpose or ""
+        found = gateway.explain(vm, site, host, requester=requester, break_glass=glass, purpose=why)
     if as_json:
         json_lines.write("explanation", found)
         return
@@ -76,6 +85,7 @@ def explain(
         [
             ("asked by", words.safe(asked.requested_by)),
             ("VM", ", ".join(filter(None, (words.safe(asked.vm), decisions.labels(asked.labels))))),
+            *decisions.grounds(asked),
         ]
     )
     decisions.show(found.decisions)

@@ -77,6 +77,7 @@ def _by_what_right(entries: list[Recorded]) -> Iterator[Pair]:
     asked = next((each for each in entries if each.event.name == "migration.requested"), None)
     if asked is not None:
         yield "requested by", f"{asked.text('actor', 'id')} at {asked.text('time')}"
+    yield from _grounds(entries)
     for entry in entries:
         site = _site(entry)
         if entry.event.name == "migration.approved":
@@ -90,6 +91,20 @@ def _by_what_right(entries: list[Recorded]) -> Iterator[Pair]:
             yield "", entry.text("reason")
         if entry.event.name == "call.refused":
             yield "refused", f"{entry.text('seen', 'refused', 'what')}: {entry.text('reason')}"
+
+
+def _grounds(entries: list[Recorded]) -> Iterator[Pair]:
+    """Why, and by what right: as who asks says, and as the policy of each site has it."""
+    asked = next((text for entry in entries if (text := entry.text("claimed", "request", "purpose"))), "")
+    yield "purpose", f"{asked} (as who asks says)" if asked else ""
+    fields = (("purpose", "purpose"), ("legal basis", "legal_basis"), ("transferred by", "transfer_mechanism"))
+    said = [
+        (name, f"{text} (by the policy of site {_site(entry)})")
+        for name, field in fields
+        for entry in entries
+        if (text := entry.text("seen", field))
+    ]
+    yield from dict.fromkeys(said)
 
 
 def _how(entries: list[Recorded]) -> Iterator[Pair]:

@@ -119,7 +119,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
             request.destination_site,
             request.destination_host,
             policy.complete(request.policy),
-            Asked(str(caller.get()), request.break_glass.strip()),
+            Asked(str(caller.get()), request.break_glass.strip(), request.purpose.strip()),
         )
         return pb.PreflightResponse(
             vm_uuid=found.vm.uuid,
@@ -138,7 +138,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
             request.destination_site,
             request.destination_host,
             policy.complete(request.policy),
-            Asked(str(caller.get()), request.break_glass.strip()),
+            Asked(str(caller.get()), request.break_glass.strip(), request.purpose.strip()),
             request.request,
         )
         return pb.MigrateResponse(migration=migration)
@@ -215,7 +215,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
             request.destination_site,
             request.destination_host,
             policy.complete(Policy()),
-            Asked(str(who), request.break_glass.strip()),
+            Asked(str(who), request.break_glass.strip(), request.purpose.strip()),
         )
         unreachable = next((each.message for each in found.findings if each.code == verdicts.UNREACHABLE), "")
         return pb.ExplainPolicyResponse(migration=found.proposal, decisions=found.decisions, unreachable=unreachable)
