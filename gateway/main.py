@@ -26,6 +26,7 @@ from certs.store import StoredIdentity, load_identity
 from certs.trust import pem_of
 from gateway.audit import changes
 from gateway.audit.cosigning import Cosigning
+from gateway.audit.exports import Exports
 from gateway.audit.journal import Journal
 from gateway.audit.keeper import keeping
 from gateway.audit.presence import Presence
@@ -162,8 +163,9 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         await watch(settings, identity, inventory, tunnels, authority, evidence, stack)
 
         await listen_for_links(settings, identity, tunnels, evidence.refusals, stack)
+        exports = Exports(evidence.journal, identity.identity.home)
         gateway_service = GatewayService(
-            coordinator, ledger, inventory, tunnels, limits, authority, receipt_keeper, witness.alarms
+            coordinator, ledger, inventory, tunnels, limits, authority, receipt_keeper, exports, witness.alarms
         )
         await serve_operators(settings, identity, authority, gateway_service, keepers, evidence, stack)
         others = Access(Role.GATEWAY, identity.identity.home, local=False)

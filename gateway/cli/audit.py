@@ -53,7 +53,8 @@ _PLACE = click.argument("place", metavar="PLACE")
 def audit() -> None:
     """Verify the audit log of a site, and look into it.
 
-    PLACE is the directory of a log, of a copy, or of an export; or the https URL where it is served. No gateway is asked.
+    PLACE is the directory of a log, of a copy, or of an export; or the https URL where it is served. No gateway is asked, but by
+    export, which has it on record.
     """
 
 

@@ -27,7 +27,7 @@ from landbridge.errors import (
 )
 from landbridge.v1 import enrolment_pb2 as identities
 from landbridge.v1 import gateway_pb2 as api
-from landbridge.v1.audit_pb2 import GetReceiptRequest, GetReceiptResponse
+from landbridge.v1.audit_pb2 import GetReceiptRequest, GetReceiptResponse, RecordExportRequest, RecordExportResponse
 from landbridge.v1.authorization_pb2 import ApprovalRequest, PolicyStatus
 from landbridge.v1.enrolment_pb2_grpc import IdentitiesStub
 from landbridge.v1.gateway_pb2_grpc import GatewayStub
@@ -300,6 +300,10 @@ class Client:
         Conflict if it goes on, or the other site has not heard yet that it does not; Unreachable if that does not answer.
         """
         return self._ask(lambda stub: stub.GetReceipt, GetReceiptRequest(id=_text(migration_id)), RECEIPT_S)
+
+    def record_export(self, export: RecordExportRequest) -> RecordExportResponse:
+        """Have it on record that entries of an audit log of this site are exported, before the file is there. Takes an auditor."""
+        return self._ask(lambda stub: stub.RecordExport, export)
 
     def set_limit(
         self,

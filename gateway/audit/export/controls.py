@@ -266,8 +266,8 @@ TABLE = (
     Row(
         "reading and export of the log",
         {_P: ("10.2.1.3",), _H: ("164.312(b)",)},
-        "`log.read` of what a gateway hands out",
-        events=("log.read",),
+        "`log.read` of what a gateway hands out; `log.exported`, by the hash of the file, of a log that a gateway has open",
+        events=("log.read", "log.exported"),
     ),
     Row(
         "start and stop of the log",

@@ -63,6 +63,73 @@ class GetReceiptResponse(_message.Message):
 Global___GetReceiptResponse: _TypeAlias = GetReceiptResponse  # noqa: Y015
 
 @_typing.final
+class RecordExportRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    log: _builtins.str
+    """Which log is exported, by its origin: of a gateway of this site. And how many entries it had."""
+    size: _builtins.int
+    filter: _builtins.str
+    """Which entries were asked for, and in which form, as `landbridge audit export` has it."""
+    format: _builtins.str
+    entries: _builtins.int
+    """How many they are, and the indexes of the first and the last."""
+    first: _builtins.int
+    last: _builtins.int
+    sha256: _builtins.str
+    """SHA-256 of the file that is written, as hex; of a folder, of its SHA256SUMS."""
+    def __init__(
+        self,
+        *,
+        log: _builtins.str = ...,
+        size: _builtins.int = ...,
+        filter: _builtins.str = ...,
+        format: _builtins.str = ...,
+        entries: _builtins.int = ...,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "filter", b"filter", "first", b"first", "format", b"format", "last", b"last", "log", b"log", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordExportRequest: _TypeAlias = RecordExportRequest  # noqa: Y015
+
+@_typing.final
+class RecordExportResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    log: _builtins.str
+    """Where it is on record."""
+    index: _builtins.int
+    def __init__(
+        self,
+        *,
+        log: _builtins.str = ...,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "log", b"log"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordExportResponse: _TypeAlias = RecordExportResponse  # noqa: Y015
+
+@_typing.final
 class GetProofsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
