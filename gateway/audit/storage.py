@@ -239,8 +239,8 @@ class Storage:
         except OSError as error:
             raise NotRecorded(f"the cosignatures of {self.directory} cannot be kept: {error.strerror}") from error
 
-    def prune(self, minimum: int) -> int:
-        """Remove the bundles of entries below `minimum`, and return how many files that were.
+    def prune(self, minimum: int, start: int = 0) -> int:
+        """Remove the bundles of entries from `start` to below `minimum`, and return how many files that were.
 
         Whoever calls has recorded it first, in an entry that verifiers read. All hashes stay, 8 KiB for each bundle, and so do all
         proofs: a witness may have recorded a head in the middle of what is removed, and asks how the log went on from there.
@@ -250,7 +250,7 @@ class Storage:
             raise UsageError(f"the log has {self.size} entries, and none of them is number {minimum}")
         removed = 0
         try:
-            for number in range(minimum // TILE):
+            for number in range(start // TILE, minimum // TILE):
                 path = self.directory / TileName(None, number, TILE).path
                 removed += path.exists()
                 path.unlink(missing_ok=True)
