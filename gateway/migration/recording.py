@@ -73,6 +73,9 @@ class Recorder:
         )
         # In this order, and in one group.
         await asyncio.gather(entry, *(self._decided(row) if before is None else ()))
+        if told := self._journal.told(migration.id):
+            log = self._journal.key.name
+            row.logs = {**row.logs, log: sorted({*row.logs.get(log, ()), *told})}
 
     def _protection(self, row: Row) -> Facts:
         migration = row.migration

@@ -17,6 +17,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from gateway.audit.export import standalone
 from gateway.audit.journal import commit
 from gateway.audit.note import Signer
 from gateway.audit.proof import Proof
-from gateway.audit.receipt import Part, Proved, Receipt
+from gateway.audit.receipt import Missing, Part, Proved, Receipt
 from gateway.audit.ship_cursor import Cursor
 from gateway.audit.storage import Storage
 from gateway.audit.verify import verify
@@ -181,6 +182,27 @@ def test_a_receipt_is_written_and_checked_at_once(
         fake.receipt = Receipt(MIGRATION, (Part(signer(log).key(), (Proved(proved.raw, proof),)),)).encode()
         assert main(["receipt", "3f2a", "--out", "cosigned"]) == 0
         assert "no witness" not in capsys.readouterr().out
+
+
+def test_what_a_receipt_lacks_is_said_wherever_it_is_read(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = replace(receipt(log, 0, 4), missing=(Missing(f"{BRU}/gateway/gw-2", (3, 9)),))
+    (tmp_path / "it").write_bytes(lacking.encode())
+    said = f"entries 3, 9 of the log {BRU}/gateway/gw-2"
+    for argv in (["audit", "verify"], ["audit", "show"]):
+        result = CliRunner().invoke(cli, [*argv, str(tmp_path / "it")])
+        assert result.exit_code == 0, result.output
+        assert re.search(rf"^MISSING +{re.escape(said)}", result.output, re.MULTILINE)
+    result = CliRunner().invoke(cli, ["audit", "verify", "--json", str(tmp_path / "it")])
+    assert json.loads(result.output)["missing"] == [said]
+    with FakeGateway() as fake:
+        monkeypatch.setattr(connection, "connect", lambda _: fake.client())
+        fake.receipt = lacking.encode()
+        result = CliRunner().invoke(cli, ["receipt", "3f2a", "--out", str(tmp_path / "written")])
+        assert f"  MISSING: {said}, whose gateway has not said what it holds" in result.output
+        result = CliRunner().invoke(cli, ["receipt", "3f2a", "--json", "--out", str(tmp_path / "again")])
+        assert json.loads(result.output)["missing"] == [said]
 
 
 def test_a_changed_byte_is_named_with_its_entry_and_its_meaning(log: Path, tmp_path: Path) -> None:
