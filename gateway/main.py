@@ -26,6 +26,7 @@ from certs.store import StoredIdentity, load_identity
 from certs.trust import pem_of
 from gateway.audit import changes
 from gateway.audit.cosigning import Cosigning
+from gateway.audit.exports import Exports
 from gateway.audit.journal import Journal
 from gateway.audit.keeper import keeping
 from gateway.audit.presence import Presence
@@ -48,6 +49,7 @@ from gateway.identities.records import Records
 from gateway.identities.trusting import Trusting
 from gateway.migration.coordinator import Coordinator
 from gateway.migration.deliveries import Deliveries
+from gateway.migration.deposits import Deposits
 from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory, RemoteSite
 from gateway.migration.ledger import Ledger
@@ -154,16 +156,25 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         coordinator = Coordinator(ledger, inventory, tunnels, authority, runs, reports)
         witness = await keep_witness(settings, evidence.journal, stack)
         cosigning = Cosigning(evidence.journal, lambda: inventory.peers(tunnels.is_up_or_leads_nowhere), witness)
-        receipts = Receipts(ledger, inventory, evidence.journal, cosigning.head)
+        deposits = Deposits(store, evidence.journal, cosigning.head, deliveries.followed)
+        receipts = Receipts(ledger, inventory, deposits)
         directory = settings.audit.receipts or settings.audit.directory / RECEIPTS
-        receipt_keeper = ReceiptKeeper(receipts, ledger, evidence.journal, evidence.refusals, directory)
+        receipt_keeper = ReceiptKeeper(receipts, deposits, ledger, evidence.journal, evidence.refusals, directory)
         keepers = await keep_identities(settings, identity, store, inventory, tunnels, evidence.journal)
         stack.push_async_callback(keepers.close)
         await watch(settings, identity, inventory, tunnels, authority, evidence, stack)
 
         await listen_for_links(settings, identity, tunnels, evidence.refusals, stack)
         gateway_service = GatewayService(
-            coordinator, ledger, inventory, tunnels, limits, authority, receipt_keeper, witness.alarms
+            coordinator,
+            ledger,
+            inventory,
+            tunnels,
+            limits,
+            authority,
+            receipt_keeper,
+            Exports(evidence.journal, identity.identity.home),
+            witness.alarms,
         )
         await serve_operators(settings, identity, authority, gateway_service, keepers, evidence, stack)
         others = Access(Role.GATEWAY, identity.identity.home, local=False)

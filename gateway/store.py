@@ -12,6 +12,7 @@ ask of any gateway (a limit, a cancel) is in columns that `save` does not write.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
@@ -66,9 +67,11 @@ migrations = sa.Table(
     # What it may send over the WAN; 0: no limit. It counts, not the one in `message`, unless it is null: nobody has limited it here.
     # Only `limit_migration` writes this.
     sa.Column("bytes_per_second", sa.BigInteger, nullable=True),
+    # Which entries about it stand in which audit log of this site: JSON, by the log's origin.
+    sa.Column("logs", sa.Text, nullable=False, server_default=""),
     sa.Index("migrations_vm_under_way", "vm_under_way", unique=True),
 )
-_ADDED = ("coordinator", "cancel_wish", "vm_under_way", "revision", "bytes_per_second")
+_ADDED = ("coordinator", "cancel_wish", "vm_under_way", "revision", "bytes_per_second", "logs")
 
 # What operators have set for the tunnel to a site, for all gateways of this one. Null: as each gateway's configuration has it.
 tunnels = sa.Table(
@@ -115,6 +118,22 @@ approvals = sa.Table(
     sa.Column("at", sa.BigInteger, nullable=False),
 )
 
+# What the audit log of each gateway says of migrations that have ended: gateway/migration/deposits.py.
+deposits = sa.Table(
+    "deposits",
+    metadata,
+    sa.Column("migration", sa.String(36), primary_key=True),
+    # By its origin, and whose it is.
+    sa.Column("log", sa.String(512), primary_key=True),
+    sa.Column("gateway", sa.String(255), nullable=False),
+    # How many entries of it were known then: if that grows, there is more to say.
+    sa.Column("known", sa.Integer, nullable=False),
+    # Nanoseconds since the epoch.
+    sa.Column("at", sa.BigInteger, nullable=False, index=True),
+    # landbridge.v1.LogProofs
+    sa.Column("message", sa.LargeBinary, nullable=False),
+)
+
 
 @dataclass
 class Row:
@@ -128,6 +147,8 @@ class Row:
     cause: str = ""
     clock_offset_ms: int = 0
     suspended_at: int = 0
+    # Which entries about it are known to stand in which log of this site.
+    logs: dict[str, list[int]] = field(default_factory=dict)
     # These two as the store has them: `save` does not take them from here.
     coordinator: str = ""
     cancel_wish: str = ""
@@ -181,6 +202,7 @@ class Store:
             "cause": row.cause,
             "clock_offset_ms": row.clock_offset_ms,
             "suspended_at": row.suspended_at,
+            "logs": json.dumps(row.logs),
             "message": row.migration.SerializeToString(),
             "vm_under_way": (row.migration.vm_uuid or None) if under_way else None,
         }
@@ -229,6 +251,7 @@ class Store:
                             cause=found.cause,
                             clock_offset_ms=found.clock_offset_ms,
                             suspended_at=found.suspended_at,
+                            logs=json.loads(found.logs or "{}"),
                             coordinator=found.coordinator,
                             cancel_wish=found.cancel_wish,
                         ),

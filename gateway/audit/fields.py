@@ -170,8 +170,10 @@ FACTS: Mapping[str, Kind] = MappingProxyType(
                 }
             )
         ),
-        # By what right.
-        "legal_basis": one_of("adequacy", "scc-eu", "scc-anpd", "bcr", "contract", "none-domestic"),
+        # Why, and by what right, as a policy has it, in its words; `request.purpose` is what somebody says who asks.
+        "purpose": text,
+        "legal_basis": text,
+        "transfer_mechanism": text,
         "retention_class": text,
         "policy": record(
             {"bundle_sha256": digest, "decision": one_of("permit", "deny", "approval"), "ids": listing(text)}

@@ -72,8 +72,9 @@ class Report:
     # Up to which size the witnesses that were asked for have cosigned.
     cosigned: list[tuple[Cosigned, int]] = field(default_factory=list)
     receipts: int = 0
-    # Of a receipt that was checked alone.
+    # Of a receipt that was checked alone; and what it lacks, as it says itself, each in words.
     migration: str = ""
+    missing: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     # Findings beyond MOST_FINDINGS.
     more: int = 0

@@ -39,6 +39,8 @@ class Journal:
         self._room = asyncio.Semaphore(MOST_WAITING)
         self._writer: asyncio.Task[None] | None = None
         self._closed = False
+        # By migration, the indexes of the entries about it: a few dozen of each.
+        self._told: dict[str, list[int]] = {}
 
     @classmethod
     async def open(cls, directory: Path, origin: str) -> Self:
@@ -89,6 +91,10 @@ class Journal:
                 self._writer = asyncio.create_task(self._write(), name="audit-journal")
             return await done
 
+    def told(self, migration: str) -> list[int]:
+        """The indexes of the entries about a migration that were recorded since the log was opened."""
+        return list(self._told.get(migration, ()))
+
     async def read(self, question: Callable[[Storage], _Result]) -> _Result:
         """Ask the storage something, between two groups."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, question, self._storage)
@@ -118,7 +124,9 @@ class Journal:
             message = error.message
         finally:
             # Also if this task was cancelled, or met a defect: nobody waits for ever.
-            for at, (_, done) in enumerate(group):
+            for at, (entry, done) in enumerate(group):
+                if first is not None and entry.migration:
+                    self._told.setdefault(entry.migration, []).append(first + at)
                 if done.done():
                     continue
                 if first is None:

@@ -3,7 +3,11 @@
 Canonical JSON:
 
     {"landbridge-receipt": 1, "migration": id,
-     "logs": [{"key": vkey, "entries": [{"entry": the entry's canonical JSON as text, "proof": a tlog-proof as text}]}]}
+     "logs": [{"key": vkey, "entries": [{"entry": the entry's canonical JSON as text, "proof": a tlog-proof as text}]}],
+     "missing": [{"log": origin, "entries": [index, ...]}]}
+
+A site has a log for each of its gateways, and what a migration's entries stand in is all here. "missing", left out where nothing is, names
+entries that are known to be in a log of the site that made the receipt, or of the other one, and could not be had: a gateway was lost.
 
 The recipe of `check`, and what each step stops:
 
@@ -18,11 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, cast
 
 from gateway.audit import canonical
 from gateway.audit.canonical import Value
 from gateway.audit.entry import Recorded
+from gateway.audit.fields import count
 from gateway.audit.findings import Check, Finding
 from gateway.audit.note import Key
 from gateway.audit.proof import Proof
@@ -56,11 +61,25 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Missing:
+    """Entries about the migration that are in a log, by its origin, and are not in the receipt."""
+
+    log: str
+    entries: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """Which they are, in words."""
+        numbers = ", ".join(map(str, self.entries))
+        return f"{'entry' if len(self.entries) == 1 else 'entries'} {numbers} of the log {self.log}"
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """All of it."""
 
     migration: str
     parts: tuple[Part, ...]
+    missing: tuple[Missing, ...] = ()
 
     def encode(self) -> bytes:
         """The file's bytes."""
@@ -73,7 +92,9 @@ class Receipt:
             }
             for part in self.parts
         ]
-        return canonical.encode({_MARK: VERSION, "migration": self.migration, "logs": logs}) + b"\n"
+        missing: list[Value] = [{"log": each.log, "entries": list(each.entries)} for each in self.missing]
+        lacks: dict[str, Value] = {"missing": missing} if missing else {}
+        return canonical.encode({_MARK: VERSION, "migration": self.migration, "logs": logs, **lacks}) + b"\n"
 
     @classmethod
     def decode(cls, raw: bytes) -> Self:
@@ -88,7 +109,10 @@ class Receipt:
         migration, logs = document.get("migration"), document.get("logs")
         if not isinstance(migration, str) or not isinstance(logs, list):
             raise EvidenceFailed("it names no migration, or holds no logs")
-        return cls(migration, tuple(_part(log) for log in logs))
+        missing = document.get("missing", [])
+        if not isinstance(missing, list):
+            raise EvidenceFailed("what is missing in it is no list")
+        return cls(migration, tuple(_part(log) for log in logs), tuple(_missing(each) for each in missing))
 
     def entries(self) -> list[Recorded]:
         """The entries of all logs, in the order of their times. EvidenceFailed if one is none."""
@@ -106,6 +130,14 @@ def _part(log: Value) -> Part:
         raise EvidenceFailed(f"one of its logs has no key: {error.message}") from error
     entries = log["entries"]
     return Part(key, tuple(_proved(each) for each in entries) if isinstance(entries, list) else ())
+
+
+def _missing(each: Value) -> Missing:
+    log, entries = (each.get("log"), each.get("entries")) if isinstance(each, Mapping) else (None, None)
+    indexes = [index for index in entries if not count(index)] if isinstance(entries, list) else []
+    if not isinstance(log, str) or not indexes or indexes != entries:
+        raise EvidenceFailed("what is missing in it is of no log, or names no entries")
+    return Missing(log, tuple(cast("list[int]", indexes)))
 
 
 def _proved(each: Value) -> Proved:

@@ -2,12 +2,16 @@
 
 Recorded first, then removed: a crash in between leaves files that are removed a day later. The hashes stay, and with them every
 proof.
+
+To look through a million entries takes half a minute or more, and whoever records one meanwhile is not to wait for that: it is done in
+pieces of one bundle each, and between two of them the journal's thread writes what has come.
 """
 
 from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import structlog
 
@@ -22,6 +26,9 @@ log = structlog.get_logger()
 
 # Seconds between two looks.
 LOOK = 86_400.0
+# Bundles that are removed, and that are found to be removed already, in one piece: either takes a few milliseconds, as reading one does.
+REMOVED = 64
+SKIPPED = 64
 
 
 class Retention(Rounds):
@@ -47,25 +54,40 @@ class Retention(Rounds):
 
     async def look(self, now: datetime) -> int:
         """Remove what is old enough, and say below which entry. Raises NotRecorded, or EvidenceFailed for a damaged log."""
-        minimum = await self._journal.read(lambda storage: expired(storage, now - timedelta(days=self._days)))
+        first, minimum = await self._expired(now - timedelta(days=self._days))
         if minimum:
             pruned = {"minimum": minimum, "retention_days": self._days}
             await self._journal.record("log.pruned", seen={"pruned": pruned})
-            removed = await self._journal.read(lambda storage: storage.prune(minimum))
+            removed = 0
+            for start in range(first, minimum, REMOVED * TILE):
+                end = min(minimum, start + REMOVED * TILE)
+                removed += await self._journal.read(partial(Storage.prune, minimum=end, start=start))
             log.info("audit.pruned", minimum=minimum, files=removed)
         return minimum
 
+    async def _expired(self, before: datetime) -> tuple[int, int]:
+        """From which entry on, and below which, all are old and still there in part, by whole bundles; 0 and 0 if there are none."""
+        found: list[int] = []
+        number = 0
+        while number < self._journal.signed.checkpoint.size // TILE:
+            number, is_old = await self._journal.read(partial(next_bundle, number=number, before=before))
+            if is_old is False:
+                break
+            if is_old:
+                found.append(number)
+        return ((found[0] - 1) * TILE, found[-1] * TILE) if found else (0, 0)
 
-def expired(storage: Storage, before: datetime) -> int:
-    """Below which entry all are from before a moment and still there in part, by whole bundles; 0 if there are none."""
-    minimum = 0
-    for number in range(storage.size // TILE):
-        name = TileName(None, number, TILE)
-        if not storage.has(name):
-            continue
-        # Not that of the last entry: clocks are set back.
-        newest = max(Recorded.decode(raw).time for raw in unbundle(storage.read(name)))
-        if newest >= before:
-            break
-        minimum = (number + 1) * TILE
-    return minimum
+
+def next_bundle(storage: Storage, number: int, before: datetime) -> tuple[int, bool | None]:
+    """Look from a bundle on for one that is still there: the number of the next one, and whether all in this one is from before a moment.
+
+    None instead, after SKIPPED of them, if none was there.
+    """
+    end = min(number + SKIPPED, storage.size // TILE)
+    for each in range(number, end):
+        name = TileName(None, each, TILE)
+        if storage.has(name):
+            # Not that of the last entry: clocks are set back.
+            newest = max(Recorded.decode(raw).time for raw in unbundle(storage.read(name)))
+            return each + 1, newest < before
+    return end, None

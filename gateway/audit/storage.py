@@ -30,6 +30,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Self
@@ -56,6 +57,8 @@ from landbridge.errors import ConfigError, Conflict, EvidenceFailed, NotRecorded
 
 CHECKPOINT, COSIGNED, KEY, STATE = "checkpoint", "cosigned", "log.vkey", ".state"
 _PRIVATE, _LOCK, _NEW = "key.pem", "lock", "new."
+# How often, and after how many seconds, the lock of a log is tried for.
+_ATTEMPTS, _ATTEMPT_S = 3, 0.05
 
 
 class Growth:
@@ -131,7 +134,7 @@ class Storage:
         except OSError as error:
             raise ConfigError(f"the audit log at {directory} cannot be opened: {error.strerror}") from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _hold(lock)
         except OSError as error:
             lock.close()
             raise Conflict(f"the audit log at {directory} is open in another process") from error
@@ -236,8 +239,8 @@ class Storage:
         except OSError as error:
             raise NotRecorded(f"the cosignatures of {self.directory} cannot be kept: {error.strerror}") from error
 
-    def prune(self, minimum: int) -> int:
-        """Remove the bundles of entries below `minimum`, and return how many files that were.
+    def prune(self, minimum: int, start: int = 0) -> int:
+        """Remove the bundles of entries from `start` to below `minimum`, and return how many files that were.
 
         Whoever calls has recorded it first, in an entry that verifiers read. All hashes stay, 8 KiB for each bundle, and so do all
         proofs: a witness may have recorded a head in the middle of what is removed, and asks how the log went on from there.
@@ -247,7 +250,7 @@ class Storage:
             raise UsageError(f"the log has {self.size} entries, and none of them is number {minimum}")
         removed = 0
         try:
-            for number in range(minimum // TILE):
+            for number in range(start // TILE, minimum // TILE):
                 path = self.directory / TileName(None, number, TILE).path
                 removed += path.exists()
                 path.unlink(missing_ok=True)
@@ -333,6 +336,28 @@ class Storage:
             first = number * TILE
             inside = unbundle(self.read(TileName(None, number, min(TILE, self.size - first))))
             yield from inside[max(0, start - first) : end - first]
+
+
+def is_open(directory: Path) -> bool:
+    """Whether a process has the log of this directory open; also if that cannot be looked at, and there is something to hide."""
+    try:
+        with (directory / STATE / _LOCK).open("rb") as lock:
+            # Let go again at once, and shared, so that two who look do not see each other.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _hold(lock: IO[bytes]) -> None:
+    """Take the lock of a log; whoever looks whether it is taken has it for an instant."""
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(_ATTEMPT_S)
+    return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _make(directory: Path) -> set[Path]:

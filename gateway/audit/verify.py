@@ -80,6 +80,7 @@ def verify_receipt(raw: bytes, trust: Trust = NO_TRUST) -> Report:
         report.add(Check.RECEIPTS, f"the receipt cannot be read: {error.message}")
         return report
     report.migration = receipt.migration
+    report.missing = [str(each) for each in receipt.missing]
     report.origin = ", ".join(part.key.name for part in receipt.parts)
     report.key = ", ".join(str(part.key) for part in receipt.parts)
     return report

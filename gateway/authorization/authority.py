@@ -22,6 +22,7 @@ from gateway.audit.entry import NOTHING, Facts
 from gateway.audit.fields import certified
 from gateway.audit.journal import Journal
 from gateway.audit.refusals import Refusals
+from gateway.authorization import decide as judging
 from gateway.authorization import telling
 from gateway.authorization.cases import named
 from gateway.authorization.decide import Check, Decision, Step, Verdict, decide, in_scope, may_approve
@@ -143,6 +144,11 @@ class Authority:
         labels = Labels.of(own)
         return (labels if self._policy.rules is None else self._policy.rules.labels(vm, labels)).message()
 
+    def grounds(self, migration: Migration) -> pb.Grounds | None:
+        """Why a migration that is asked for moves its VM, and by what right, by this site's policy. Raises UsageError or IdentityError."""
+        rules = self._policy.rules
+        return None if rules is None else judging.grounds(rules, request_of(migration)).message()
+
     def person(self, text: str) -> Identity:
         """An operator as people write them: NAME, SITE/NAME or a SPIFFE ID. Raises IdentityError."""
         return named(text, self._rules())
@@ -166,6 +172,8 @@ class Authority:
     ) -> pb.Decision:
         """Decide about a migration that is to begin; with `opens`, ask this site's approvers where they have a say. Logged."""
         decision = await self.weigh(migration)
+        if not claimed_by and decision.grounds != migration.grounds:
+            raise Conflict("what the policy says of its purpose or legal basis has just changed: ask again")
         if opens and decision.verdict == pb.Verdict.VERDICT_APPROVAL and not decision.request:
             decision.request = await self.ask(migration, wanted_host, claimed_by)
         self.record(decision, migration, claimed_by)
@@ -176,15 +184,14 @@ class Authority:
         lifetime = timedelta(hours=self._rules().approvals.expire_hours)
 
         async def before() -> None:
-            # Whom it is for and what it is about, another site says.
-            about, request = telling.about(migration, self.country), {"sha256": digest(migration)}
-            waits: dict[str, Value] = {"policy": {"decision": "approval"}, "request": request}
+            waits: dict[str, Value] = {"policy": {"decision": "approval"}, "request": {"sha256": digest(migration)}}
+            seen, claimed = telling.asked(migration, self.country, waits, claimed_by)
             await self._journal.record(
                 "migration.requested",
                 reason="it waits for approvals",
                 actor=self._actor(migration.requested_by, claimed_by),
-                seen=waits if claimed_by else about | waits,
-                claimed=about if claimed_by else NOTHING,
+                seen=seen,
+                claimed=claimed,
             )
 
         request = await self._requests.open(migration, lifetime, wanted_host, claimed_by, before)
@@ -301,9 +308,8 @@ class Authority:
 
     def _request_facts(self, request: ApprovalRequest, more: dict[str, Value]) -> tuple[Facts, Facts]:
         """What is seen of a request, and what is claimed."""
-        about = telling.about(request.migration, self.country)
-        asked: dict[str, Value] = {"request": {"id": request.id, "sha256": request.sha256}, **more}
-        return (asked, about) if request.claimed_by else (about | asked, NOTHING)
+        bound: dict[str, Value] = {"request": {"id": request.id, "sha256": request.sha256}, **more}
+        return telling.asked(request.migration, self.country, bound, request.claimed_by)
 
     async def _record_approval(
         self, request: ApprovalRequest, approvals: Sequence[pb.Approval], *, actor: Facts = NOTHING, migration: str = ""
@@ -372,6 +378,7 @@ class Authority:
             request=request,
             break_glass=migration.break_glass if decision.glass_broken else "",
             verify_disks=decision.verify_disks,
+            grounds=decision.grounds.message(),
         )
         told.decided_at.FromDatetime(self._clock())
         return told
@@ -400,11 +407,9 @@ class Authority:
             log.warning("policy.glass_broken", why=decision.break_glass, **facts)
 
     def _record_denial(self, decision: pb.Decision, migration: Migration, claimed_by: str) -> None:
-        about, policy = telling.about(migration, self.country), telling.policy(decision)
-        asked: dict[str, Value] = {"request": {"sha256": decision.request_sha256}} if decision.request_sha256 else {}
-        seen, claimed = about | asked, {}
-        if claimed_by:
-            seen, claimed = asked, about
+        policy = telling.policy(decision)
+        bound: dict[str, Value] = {"request": {"sha256": decision.request_sha256}} if decision.request_sha256 else {}
+        seen, claimed = telling.asked(migration, self.country, bound, claimed_by)
         if decision.site == self._here.site:
             seen |= policy
         else:

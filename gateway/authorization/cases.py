@@ -45,6 +45,7 @@ def _run(rules: Rules, case: Case) -> Outcome:
             own,
             frozenset(named(each, rules) for each in case.approved_by),
             "a test" if case.break_glass else "",
+            case.purpose,
         )
     except IdentityError as error:
         raise ConfigError(f"the test {case.name!r} of the policy names nobody: {error.message}") from error

@@ -6,9 +6,10 @@ Looked at in this order, all of it, so that a decision can be explained; the fir
 2. forbid       a rule that forbids and fits                                    no permission outweighs it
 3. residency    the destination is no place for the VM's classification         and nothing overrides it
 4. permit       no rule that permits fits                                       default deny
-5. break-glass  somebody asks to override what follows, and may not             at the source; elsewhere it does not count
-6. freeze       it is a time in which nothing moves
-7. four-eyes    so many others have not approved                                this one waits, instead of refusing
+5. purpose      who asks does not say why, and is to                            only where an entry of [[transfers]] demands it
+6. break-glass  somebody asks to override what follows, and may not             at the source; elsewhere it does not count
+7. freeze       it is a time in which nothing moves
+8. four-eyes    so many others have not approved                                this one waits, instead of refusing
 
 If nothing refuses, the first rule that permits decided.
 """
@@ -23,7 +24,7 @@ from fnmatch import fnmatchcase
 
 from certs.identity import Identity
 from gateway.authorization import freezes
-from gateway.authorization.request import Request
+from gateway.authorization.request import NOTHING_SAID, Grounds, Request
 from gateway.authorization.roles import OperatorRole
 from gateway.authorization.rules import UNCLASSIFIED, FourEyes, Freeze, Rules, Selecting
 
@@ -46,6 +47,7 @@ class Check(StrEnum):
     FORBID = "forbid"
     RESIDENCY = "residency"
     PERMIT = "permit"
+    PURPOSE = "purpose"
     BREAK_GLASS = "break-glass"
     FREEZE = "freeze"
     FOUR_EYES = "four-eyes"
@@ -73,6 +75,8 @@ class Decision:
     glass_broken: bool = False
     # A rule that permits it has the disks compared.
     verify_disks: bool = False
+    # Why it moves, and by what right, as this policy has it.
+    grounds: Grounds = NOTHING_SAID
 
     @property
     def reason(self) -> str:
@@ -83,7 +87,14 @@ class Decision:
 def decide(rules: Rules, request: Request, now: datetime) -> Decision:
     """The decision about a request at `now`, which is aware."""
     request = _known(rules, request)
-    firm = (*_role(rules, request), *_forbidden(rules, request), _residency(rules, request), _permitted(rules, request))
+    firm = (
+        *_role(rules, request),
+        *_forbidden(rules, request),
+        _residency(rules, request),
+        _permitted(rules, request),
+        *_purpose(rules, request),
+    )
+    why = grounds(rules, request)
     glass = tuple(_glass(rules, request))
     soft = (*_frozen(rules, request, now), *_four_eyes(rules, request))
     steps: tuple[Step, ...] = (*firm, *glass, *soft)
@@ -94,11 +105,26 @@ def decide(rules: Rules, request: Request, now: datetime) -> Decision:
     if not refusing:
         by = next(step for step in firm if step.check is Check.PERMIT)
         proves = _proves(rules, request)
-        return Decision(Verdict.ALLOWED, _named(by), tuple(_override(steps)), glass_broken=broken, verify_disks=proves)
+        return Decision(Verdict.ALLOWED, _named(by), tuple(_override(steps)), broken, proves, why)
     first = refusing[0]
     verdict = Verdict.APPROVAL if first.check is Check.FOUR_EYES else Verdict.REFUSED
     others = tuple(step for step in steps if step is not first)
-    return Decision(verdict, _named(first), (first, *others), verify_disks=_proves(rules, request))
+    return Decision(verdict, _named(first), (first, *others), verify_disks=_proves(rules, request), grounds=why)
+
+
+def grounds(rules: Rules, request: Request) -> Grounds:
+    """Why something moves, and by what right, as this policy has it: of each, what the first entry that fits says."""
+    request = _known(rules, request)
+    found = [entry for entry in rules.transfers if fits(entry, rules, request)]
+    countries = [
+        rules.sites[site].country for site in (request.source_site, request.destination_site) if site in rules.sites
+    ]
+    is_domestic = len(countries) == 2 and countries[0] == countries[1] != ""
+    return Grounds(
+        next((entry.purpose for entry in found if entry.purpose), ""),
+        next((entry.legal_basis for entry in found if entry.legal_basis), ""),
+        next((entry.transfer_mechanism for entry in found if entry.transfer_mechanism and not is_domestic), ""),
+    )
 
 
 def in_scope(rules: Rules, request: Request) -> Step:
@@ -177,6 +203,14 @@ def _permitted(rules: Rules, request: Request) -> Step:
     if found is None:
         return Step(Check.PERMIT, "", False, f"no rule permits {_what(rules, request)}")
     return Step(Check.PERMIT, found.name, True, f'the rule "{found.name}" permits it')
+
+
+def _purpose(rules: Rules, request: Request) -> Iterator[Step]:
+    demanding = next((each for each in rules.transfers if each.demand_purpose and fits(each, rules, request)), None)
+    if demanding is not None:
+        given = bool(request.purpose.strip())
+        says = "and one is given" if given else "and none is given: say why with --purpose"
+        yield Step(Check.PURPOSE, demanding.name, given, f'"{demanding.name}" demands a purpose, {says}')
 
 
 def _proves(rules: Rules, request: Request) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from certs.identity import Identity, Role, parse
 from landbridge.errors import IdentityError, UsageError
 from landbridge.v1.agent_pb2 import Mapping
+from landbridge.v1.decision_pb2 import Grounds as GroundsMessage
 from landbridge.v1.decision_pb2 import Labels as LabelsMessage
 from landbridge.v1.types_pb2 import Migration, Policy
 
@@ -47,6 +48,25 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Grounds:
+    """Why something is moved, and by what right, as a policy has it; what is empty, it does not say."""
+
+    purpose: str = ""
+    legal_basis: str = ""
+    transfer_mechanism: str = ""
+
+    def message(self) -> GroundsMessage | None:
+        """The same for others; None for nothing."""
+        said = GroundsMessage(
+            purpose=self.purpose, legal_basis=self.legal_basis, transfer_mechanism=self.transfer_mechanism
+        )
+        return said if self != NOTHING_SAID else None
+
+
+NOTHING_SAID = Grounds()
+
+
+@dataclass(frozen=True)
 class Request:
     """One move. At the destination, everything in it is a claim of the source's gateway, except which site that is."""
 
@@ -61,6 +81,8 @@ class Request:
     approvals: frozenset[Identity] = field(default_factory=frozenset)
     # Why the glass is to be broken; empty: it is not.
     break_glass: str = ""
+    # Why the VM is to move, as who asks says.
+    purpose: str = ""
 
 
 def request_of(migration: Migration, approvals: Iterable[Identity] = ()) -> Request:
@@ -81,12 +103,18 @@ def request_of(migration: Migration, approvals: Iterable[Identity] = ()) -> Requ
         )
     if len(migration.break_glass) > REASON_CHARACTERS:
         raise UsageError(f"a reason for breaking the glass has at most {REASON_CHARACTERS} characters: shorten it")
+    if len(migration.purpose) > REASON_CHARACTERS:
+        raise UsageError(f"a purpose has at most {REASON_CHARACTERS} characters: shorten it")
+    grounds = migration.grounds
+    if any(len(text) > MOST_CHARACTERS for text in (grounds.purpose, grounds.legal_basis, grounds.transfer_mechanism)):
+        raise UsageError(f"what a policy says of a purpose or a legal basis has at most {MOST_CHARACTERS} characters")
     return Request(
         operator(migration.requested_by),
         *names,
         Labels.of(migration.labels),
         frozenset({*claimed, *approvals}),
         migration.break_glass,
+        migration.purpose,
     )
 
 
@@ -99,7 +127,7 @@ def operator(text: str) -> Identity:
 
 
 def digest(migration: Migration) -> str:
-    """SHA-256, as hex, of exactly what is asked for: who, which VM with which definition, from where to where, and how.
+    """SHA-256, as hex, of exactly what is asked for: who, which VM with which definition, from where to where, how, and on what grounds.
 
     "Where" is also in which pools and networks.
 
@@ -121,8 +149,14 @@ def digest(migration: Migration) -> str:
         "on_no_convergence": policy.on_no_convergence,
         "break_glass": migration.break_glass,
     }
-    if policy.verify_disks:  # only then, so that all else has the hash that it had before there was this
+    # What follows only where it is said, so that all else has the hash that it had before there was this.
+    if policy.verify_disks:
         facts["verify_disks"] = True
+    if migration.purpose:
+        facts["purpose"] = migration.purpose
+    if migration.HasField("grounds"):
+        grounds = migration.grounds
+        facts["grounds"] = [grounds.purpose, grounds.legal_basis, grounds.transfer_mechanism]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -140,9 +174,17 @@ def asked(migration: Migration) -> Migration:
         destination_site=migration.destination_site,
         destination_host=migration.destination_host,
         break_glass=migration.break_glass,
+        purpose=migration.purpose,
     )
     if migration.HasField("labels"):
         kept.labels.CopyFrom(LabelsMessage(owner=labels.owner, classification=labels.classification, tags=labels.tags))
+    if migration.HasField("grounds"):
+        said = migration.grounds
+        kept.grounds.CopyFrom(
+            GroundsMessage(
+                purpose=said.purpose, legal_basis=said.legal_basis, transfer_mechanism=said.transfer_mechanism
+            )
+        )
     if migration.HasField("policy"):
         kept.policy.CopyFrom(
             Policy(

@@ -44,6 +44,7 @@ CALLS: Mapping[str, frozenset[OperatorRole]] = {
     "ListRequests": _ALL,
     "ExplainPolicy": _ALL,
     "GetReceipt": _ALL,
+    "RecordExport": frozenset({OperatorRole.AUDITOR}),
     # It looks into the guest's memory, and shows its definition to the other site.
     "Preflight": _OPERATOR,
     "Migrate": _OPERATOR,

@@ -9,6 +9,7 @@
     [residency]                     in which countries and zones VMs of a classification may be
     [[freezes]]                     when nothing moves
     [[four_eyes]]                   what others must approve
+    [[transfers]]                   why VMs are moved, and by what right
     [break_glass]                   who may override freezes and four-eyes, with a reason
     [[tests]]                       what this file is to decide: `landbridge policy test`
 
@@ -46,6 +47,34 @@ LONGEST_EXPIRY_HOURS = 24 * 31
 MOST_APPROVALS = 16
 # The classification of a VM that has none.
 UNCLASSIFIED = "unclassified"
+
+# By what right data may be processed: GDPR art. 6(1) (a) to (f); what LGPD art. 7 has beside these; and that of a processor, who has
+# instructions instead (GDPR art. 28, LGPD art. 39).
+LegalBasis = Literal[
+    "consent",
+    "contract",
+    "legal-obligation",
+    "vital-interests",
+    "public-task",
+    "legitimate-interests",
+    "research",
+    "legal-claims",
+    "health-protection",
+    "credit-protection",
+    "controller-instructions",
+]
+# And brought to another country: GDPR art. 45, 46, 47 and 49, LGPD art. 33; not-needed is within the EEA, say.
+TransferMechanism = Literal[
+    "not-needed",
+    "adequacy",
+    "scc-eu",
+    "scc-anpd",
+    "bcr",
+    "specific-clauses",
+    "code-of-conduct",
+    "certification",
+    "derogation",
+]
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
@@ -187,6 +216,23 @@ class FourEyes(Selecting):
         return self
 
 
+class Transfer(Selecting):
+    """Why what is meant moves, and by what right; what is None is left to the next entry that fits."""
+
+    purpose: Text | None = None
+    legal_basis: LegalBasis | None = None
+    # Between two countries.
+    transfer_mechanism: TransferMechanism | None = None
+    # Who asks must say why, whatever the policy says of it.
+    demand_purpose: bool = False
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not (self.purpose or self.legal_basis or self.transfer_mechanism or self.demand_purpose):
+            raise ValueError("it says nothing: add purpose, legal_basis, transfer_mechanism or demand_purpose")
+        return self
+
+
 class BreakGlass(Entry):
     """Who may override freezes and four-eyes, with a reason. What is forbidden, not permitted, or against residency stays so."""
 
@@ -211,6 +257,7 @@ class Case(Named):
     tags: Texts = ()
     approved_by: Texts = ()
     break_glass: bool = False
+    purpose: str = ""
     # With an offset; only a file without freezes can do without.
     at: datetime | None = None
     expect: Literal["allowed", "refused", "approval"]
@@ -237,6 +284,7 @@ class Rules(Entry):
     residency: Mapping[str, Areas] | None = None
     freezes: Annotated[tuple[Freeze, ...], Field(max_length=MOST_ENTRIES)] = ()
     four_eyes: Annotated[tuple[FourEyes, ...], Field(max_length=MOST_ENTRIES)] = ()
+    transfers: Annotated[tuple[Transfer, ...], Field(max_length=MOST_ENTRIES)] = ()
     break_glass: BreakGlass = BreakGlass()
     approvals: Approvals = Approvals()
     tests: Annotated[tuple[Case, ...], Field(max_length=MOST_ENTRIES)] = ()
@@ -251,6 +299,7 @@ class Rules(Entry):
             ("rules", self.rules),
             ("freezes", self.freezes),
             ("four_eyes", self.four_eyes),
+            ("transfers", self.transfers),
             ("tests", self.tests),
         ):
             _unique(name, entries)

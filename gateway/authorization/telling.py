@@ -7,7 +7,7 @@ from datetime import UTC
 
 from gateway.audit.canonical import Value
 from gateway.audit.fields import LIST_ITEMS, digest, stamp
-from landbridge.v1.decision_pb2 import Approval, Decision, Verdict
+from landbridge.v1.decision_pb2 import Approval, Decision, Grounds, Verdict
 from landbridge.v1.types_pb2 import Migration
 
 _DECISIONS = {
@@ -37,6 +37,26 @@ def about(migration: Migration, country: Callable[[str], str]) -> dict[str, Valu
 
 def _end(site: str, host: str, country: Callable[[str], str]) -> Value:
     return _without_empty({"site": site, "host": host, "country": country(site) if site else ""})
+
+
+def asked(
+    migration: Migration, country: Callable[[str], str], bound: dict[str, Value], claimed_by: str
+) -> tuple[dict[str, Value], dict[str, Value]]:
+    """What is seen of a request, `bound` among it, and what is claimed: all that another site, if it is of one, says."""
+    said, facts = purpose(migration), about(migration, country) | grounds(migration.grounds)
+    return (bound, facts | said) if claimed_by else (facts | bound, said)
+
+
+def purpose(migration: Migration) -> dict[str, Value]:
+    """Why it is asked for, which nobody but who asks knows: a claim, at both sites."""
+    return {"request": {"purpose": migration.purpose}} if migration.purpose else {}
+
+
+def grounds(said: Grounds) -> dict[str, Value]:
+    """Why it moves, and by what right, as a policy has it: a fact to the site whose policy it is, and a claim to the other."""
+    return _without_empty(
+        {"purpose": said.purpose, "legal_basis": said.legal_basis, "transfer_mechanism": said.transfer_mechanism}
+    )
 
 
 def policy(decision: Decision) -> dict[str, Value]:

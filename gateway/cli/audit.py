@@ -4,6 +4,7 @@ With --json, each command writes one object on one line, or one for each entry:
 
     verify              {"type": "verification", "log": origin, "key": vkey, "key_is_given": bool, "size": n, "root": hex,
                          "minimum": n, "entries": n, "first_time": t, "last_time": t, "receipts": n, "migration": id|"",
+                         "missing": [what a receipt lacks, as it says, ...],
                          "cosigned": [{"witness": name, "size": n, "time": t}, ...], "good": bool, "more_findings": n,
                          "findings": [{"check": 1-8, "name": n, "entry": index|null, "message": s, "meaning": s}, ...]}
     tail, show, search  {"type": "entry", "index": n, "entry": the entry as it was recorded}
@@ -53,7 +54,8 @@ _PLACE = click.argument("place", metavar="PLACE")
 def audit() -> None:
     """Verify the audit log of a site, and look into it.
 
-    PLACE is the directory of a log, of a copy, or of an export; or the https URL where it is served. No gateway is asked.
+    PLACE is the directory of a log, of a copy, or of an export; or the https URL where it is served. No gateway is asked, but by
+    export, which has it on record.
     """
 
 
@@ -223,6 +225,7 @@ def as_object(report: Report) -> dict[str, object]:
         "last_time": report.last_time,
         "receipts": report.receipts,
         "migration": report.migration,
+        "missing": report.missing,
         "cosigned": [
             {"witness": each.name, "size": size, "time": _moment(each.time)} for each, size in report.cosigned
         ],
@@ -256,6 +259,9 @@ def _show(report: Report) -> None:
         pairs += [("key", f"{words.safe(report.key)} ({hint})")]
     for each, size in report.cosigned:
         pairs += [("cosigned", f"the first {size} entries, by {words.safe(each.name)} at {_moment(each.time)}")]
+    pairs += [
+        ("MISSING", f"{words.safe(each)}: whoever made the receipt could not have them") for each in report.missing
+    ]
     if report.receipts:
         pairs += [("receipts", str(report.receipts))]
     output.facts(pairs)

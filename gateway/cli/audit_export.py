@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias, TypeVar
@@ -12,12 +14,14 @@ from typing import TypeAlias, TypeVar
 import click
 
 from gateway.audit import files, reading
-from gateway.audit.entry import Recorded
+from gateway.audit.entry import Recorded, clean
 from gateway.audit.export import bundle, ocsf, pdf, plain, report, requirements, standalone
 from gateway.audit.export.controls import Framework
+from gateway.audit.storage import is_open
 from gateway.audit.verify import verify
-from gateway.cli import output, words
-from landbridge.errors import AlreadyExists, ConfigError, EvidenceFailed, UsageError
+from gateway.cli import connection, output, words
+from landbridge.errors import AlreadyExists, ConfigError, EvidenceFailed, LandbridgeError, UsageError
+from landbridge.v1.audit_pb2 import RecordExportRequest
 
 Asked: TypeAlias = str | datetime | None
 _Command = TypeVar("_Command", bound=Callable[..., object])
@@ -28,6 +32,11 @@ _LINES: Mapping[str, Callable[[Iterable[Recorded]], Iterable[str]]] = MappingPro
 )
 # What is no text for a terminal.
 _FILES = MappingProxyType({"bundle": "A bundle is a folder", "pdf": "A PDF is a file"})
+# The list of a bundle's files, as sha256sum writes and checks it.
+_SUMS = "SHA256SUMS"
+# Of when an export was made, what follows the time.
+_ON_RECORD = "and on record in the log (log.exported) before it was written"
+_OFF_RECORD = "from the files of the log alone: no log has an entry of this export"
 _BY_FRAMEWORK = ("csv", "report", "pdf", "bundle")
 _QUESTIONS = (
     click.option("--from", "start", type=click.DateTime(_TIMES), help="Not before this time, in UTC."),
@@ -56,6 +65,25 @@ def which(asked: Mapping[str, Asked]) -> reading.Filter:
     return reading.Filter(start=times.get("start"), end=times.get("end"), **texts)
 
 
+@dataclass(frozen=True)
+class _Export:
+    """Entries of a log, in one form."""
+
+    form: str
+    origin: str
+    size: int
+    # The indexes of the entries.
+    indexes: Sequence[int]
+    # One file, whose name is the caller's; or the files of a folder, by their paths.
+    content: bytes | Mapping[str, bytes]
+
+    @property
+    def sha256(self) -> str:
+        """By which it is on record: of the file, or of the folder's list of all others."""
+        raw = self.content if isinstance(self.content, bytes) else self.content[_SUMS]
+        return sha256(raw).hexdigest()
+
+
 @click.command()
 @click.argument("place", metavar="PLACE")
 @click.option(
@@ -75,8 +103,24 @@ def which(asked: Mapping[str, Asked]) -> reading.Filter:
     type=click.Choice([each.value for each in Framework]),
     help="Arrange the report, or the table, by its requirements: those that are not answered, too.",
 )
+@click.option(
+    "--record",
+    is_flag=True,
+    help="Have a gateway record the export first, also of a copy; of a log that a gateway has open, it always is.",
+)
 @questions
-def export(place: str, form: str, out: Path | None, framework: str | None, **asked: Asked) -> None:
+@click.pass_context
+def export(
+    ctx: click.Context,
+    /,
+    place: str,
+    form: str,
+    out: Path | None,
+    framework: str | None,
+    *,
+    record: bool,
+    **asked: Asked,
+) -> None:
     """Write entries for auditors, in a form that others read.
 
     \b
@@ -84,36 +128,91 @@ def export(place: str, form: str, out: Path | None, framework: str | None, **ask
       jsonl   the entries as they were recorded      csv      a table, for a spreadsheet
       syslog  messages of RFC 5424                   ocsf     events of OCSF 1.8.0, for a SIEM
       report  one HTML page that prints well         pdf     the same as a PDF
+
+    While a gateway has the log open, nothing is written before that is on record there (log.exported), which takes --gateway,
+    --identity and the role auditor. Of a copy, no log can tell; the export says so.
     """
     by = Framework(framework) if framework else None
     if by and form not in _BY_FRAMEWORK:
         raise UsageError(f"--framework arranges {', '.join(_BY_FRAMEWORK)}: {form} has the entries as they are.")
     if out is None and form in _FILES:
         raise UsageError(f"{_FILES[form]}: name a new one with --out.")
-    log = files.at(place)
+    if out is not None and (out / "README.md" if form == "bundle" else out).exists():
+        raise _is_there(out)
     chosen = which(asked)
+    recorded = record or is_recorded(place)
+    made, pruned = _made(place, form, by, chosen, recorded=recorded)
+    if recorded:
+        _record(ctx, made, chosen.words())
+    if isinstance(made.content, bytes):
+        _write(out, made.content)
+    else:
+        assert out is not None  # noqa: S101 - asked for above
+        for path, raw in made.content.items():
+            _save_below(out / path, raw)
+        if pruned:
+            output.say(pruned)
+        count = f"{len(made.indexes)} entries with their proofs to {out} ({len(made.content)} files)"
+        output.say(f"Wrote {count}: see {out / 'README.md'}.")
+    if not recorded:
+        click.echo(f"This is from {words.safe(place)} alone: no log has an entry of this export.", err=True)
+
+
+def is_recorded(place: str) -> bool:
+    """Whether the log there is one that a gateway has open, which then records what is exported."""
+    return "://" not in place and is_open(Path(place))
+
+
+def _made(
+    place: str, form: str, by: Framework | None, chosen: reading.Filter, *, recorded: bool
+) -> tuple[_Export, str]:
+    """An export, and what is to be said of it. Raises EvidenceFailed for a bundle of a log that does not verify."""
+    log = files.at(place)
+    head = reading.head(log).checkpoint
     entries = [entry for _, entry in reading.select(log, chosen)]
-    made = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    indexes = [entry.sequence for entry in entries]
     if form in _LINES:
         lines = requirements.table(by, entries) if by else _LINES[form](entries)
-        _write(out, "".join(lines).encode())
-        return
+        return _Export(form, head.origin, head.size, indexes, "".join(lines).encode()), ""
     verdict = verify(log)
+    made = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}, {_ON_RECORD if recorded else _OFF_RECORD}"
     page = report.page(entries, verdict, chosen.words(), made, by)
     if form in ("report", "pdf"):
-        _write(out, page.encode() if form == "report" else pdf.made(page))
-        return
+        raw = page.encode() if form == "report" else pdf.made(page)
+        return _Export(form, head.origin, head.size, indexes, raw), ""
     if not verdict.is_good:
         raise EvidenceFailed(
             f"{words.safe(place)} does not verify, and so no bundle is made: see `landbridge audit verify`."
         )
-    assert out is not None  # noqa: S101 - asked for above
     checker = Path(standalone.__file__).read_bytes()
-    made_files = bundle.files(log, entries, verdict, question=chosen.words(), made=made, page=page, checker=checker)
-    count = sum(_save_below(out / path, raw) for path, raw in made_files)
-    if verdict.minimum:
-        output.say(f"Entries below {verdict.minimum} were pruned, as entry {verdict.pruned_by} says.")
-    output.say(f"Wrote {len(entries)} entries with their proofs to {out} ({count} files): see {out / 'README.md'}.")
+    folder = dict(bundle.files(log, entries, verdict, question=chosen.words(), made=made, page=page, checker=checker))
+    folder[_SUMS] = "".join(f"{sha256(raw).hexdigest()}  {path}\n" for path, raw in sorted(folder.items())).encode()
+    pruned = (
+        f"Entries below {verdict.minimum} were pruned, as entry {verdict.pruned_by} says." if verdict.minimum else ""
+    )
+    return _Export(form, head.origin, head.size, indexes, folder), pruned
+
+
+def _record(ctx: click.Context, made: _Export, question: str) -> None:
+    """Have a gateway record it. Raises what it answers: then nothing is written."""
+    request = RecordExportRequest(
+        log=made.origin,
+        size=made.size,
+        filter=clean(question),
+        format=made.form,
+        entries=len(made.indexes),
+        first=min(made.indexes, default=0),
+        last=max(made.indexes, default=0),
+        sha256=made.sha256,
+    )
+    try:
+        with connection.connect(ctx) as gateway:
+            told = gateway.record_export(request)
+    except LandbridgeError as error:
+        raise type(error)(
+            f"Nothing was exported, since the log is to have an entry of it and has none: {error.message}"
+        ) from error
+    click.echo(f"On record as entry {told.index} of {words.safe(told.log)}: SHA-256 {made.sha256}.", err=True)
 
 
 def _write(out: Path | None, raw: bytes) -> None:
@@ -123,20 +222,24 @@ def _write(out: Path | None, raw: bytes) -> None:
         save(out, raw)
 
 
-def _save_below(path: Path, raw: bytes) -> bool:
+def _is_there(path: Path) -> AlreadyExists:
+    return AlreadyExists(f"{path} is there already, and is not overwritten: choose another --out.")
+
+
+def _save_below(path: Path, raw: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigError(f"{path.parent} cannot be made: {error.strerror}; choose another --out.") from error
-    return save(path, raw)
+    save(path, raw)
 
 
-def save(path: Path, raw: bytes) -> bool:
+def save(path: Path, raw: bytes) -> None:
     """Write a new file, whole or not at all, readable by its owner alone: it tells who did what. Raises AlreadyExists or ConfigError."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
-        raise AlreadyExists(f"{path} is there already, and is not overwritten: choose another --out.") from error
+        raise _is_there(path) from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another --out.") from error
     try:
@@ -147,4 +250,3 @@ def save(path: Path, raw: bytes) -> bool:
     except OSError as error:
         path.unlink(missing_ok=True)  # else it would be in the way of the next attempt
         raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another --out.") from error
-    return True

@@ -6,6 +6,7 @@ import click
 
 from gateway.cli import output, words
 from landbridge.v1.decision_pb2 import VERDICT_ALLOWED, VERDICT_APPROVAL, VERDICT_REFUSED, Decision, Labels, Verdict
+from landbridge.v1.types_pb2 import Migration
 
 _STYLES = {VERDICT_ALLOWED: "green", VERDICT_APPROVAL: "yellow", VERDICT_REFUSED: "red"}
 _SAID = {VERDICT_ALLOWED: "allowed", VERDICT_APPROVAL: "waits for approval", VERDICT_REFUSED: "refused"}
@@ -43,6 +44,18 @@ def _verdict(decision: Decision) -> str:
     request = f"; request {words.safe(decision.request)}" if decision.request else ""
     policy = f" (policy {words.safe(decision.policy_sha256[:_HASH])})" if decision.policy_sha256 else ""
     return f"{said}{by}{glass}{request}{policy}"
+
+
+def grounds(asked: Migration) -> Iterator[tuple[str, str]]:
+    """Why it is asked for, and by what right; what nobody says is left out."""
+    said = asked.grounds
+    pairs = (
+        ("purpose", f"{asked.purpose} (as who asks says)" if asked.purpose else ""),
+        ("purpose", f"{said.purpose} (by the policy)" if said.purpose else ""),
+        ("legal basis", said.legal_basis),
+        ("transferred by", said.transfer_mechanism),
+    )
+    return ((name, words.safe(value)) for name, value in pairs if value)
 
 
 def labels(said: Labels) -> str:

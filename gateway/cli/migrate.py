@@ -41,16 +41,17 @@ class Wanted:
     policy: Policy
     break_glass: str
     request: str
+    purpose: str
 
     def preflight(self, gateway: Client) -> PreflightResponse:
         """What it finds."""
         site, host = self.destination.site, self.destination.host
-        return gateway.preflight(self.vm, site, host, self.policy, break_glass=self.break_glass)
+        return gateway.preflight(self.vm, site, host, self.policy, break_glass=self.break_glass, purpose=self.purpose)
 
     def migrate(self, gateway: Client) -> Migration:
         """Begin it."""
         site, host = self.destination.site, self.destination.host
-        given = {"break_glass": self.break_glass, "request": self.request}
+        given = {"break_glass": self.break_glass, "request": self.request, "purpose": self.purpose}
         return gateway.migrate(self.vm, site, host, self.policy, **given)
 
 
@@ -84,6 +85,11 @@ class Wanted:
     "what is left at the source is not settled. For qcow2 disks.",
 )
 @click.option(
+    "--purpose",
+    type=arguments.REASON,
+    help="Why the VM is to move: it is recorded, and approved with the rest. Some policies demand it.",
+)
+@click.option(
     "--break-glass",
     type=arguments.REASON,
     help="Override freezes and approvals, if the policy lets you; the reason is recorded, and others are told loudly.",
@@ -106,6 +112,7 @@ def migrate(
     act: str | None,
     deadline: int | None,
     verify_disks: bool,
+    purpose: str | None,
     break_glass: str | None,
     request: str | None,
     dry_run: bool,
@@ -125,7 +132,7 @@ def migrate(
     """
     policy = _policy(max_downtime, act, deadline)
     policy.verify_disks = verify_disks
-    wanted = Wanted(vm, destination, policy, break_glass or "", request or "")
+    wanted = Wanted(vm, destination, policy, break_glass or "", request or "", purpose or "")
     with connection.connect(ctx) as gateway:
         if dry_run:
             _try(gateway, wanted, as_json=as_json)

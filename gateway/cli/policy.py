@@ -52,6 +52,7 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
 @arguments.vm
 @click.option("--to", "destination", type=arguments.DESTINATION, required=True, help="Where it would move.")
 @click.option("--as", "requester", type=arguments.WHO, help="Who would ask: NAME, SITE/NAME or a SPIFFE ID; else you.")
+@click.option("--purpose", type=arguments.REASON, help="As if this purpose were given.")
 @click.option("--break-glass", type=arguments.REASON, help="As if the glass were broken with this reason.")
 @arguments.as_json
 @click.pass_context
@@ -61,6 +62,7 @@ def explain(
     destination: Destination,
     *,
     requester: str | None,
+    purpose: str | None,
     break_glass: str | None,
     as_json: bool,
 ) -> None:
@@ -70,7 +72,8 @@ def explain(
     """
     with connection.connect(ctx) as gateway:
         site, host = destination.site, destination.host
-        found = gateway.explain(vm, site, host, requester=requester or "", break_glass=break_glass or "")
+        who, glass, why = requester or "", break_glass or "", purpose or ""
+        found = gateway.explain(vm, site, host, requester=who, break_glass=glass, purpose=why)
     if as_json:
         json_lines.write("explanation", found)
         return
@@ -80,6 +83,7 @@ def explain(
         [
             ("asked by", words.safe(asked.requested_by)),
             ("VM", ", ".join(filter(None, (words.safe(asked.vm), decisions.labels(asked.labels))))),
+            *decisions.grounds(asked),
         ]
     )
     decisions.show(found.decisions)

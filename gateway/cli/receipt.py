@@ -47,7 +47,7 @@ def receipt(ctx: click.Context, migration_id: str, out: Path | None, *, as_text:
             "entries": report.entries,
             "keys": keys,
         }
-        facts["not_cosigned"] = alone
+        facts |= {"not_cosigned": alone, "missing": report.missing}
         click.echo(json.dumps({"type": "receipt", **facts}))
         return
     output.say(
@@ -58,4 +58,8 @@ def receipt(ctx: click.Context, migration_id: str, out: Path | None, *, as_text:
     for log in alone:
         click.echo(
             f"  no witness has cosigned the log {words.safe(log)} yet: for a receipt that has it, ask again later"
+        )
+    for lacking in report.missing:
+        click.echo(
+            f"  MISSING: {words.safe(lacking)}, whose gateway has not said what it holds: ask again when it runs"
         )

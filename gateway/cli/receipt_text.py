@@ -55,6 +55,7 @@ def pairs(receipt: Receipt, entries: list[Recorded]) -> list[Pair]:
     """What it says, by name."""
     found = [("migration", receipt.migration), *_about(entries), *_by_what_right(entries), *_how(entries)]
     found += [("key", str(part.key)) for part in receipt.parts]
+    found += [("MISSING", f"{each}: the log could not be reached") for each in receipt.missing]
     return [(name, words.safe(value)) for name, value in found if value]
 
 
@@ -77,6 +78,7 @@ def _by_what_right(entries: list[Recorded]) -> Iterator[Pair]:
     asked = next((each for each in entries if each.event.name == "migration.requested"), None)
     if asked is not None:
         yield "requested by", f"{asked.text('actor', 'id')} at {asked.text('time')}"
+    yield from _grounds(entries)
     for entry in entries:
         site = _site(entry)
         if entry.event.name == "migration.approved":
@@ -90,6 +92,20 @@ def _by_what_right(entries: list[Recorded]) -> Iterator[Pair]:
             yield "", entry.text("reason")
         if entry.event.name == "call.refused":
             yield "refused", f"{entry.text('seen', 'refused', 'what')}: {entry.text('reason')}"
+
+
+def _grounds(entries: list[Recorded]) -> Iterator[Pair]:
+    """Why, and by what right: as who asks says, and as the policy of each site has it."""
+    asked = next((text for entry in entries if (text := entry.text("claimed", "request", "purpose"))), "")
+    yield "purpose", f"{asked} (as who asks says)" if asked else ""
+    fields = (("purpose", "purpose"), ("legal basis", "legal_basis"), ("transferred by", "transfer_mechanism"))
+    said = [
+        (name, f"{text} (by the policy of site {_site(entry)})")
+        for name, field in fields
+        for entry in entries
+        if (text := entry.text("seen", field))
+    ]
+    yield from dict.fromkeys(said)
 
 
 def _how(entries: list[Recorded]) -> Iterator[Pair]:

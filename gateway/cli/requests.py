@@ -88,6 +88,7 @@ def show(request: ApprovalRequest) -> None:
         ("state", words.word(RequestState.DESCRIPTOR, request.state)),
         ("VM", f"{words.safe(asked.vm)} ({words.safe(asked.vm_uuid)})"),
         ("labels", decisions.labels(asked.labels)),
+        *decisions.grounds(asked),
         ("source", words.place(asked.source_site, asked.source_host)),
         ("destination", words.place(asked.destination_site, asked.destination_host)),
         ("asked by", f"{words.safe(asked.requested_by)}{claimed}"),

@@ -78,6 +78,7 @@ def _times(migration: Migration) -> Iterator[tuple[str, str]]:
     yield "approved by", ", ".join(words.safe(approval.approver) for approval in migration.approvals)
     yield "glass broken", words.safe(migration.break_glass)
     yield "labels", decisions.labels(migration.labels)
+    yield from decisions.grounds(migration)
     yield "updated", words.moment(migration.updated_at) or ""
     yield "ended", words.moment(migration.ended_at) or ""
 

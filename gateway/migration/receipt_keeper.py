@@ -1,7 +1,11 @@
 """Receipts that are kept: made by themselves once a migration from this site has ended and the other site knows it.
 
-A receipt is made of what both logs hold, and checked; written as a hidden file, so that nothing is recorded that cannot be kept; recorded
-by its hash (`migration.receipted`); and renamed. A crash in between has it made once more.
+A receipt is made of what the logs of both sites hold, and checked; written as a hidden file, so that nothing is recorded that cannot be
+kept; recorded by its hash (`migration.receipted`); and renamed. A crash in between has it made once more.
+
+Where a site has several gateways, each leaves what its own log says for the others (`deposits`). Another gateway that has not done so
+is waited for, and one in whose log entries are known to stand for longer; then the receipt names what it lacks.
+
 Migrations of the last KEPT_UP are looked after; of older ones, receipts are made when they are asked for.
 """
 
@@ -20,6 +24,7 @@ from gateway.audit.fields import certified
 from gateway.audit.journal import Journal
 from gateway.audit.receipt import Receipt, check
 from gateway.audit.refusals import Refusals
+from gateway.migration.deposits import Deposits
 from gateway.migration.ledger import Ledger, has_ended
 from gateway.migration.receipts import Receipts
 from gateway.rounds import Rounds
@@ -33,6 +38,10 @@ log = structlog.get_logger()
 LOOK = 2.0
 RETRY = 60.0
 KEPT_UP = timedelta(days=7)
+# How long after the end of a migration a gateway is waited for that has not said what its log has; and one whose log is known to have
+# something: it is taken for lost then.
+LATE = timedelta(seconds=30)
+LOST = timedelta(hours=1)
 _NAME = re.compile(r"[0-9a-zA-Z-]{1,64}")
 
 
@@ -40,9 +49,16 @@ class ReceiptKeeper(Rounds):
     """Of one gateway: for the migrations that it coordinates. Owned by the event loop."""
 
     def __init__(
-        self, receipts: Receipts, ledger: Ledger, journal: Journal, refusals: Refusals, directory: Path
+        self,
+        receipts: Receipts,
+        deposits: Deposits,
+        ledger: Ledger,
+        journal: Journal,
+        refusals: Refusals,
+        directory: Path,
     ) -> None:
         self._receipts = receipts
+        self._deposits = deposits
         self._ledger = ledger
         self._journal = journal
         self._refusals = refusals
@@ -50,6 +66,8 @@ class ReceiptKeeper(Rounds):
         # When those that could not be made are tried again, by the event loop's clock.
         self._later: dict[str, float] = {}
         self._made: set[str] = set()
+        # What was said last of why there is none, by migration.
+        self._told: dict[str, str] = {}
 
     async def _go_round(self) -> None:
         while True:
@@ -57,47 +75,76 @@ class ReceiptKeeper(Rounds):
             await asyncio.sleep(LOOK)
 
     async def look(self) -> None:
-        """Make what is missing."""
+        """Leave what others may want, and make what is missing."""
         now = asyncio.get_running_loop().time()
-        for row in self._ledger.rows():
+        rows = [row for row in self._ledger.rows() if has_ended(row) and _age(row) <= KEPT_UP]
+        await self._leave(rows)
+        for row in rows:
             id_ = row.migration.id
             if self._later.get(id_, now) > now:
                 continue
+            again = RETRY
             try:
-                if self._is_due(row):
-                    await self._make(id_)
-                    self._made.add(id_)
+                if not self._is_due(row):
+                    continue
+                again = await self._make(row)
             except LandbridgeError as error:
-                log.warning("receipt.not_made", migration=id_, reason=error.message)
+                self._tell(id_, "receipt.not_made", error.message)
             except Exception:  # a defect here must not end the looks
                 log.exception("receipt.defect", migration=id_)
-            else:
-                self._later.pop(id_, None)
-                continue
-            self._later[id_] = now + RETRY
+            self._later[id_] = now + again
+
+    async def _leave(self, rows: list[Row]) -> None:
+        try:
+            others = await self._deposits.others() if rows else set()
+            for row in rows:
+                await self._deposits.leave(row, others)
+        except LandbridgeError as error:
+            self._tell("", "deposit.not_made", error.message)
+        except Exception:
+            log.exception("deposit.defect")
+
+    def _tell(self, migration: str, event: str, reason: str) -> None:
+        """Log why something is not there; once, until the reason is another one."""
+        if self._told.get(migration) != reason:
+            self._told[migration] = reason
+            log.warning(event, migration=migration, reason=reason)
 
     def _is_due(self, row: Row) -> bool:
-        migration = row.migration
-        if migration.id in self._made or not self._ledger.is_own(row) or not has_ended(row) or row.peer_pending:
+        id_ = row.migration.id
+        if id_ in self._made or not self._ledger.is_own(row) or row.peer_pending:
             return False
-        if datetime.now(UTC) - migration.ended_at.ToDatetime(UTC) > KEPT_UP or self.path(migration.id).exists():
-            self._made.add(migration.id)
+        if self.path(id_).exists():
+            self._made.add(id_)
             return False
         return True
 
-    async def _make(self, migration: str) -> None:
-        made = await self._receipts.receipt(migration)
+    async def _make(self, row: Row) -> float:
+        """Make a receipt, or say after how many seconds to try again."""
+        id_ = row.migration.id
+        found = await self._receipts.receipt(id_)
+        made, age = found.receipt, _age(row)
+        if found.waits and age < LATE:
+            return LOOK
+        lacks = "; ".join(map(str, made.missing))
+        if lacks and age < LOST:
+            self._tell(id_, "receipt.waits", f"{lacks}: the gateway has not said what it holds")
+            return RETRY
         await asyncio.to_thread(_check, made)
-        raw, path = made.encode(), self.path(migration)
+        raw, path = made.encode(), self.path(id_)
         hidden = path.with_name(f".{path.name}")
         file = {"format": "receipt", "sha256": hashlib.sha256(raw).hexdigest()}
+        reason = f"what it lacks could not be had: {lacks}" if lacks else ""
         try:
             await asyncio.to_thread(_write, hidden, raw)
-            await self._journal.record("migration.receipted", migration=migration, seen={"query": file})
+            await self._journal.record("migration.receipted", migration=id_, reason=reason, seen={"query": file})
             await asyncio.to_thread(_rename, hidden, path)
         except OSError as error:
             raise NotRecorded(f"{self._directory} cannot be written: {error.strerror}") from error
-        log.info("receipt.made", migration=migration, file=str(path))
+        self._made.add(id_)
+        self._told.pop(id_, None)
+        log.info("receipt.made", migration=id_, file=str(path), missing=lacks)
+        return 0.0
 
     def path(self, migration: str) -> Path:
         """Where the receipt of a migration is kept. Raises NotRecorded for an id that is no name of a file."""
@@ -111,9 +158,8 @@ class ReceiptKeeper(Rounds):
         id_ = row.migration.id
         path = self.path(id_)
         raw = await asyncio.to_thread(path.read_bytes) if path.exists() else b""
-        if not raw:
-            made: Receipt = await self._receipts.receipt(id_)
-            raw = made.encode()
+        if not raw or Receipt.decode(raw).missing:  # which may be there by now
+            raw = (await self._receipts.receipt(id_)).receipt.encode()
         self._refusals.tell(
             "log.read",
             str(who),
@@ -125,13 +171,23 @@ class ReceiptKeeper(Rounds):
         return id_, raw
 
 
+def _age(row: Row) -> timedelta:
+    """For how long a migration has ended."""
+    return datetime.now(UTC) - row.migration.ended_at.ToDatetime(UTC)
+
+
 def _check(made: Receipt) -> None:
     """Raises EvidenceFailed: what is kept, and on record, is to verify."""
     for part in made.parts:
-        if not part.entries:
+        if not part.entries and not any(_site(each.log) == _site(part.key.name) for each in made.missing):
             raise EvidenceFailed(f"the log {part.key.name} has no entries about it: it is asked again later")
     if wrong := check(made):
         raise EvidenceFailed(f"a receipt of it would not verify: {wrong[0].message}; it is made again later")
+
+
+def _site(origin: str) -> str:
+    """Whose log it is: TRUST-DOMAIN/site/SITE/gateway/NAME."""
+    return "/".join(origin.split("/")[:3])
 
 
 def _write(path: Path, raw: bytes) -> None:

@@ -73,6 +73,9 @@ class Recorder:
         )
         # In this order, and in one group.
         await asyncio.gather(entry, *(self._decided(row) if before is None else ()))
+        if told := self._journal.told(migration.id):
+            log = self._journal.key.name
+            row.logs = {**row.logs, log: sorted({*row.logs.get(log, ()), *told})}
 
     def _protection(self, row: Row) -> Facts:
         migration = row.migration
@@ -86,7 +89,7 @@ class Recorder:
         here = migration.source_site if row.coordinating else migration.destination_site
         entries = []
         for decision in migration.decisions[:2]:
-            said = telling.policy(decision)
+            said = telling.policy(decision) | telling.grounds(decision.grounds)
             own = decision.site == here
             entries.append(
                 self._journal.record(
@@ -145,12 +148,16 @@ def facts(
 ) -> tuple[Facts, Facts]:
     """What is seen of a migration, and what is claimed."""
     ends = telling.about(migration, country)
+    why: dict[str, Value] = {}
+    if before is None or State(migration.state) in ENDED:
+        ends |= telling.grounds(migration.grounds)
+        why = telling.purpose(migration)
     state: dict[str, Value] = {"to": State(migration.state).name.lower()}
     if before is not None:
         state["from"] = before.name.lower()
     else:
         ends |= telling.approvers(migration.approvals)
-    counted = _counted(migration, country)
+    counted = _counted(migration, country) | why
     if coordinating:
         seen = (
             ends

@@ -22,10 +22,11 @@ from landbridge.v1.types_pb2 import Estimate, Finding, Host, Measurement, Migrat
 
 @dataclass(frozen=True)
 class Asked:
-    """Who asks for a migration (a SPIFFE ID), and why the glass is to be broken for it; empty: it is not."""
+    """Who asks for a migration (a SPIFFE ID), why the glass is to be broken for it (empty: it is not), and why the VM is to move."""
 
     requester: str
     break_glass: str = ""
+    purpose: str = ""
 
 
 @dataclass
@@ -150,7 +151,7 @@ class Survey:
 
     def proposal(self, vm: Vm, domain_xml: str, site: str, host: str, policy: Policy, asked: Asked) -> Migration:
         """A migration as it is asked for, to be judged: no id, no state."""
-        return Migration(
+        migration = Migration(
             vm=vm.name,
             vm_uuid=vm.uuid,
             source_site=self.inventory.site,
@@ -164,7 +165,11 @@ class Survey:
             mapping_sha256=mapping_digest(self.inventory.site_named(site).mapping()),
             break_glass=asked.break_glass,
             cold=preflight.is_cold(vm),
+            purpose=asked.purpose,
         )
+        if (grounds := self.authority.grounds(migration)) is not None:
+            migration.grounds.CopyFrom(grounds)
+        return migration
 
     async def judge(self, proposal: Migration) -> tuple[Decision, ...]:
         """What this site's policy says, and unless it refuses, the other site's; the proposal gets the approvals of this site."""

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from certs.guard import caller
+from gateway.audit.exports import Exports
 from gateway.authorization.authority import Authority
 from gateway.migration import policy, verdicts
 from gateway.migration.coordinator import Coordinator
@@ -40,6 +41,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         limits: Limits,
         authority: Authority,
         receipts: ReceiptKeeper,
+        exports: Exports,
         alarms: Callable[[], Awaitable[dict[str, list[str]]]],
     ) -> None:
         """`alarms` is what audit logs have shown that does not fit, by site; of this one under ""."""
@@ -51,6 +53,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         self._tunnels = tunnels
         self._limits = limits
         self._receipts = receipts
+        self._exports = exports
         self._alarms = alarms
 
     async def ListSites(self, request: pb.ListSitesRequest, context: Any) -> pb.ListSitesResponse:
@@ -119,7 +122,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
             request.destination_site,
             request.destination_host,
             policy.complete(request.policy),
-            Asked(str(caller.get()), request.break_glass.strip()),
+            Asked(str(caller.get()), request.break_glass.strip(), request.purpose.strip()),
         )
         return pb.PreflightResponse(
             vm_uuid=found.vm.uuid,
@@ -138,7 +141,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
             request.destination_site,
             request.destination_host,
             policy.complete(request.policy),
-            Asked(str(caller.get()), request.break_glass.strip()),
+            Asked(str(caller.get()), request.break_glass.strip(), request.purpose.strip()),
             request.request,
         )
         return pb.MigrateResponse(migration=migration)
@@ -215,7 +218,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
             request.destination_site,
             request.destination_host,
             policy.complete(Policy()),
-            Asked(str(who), request.break_glass.strip()),
+            Asked(str(who), request.break_glass.strip(), request.purpose.strip()),
         )
         unreachable = next((each.message for each in found.findings if each.code == verdicts.UNREACHABLE), "")
         return pb.ExplainPolicyResponse(migration=found.proposal, decisions=found.decisions, unreachable=unreachable)
@@ -237,3 +240,9 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         """What both logs say."""
         migration, receipt = await self._receipts.receipt(request.id, caller.get())
         return audit_pb2.GetReceiptResponse(migration=migration, receipt=receipt)
+
+    async def RecordExport(
+        self, request: audit_pb2.RecordExportRequest, context: Any
+    ) -> audit_pb2.RecordExportResponse:
+        """That entries are exported."""
+        return await self._exports.record(request, caller.get())

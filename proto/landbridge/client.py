@@ -27,7 +27,7 @@ from landbridge.errors import (
 )
 from landbridge.v1 import enrolment_pb2 as identities
 from landbridge.v1 import gateway_pb2 as api
-from landbridge.v1.audit_pb2 import GetReceiptRequest, GetReceiptResponse
+from landbridge.v1.audit_pb2 import GetReceiptRequest, GetReceiptResponse, RecordExportRequest, RecordExportResponse
 from landbridge.v1.authorization_pb2 import ApprovalRequest, PolicyStatus
 from landbridge.v1.enrolment_pb2_grpc import IdentitiesStub
 from landbridge.v1.gateway_pb2_grpc import GatewayStub
@@ -187,7 +187,14 @@ class Client:
         return self._ask(lambda stub: stub.ListVms, api.ListVirtualMachinesRequest())
 
     def preflight(
-        self, vm: str, site: str, host: str = "", policy: Policy | None = None, *, break_glass: str = ""
+        self,
+        vm: str,
+        site: str,
+        host: str = "",
+        policy: Policy | None = None,
+        *,
+        break_glass: str = "",
+        purpose: str = "",
     ) -> api.PreflightResponse:
         """Whether `vm` (name, UUID or HOST/NAME) could move to `site`, and all findings; touches nothing."""
         request = api.PreflightRequest(
@@ -196,6 +203,7 @@ class Client:
             destination_host=_text(host),
             policy=policy,
             break_glass=_text(break_glass),
+            purpose=_text(purpose),
         )
         return self._ask(lambda stub: stub.Preflight, request, PREFLIGHT_S)
 
@@ -208,6 +216,7 @@ class Client:
         *,
         break_glass: str = "",
         request: str = "",
+        purpose: str = "",
     ) -> Migration:
         """Begin to move `vm` to `site`, to `host` or to the one that the gateway chooses.
 
@@ -215,7 +224,7 @@ class Client:
         PreflightFailed if it would not work: `preflight` tells why. PolicyRefused if a rule of either site is against it, and
         ApprovalNeeded if others must approve it first: its `details["request"]` waits for them, and the same call begins it then.
         `break_glass`: why freezes and approvals are to be overridden, for those who may. `request`: one that was approved; without,
-        the one that fits is used.
+        the one that fits is used. `purpose`: why the VM is to move; some policies demand it, and approvals are bound to it.
         After Unreachable it may have begun: look at `migrations` before trying again.
         """
         wanted = api.MigrateRequest(
@@ -224,6 +233,7 @@ class Client:
             destination_host=_text(host),
             policy=policy,
             break_glass=_text(break_glass),
+            purpose=_text(purpose),
             request=_text(request),
         )
         doubt = "; the migration may have begun all the same, so look at the list of migrations first"
@@ -291,6 +301,10 @@ class Client:
         """
         return self._ask(lambda stub: stub.GetReceipt, GetReceiptRequest(id=_text(migration_id)), RECEIPT_S)
 
+    def record_export(self, export: RecordExportRequest) -> RecordExportResponse:
+        """Have it on record that entries of an audit log of this site are exported, before the file is there. Takes an auditor."""
+        return self._ask(lambda stub: stub.RecordExport, export)
+
     def set_limit(
         self,
         bytes_per_second: int | None = None,
@@ -330,7 +344,7 @@ class Client:
         return self._ask(lambda stub: stub.GetPolicy, api.GetPolicyRequest()).policy
 
     def explain(
-        self, vm: str, site: str, host: str = "", *, requester: str = "", break_glass: str = ""
+        self, vm: str, site: str, host: str = "", *, requester: str = "", break_glass: str = "", purpose: str = ""
     ) -> api.ExplainPolicyResponse:
         """What the policies of both sites say to a migration, rule by rule; nothing is touched or recorded.
 
@@ -342,6 +356,7 @@ class Client:
             destination_host=_text(host),
             requester=_text(requester),
             break_glass=_text(break_glass),
+            purpose=_text(purpose),
         )
         return self._ask(lambda stub: stub.ExplainPolicy, request, PREFLIGHT_S)
 

@@ -67,6 +67,7 @@ async def test_every_field_of_a_row_survives_a_restart(url: str) -> None:
         cause="the disk is full",
         clock_offset_ms=-1500,
         suspended_at=1_700_000_000_123_456_789,
+        logs={"example.org/site/fra/gateway/gw-1": [0, 7], "example.org/site/fra/gateway/gw-2": [3]},
     )
     before.migration.summary.channels.add(kind="ram", to_destination=1 << 40)
     await saved(url, before)
@@ -323,6 +324,7 @@ async def test_a_store_from_before_there_were_several_gateways_is_taken_up(url: 
         [(found, _)] = await store.load()
         assert (found.migration, found.cause, found.peer_pending) == (before, "rain", True)
         assert (found.coordinator, found.cancel_wish, found.migration.limit) == ("", "", 6_250_000)
+        assert found.logs == {}
         with pytest.raises(TakenOver, match="of no name"):
             await store.save(found)
         assert await store.take_over("00000001", "", 0)

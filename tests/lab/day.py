@@ -46,6 +46,11 @@ name = "the vault stays"
 effect = "forbid"
 vms = ["vault"]
 from = ["east"]
+[[transfers]]
+name = "everything"
+purpose = "the customer's machines run where there is room"
+legal_basis = "controller-instructions"
+transfer_mechanism = "not-needed"
 """
 # Seconds: for one migration, and for which the WAN is down, which is longer than it takes to see that.
 PATIENCE = 180
@@ -142,7 +147,9 @@ def _export(lab: Lab, out: Path) -> None:
             if found[event] < least:
                 raise LabError(f"the log of {site} has {found[event]} {event}, not {least}")
         say(f"\n{site}$ landbridge audit export {log} --out {out / site}")
-        say(_run(lab, site, "audit", "export", str(log), "--out", str(out / site)).strip())
+        say(_run(lab, site, "audit", "export", str(log), "--out", str(out / site), who="adam").strip())
+        if _events(lab, site, log)["log.exported"] != 1:
+            raise LabError(f"the log of {site} does not tell that it was exported")
         say(", ".join(f"{count} {event}" for event, count in sorted(found.items())))
 
 

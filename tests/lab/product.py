@@ -36,7 +36,7 @@ TRUST_DOMAIN = "landbridge.test"
 AGENT_CAPABILITIES = "-all,+chown,+dac_override,+fowner"
 GATEWAY_CAPABILITIES = "-all,+net_admin"
 # Operators of each site, and what the policies make of them.
-OPERATORS = {"alice": ("operator", "admin"), "carol": ("approver",), "dave": ("approver",)}
+OPERATORS = {"alice": ("operator", "admin"), "carol": ("approver",), "dave": ("approver",), "adam": ("auditor",)}
 # Bytes of a channel that a hostile gateway leaves as they are: some, and not all of a small guest's.
 FLIPPED_FROM = {"ram": 30 << 20, "disk": 3 << 20}
 

@@ -373,11 +373,18 @@ class Operator:
         return await self.remote.ask(self._stub.Preflight, request)
 
     async def migrate(
-        self, vm: str, site: str, policy: Policy | None = None, *, request: str = "", break_glass: str = ""
+        self,
+        vm: str,
+        site: str,
+        policy: Policy | None = None,
+        *,
+        request: str = "",
+        break_glass: str = "",
+        purpose: str = "",
     ) -> str:
         """Begin; the id."""
         wanted = api.MigrateRequest(
-            vm=vm, destination_site=site, policy=policy, request=request, break_glass=break_glass
+            vm=vm, destination_site=site, policy=policy, request=request, break_glass=break_glass, purpose=purpose
         )
         return (await self.remote.ask(self._stub.Migrate, wanted)).migration.id
 

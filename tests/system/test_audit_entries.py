@@ -33,6 +33,10 @@ pytestmark = pytest.mark.timeout(60)
 
 FORBID = '\n[[rules]]\nname = "nothing abroad"\neffect = "forbid"\nwho = ["*/*"]\nvms = ["*"]\nfrom = ["fra"]\nto = ["ams"]\n'
 
+# Where the two sites are is not said, so that they may be in two countries.
+SAID = {"purpose": "orders", "legal_basis": "contract", "transfer_mechanism": "scc-eu"}
+GROUNDS = '\n[[transfers]]\nname = "shop"\ndemand_purpose = true\n' + "".join(f'{k} = "{v}"\n' for k, v in SAID.items())
+
 
 def entries(site: SiteUnderTest, *events: str, migration: str = "") -> list[Recorded]:
     """Those of a site's log, oldest first."""
@@ -173,6 +177,43 @@ async def test_a_broken_glass_is_on_record_with_its_reason(two: TwoSites) -> Non
     await two.fra.operator.ended(id_)
     reasons = [each.text("reason") for each in entries(two.fra, "migration.permitted", migration=id_)]
     assert "the glass was broken: the cooling has failed" in reasons
+
+
+async def test_why_and_by_what_right_is_demanded_approved_and_on_record_at_both_sites(two: TwoSites) -> None:
+    await give(two.fra, TWO.replace("2", "1") + GROUNDS)
+    await give(two.ams, '\n[[transfers]]\nname = "here"\nlegal_basis = "controller-instructions"\n')
+    two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
+    with pytest.raises(PolicyRefused, match="demands a purpose, and none is given: say why with --purpose"):
+        await two.fra.operator.migrate("web-01", "ams")
+    denied = await one(two.fra, "migration.denied")
+    assert (denied.text("seen", "policy", "ids"), denied.text("seen", "legal_basis")) == (
+        "['purpose \"shop\"']",
+        "contract",
+    )
+    with pytest.raises(ApprovalNeeded):
+        await two.fra.operator.migrate("web-01", "ams", purpose="the cooling has failed")
+    async with two.fra.person("carol") as carol:
+        (request,) = await carol.requests()
+        assert (request.migration.purpose, request.migration.grounds.purpose) == ("the cooling has failed", "orders")
+        await carol.approve(request)
+    # What was approved is this, and no other purpose.
+    with pytest.raises(ApprovalNeeded):
+        await two.fra.operator.migrate("web-01", "ams", purpose="I feel like it")
+    id_ = await two.fra.operator.migrate("web-01", "ams", purpose="the cooling has failed")
+    await two.fra.operator.ended(id_)
+    approved = (await one(two.fra, "migration.approved", migration=id_)).facts("claimed")["request"]
+    assert approved == {"purpose": "the cooling has failed"}
+    for event in ("migration.requested", "migration.completed"):
+        told = await one(two.fra, event, migration=id_)
+        assert {name: told.text("seen", name) for name in SAID} == SAID
+        assert told.text("claimed", "request", "purpose") == "the cooling has failed"
+    admitted = await one(two.ams, "migration.admitted", migration=id_)
+    assert {name: admitted.text("claimed", name) for name in SAID} == SAID
+    permitted = entries(two.ams, "migration.permitted", migration=id_)
+    assert [(each.text("seen", "legal_basis"), each.text("claimed", "legal_basis")) for each in permitted] == [
+        ("", "contract"),
+        ("controller-instructions", ""),
+    ]
 
 
 async def test_whoever_may_not_or_does_not_prove_who_they_are_is_on_record(two: TwoSites) -> None:

@@ -15,7 +15,7 @@ from gateway.audit.files import Directory, Still
 from gateway.audit.reading import last
 from gateway.migration import outages
 from gateway.migration.states import State
-from landbridge.errors import ApprovalNeeded, PolicyRefused
+from landbridge.errors import ApprovalNeeded, PermissionDenied, PolicyRefused
 from tests import newcomer
 from tests.lab.day import RULES
 from tests.system.sites import TwoSites, eventually
@@ -59,8 +59,16 @@ async def test_a_day_of_two_sites_is_exported_and_verified_by_a_newcomer(
     for site in (two.fra, two.ams):
         log, out = site.directory / "gw-1-audit", tmp_path / site.name
         await eventually(lambda log=log: _events(log)["migration.completed"] == 3)  # type: ignore[misc]
-        done = await asyncio.to_thread(_landbridge, "audit", "export", str(log), "--out", str(out))
+        auditor = [f"--gateway={site.listens['gw-1'].operators}", f"--identity={site.identity('adam').directory}"]
+        done = await asyncio.to_thread(_landbridge, *auditor, "audit", "export", str(log), "--out", str(out))
         assert done.returncode == 0, done.stderr
+        assert _events(log)["log.exported"] == 1
+        # By nobody else; and what is refused is no export.
+        other = [auditor[0], f"--identity={site.identity('alice').directory}", "audit", "export", str(log)]
+        done = await asyncio.to_thread(_landbridge, *other, "--format", "jsonl")
+        assert (done.returncode, done.stdout) == (PermissionDenied.exit_code, "")
+        assert "Nothing was exported" in done.stderr
+        assert _events(log)["log.exported"] == 1
         checked = await asyncio.to_thread(newcomer.verify, out, alone)
         assert len(checked) == 2
         for each in checked:
@@ -78,6 +86,7 @@ async def test_a_day_of_two_sites_is_exported_and_verified_by_a_newcomer(
     page = (tmp_path / "fra/report.html").read_text()
     assert "3 completed, 1 denied" in page
     assert "the vault stays" in page
+    assert "<th>legal basis</th><td>controller-instructions</td>" in page
 
 
 def _events(log: Path) -> Counter[str]:

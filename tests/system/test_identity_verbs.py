@@ -163,8 +163,8 @@ def test_a_gateway_on_another_machine_than_the_ca_gets_its_identity_by_a_request
         (("install", home, ca / "ca.pem"), "ca.pem is no answer"),
         (("trust", home, answer), f"{answer} is no root of a site"),
     ]
-    for step, said in mistakes:
-        done = certs(*step)
+    for arguments, said in mistakes:
+        done = certs(*arguments)
         assert (done.returncode, done.stderr.count("\n"), said in done.stderr) == (2, 1, True), done.stderr
     assert not new.exists()
 

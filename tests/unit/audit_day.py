@@ -41,7 +41,7 @@ def day() -> list[Entry]:
     for name, machine in (("m-1", "web-01"), ("m-2", "db-01"), ("m-3", "files-01")):
         about = {**WAY, "vm": vm(machine)}
         request = {"purpose": "maintenance of host-a", "ticket": "CHG-7", "method": "mtls"}
-        add("migration.requested", name, actor=ALICE, seen={**about, "request": request})
+        add("migration.requested", name, actor=ALICE, seen=about, claimed={"request": request})
         if name == "m-2":
             denied = {"decision": "deny", "ids": ["no-databases-abroad"], "bundle_sha256": "e" * 64}
             add(
@@ -60,7 +60,7 @@ def day() -> list[Entry]:
             "migration.permitted",
             name,
             actor=ALICE,
-            seen={**about, "policy": {"decision": "permit", "ids": ["eu"]}, "legal_basis": "adequacy"},
+            seen={**about, "policy": {"decision": "permit", "ids": ["eu"]}, "legal_basis": "legitimate-interests"},
         )
         add("migration.stepped", name, actor=ALICE, seen={"state": {"from": "preparing", "to": "copying"}})
         if name == "m-3":

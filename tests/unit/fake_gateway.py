@@ -26,7 +26,7 @@ from landbridge.client import Client
 from landbridge.errors import Conflict, LandbridgeError, NotFound, PreflightFailed, to_status
 from landbridge.v1 import gateway_pb2 as api
 from landbridge.v1 import types_pb2 as types
-from landbridge.v1.audit_pb2 import GetReceiptRequest, GetReceiptResponse
+from landbridge.v1.audit_pb2 import GetReceiptRequest, GetReceiptResponse, RecordExportRequest, RecordExportResponse
 from landbridge.v1.authorization_pb2 import (
     REQUEST_STATE_APPROVED,
     REQUEST_STATE_DENIED,
@@ -182,6 +182,9 @@ class FakeGateway(GatewayServicer):
         self.policies: list[types.Policy] = []
         self.removed: list[str] = []
         self.receipt: bytes | None = None
+        # What was said to be exported; done before it is answered.
+        self.exported: list[RecordExportRequest] = []
+        self.on_export: Callable[[], object] = lambda: None
         self.refuse: LandbridgeError | None = None
         # Only what begins a migration is refused.
         self.refuse_migrate: LandbridgeError | None = None
@@ -324,6 +327,12 @@ class FakeGateway(GatewayServicer):
         if self.receipt is None:
             _abort(context, Conflict(f"migration {ID} has not ended yet: there is a receipt when it has"))
         return GetReceiptResponse(migration=ID, receipt=self.receipt)
+
+    def RecordExport(self, request: RecordExportRequest, context: grpc.ServicerContext) -> RecordExportResponse:
+        self._hear("record-export", context)
+        self.on_export()
+        self.exported.append(request)
+        return RecordExportResponse(log=request.log, index=41 + len(self.exported))
 
     def SettleMigration(
         self, request: api.SettleMigrationRequest, context: grpc.ServicerContext

@@ -62,10 +62,11 @@ def request(
     destination: str = "ams/ams-1",
     approvals: Iterable[Identity] = (),
     break_glass: str = "",
+    purpose: str = "",
     **labels: object,
 ) -> Request:
     here, _, host = source.partition("/")
     there, _, other = destination.partition("/")
     made = Request(requester or who("alice"), vm, here, host, there, other)
     said = replace(Labels(), **labels)  # type: ignore[arg-type]  # the caller's keywords
-    return replace(made, labels=said, approvals=frozenset(approvals), break_glass=break_glass)
+    return replace(made, labels=said, approvals=frozenset(approvals), break_glass=break_glass, purpose=purpose)

@@ -45,7 +45,7 @@ def test_what_an_agent_claims_stands_apart_from_what_was_seen() -> None:
         ({"seen": {"bytes_ram": -1}}, "wrong at bytes_ram: no count"),
         ({"seen": {"bytes_ram": True}}, "wrong at bytes_ram: no count"),
         ({"seen": {"vm": {"xml_sha256": "ABC"}}}, "no digest of 64 hex digits"),
-        ({"seen": {"legal_basis": "because"}}, "none of adequacy"),
+        ({"seen": {"legal_basis": ""}}, "no text of 1 to 512"),
         ({"seen": {"disks": []}}, "no list of 1 to 32"),
         ({"seen": {"disks": [{"target": "vda"}] * 33}}, "no list of 1 to 32"),
         ({"seen": {"tls": {"not_after": "2026-02-30T00:00:00.000000Z"}}}, "no time that exists"),

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from gateway.audit.entry import Entry, Recorded
-from gateway.audit.export import ocsf, plain
+from gateway.audit.export import ocsf, plain, report
+from gateway.audit.findings import Report
 from landbridge import events
 from tests.unit.audit_day import day, one_of_each
 from tests.unit.audit_logs import BRU, entry
@@ -44,6 +45,34 @@ def test_a_table_has_a_row_for_each_entry_and_says_what_was_only_claimed() -> No
     assert completed["claimed"] == "bytes_disk bytes_ram bytes_wan downtime_ms duration_ms"
     approved = next(row for row in rows if row["event"] == "migration.approved")
     assert [who.rpartition("/")[2] for who in approved["approvers"].split()] == ["bob", "carol"]
+
+
+def test_a_table_has_why_and_by_what_right_and_says_which_part_of_a_fact_is_a_claim() -> None:
+    seen = {"request": {"sha256": "a" * 64}, "purpose": "p", "legal_basis": "contract", "transfer_mechanism": "scc-eu"}
+    told = entry(event="migration.requested", seen=seen, claimed={"request": {"purpose": "the cooling has failed"}})
+    (row,) = csv.DictReader(io.StringIO("".join(plain.table(recorded([told])))))
+    assert (row["request.purpose"], row["purpose"]) == ("the cooling has failed", "p")
+    assert (row["legal_basis"], row["transfer_mechanism"]) == ("contract", "scc-eu")
+    assert row["claimed"] == "request.purpose"
+
+
+def test_a_move_has_its_purpose_as_the_comment_of_the_event() -> None:
+    seen, asked = {"purpose": "by policy"}, {"request": {"purpose": "as asked"}}
+    for claimed, comment in ((asked, "as asked"), ({}, "by policy")):
+        (one,) = recorded([entry(event="migration.completed", seen=seen, claimed=claimed)])
+        assert ocsf.event(one)["comment"] == comment
+
+
+def test_a_report_names_a_mechanism_where_two_countries_differ_and_misses_one_that_is_not_recorded() -> None:
+    def page(**facts: object) -> str:
+        way = {"source": {"country": "BE"}, "destination": {"country": facts.pop("to")}}
+        made = recorded([entry(event="migration.completed", migration="m-1", seen={**way, **facts})])
+        return report.page(made, Report(), "all", "now")
+
+    assert "<tr><th>transfer mechanism</th><td>scc-eu</td></tr>" in page(to="BR", transfer_mechanism="scc-eu")
+    assert "<tr><th>to another country by</th><td>scc-eu: 1</td></tr>" in page(to="BR", transfer_mechanism="scc-eu")
+    assert '<tr><th>transfer mechanism</th><td><span class="warn">not recorded</span></td></tr>' in page(to="BR")
+    assert "transfer mechanism" not in page(to="BE")
 
 
 @pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\tx"])

@@ -12,7 +12,7 @@ from gateway.audit import checkpoint as heads
 from gateway.audit.findings import Check
 from gateway.audit.journal import commit
 from gateway.audit.proof import Proof
-from gateway.audit.receipt import Part, Proved, Receipt, check
+from gateway.audit.receipt import Missing, Part, Proved, Receipt, check
 from gateway.audit.storage import Storage
 from landbridge.errors import EvidenceFailed
 from tests.unit.audit_logs import (
@@ -56,6 +56,32 @@ def test_a_receipt_is_a_file_that_proves_itself(both: Path, receipt: Receipt) ->
     assert check(read) == []
     assert check(read, [each.key for each in receipt.parts]) == []
     assert [each.origin for each in read.entries()] == [BRU, AMS, BRU, AMS]
+
+
+def test_what_a_receipt_lacks_it_says_and_what_it_has_is_proved_all_the_same(receipt: Receipt) -> None:
+    lacking = dataclasses.replace(receipt, missing=(Missing(f"{BRU}/gateway/gw-2", (3, 9)), Missing(AMS, (1,))))
+    read = Receipt.decode(lacking.encode())
+    assert read == lacking
+    assert check(read) == []
+    assert [str(each) for each in read.missing] == [
+        f"entries 3, 9 of the log {BRU}/gateway/gw-2",
+        f"entry 1 of the log {AMS}",
+    ]
+    assert b"missing" not in receipt.encode()
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [{}, "all", [1], [{}], [{"log": BRU}], [{"log": BRU, "entries": []}], [{"log": 1, "entries": [1]}]]
+    + [[{"log": BRU, "entries": [index]}] for index in (-1, "1", True, None)]
+    + [[{"log": BRU, "entries": [1, "2"]}]],
+    ids=str,
+)
+def test_what_is_said_to_be_missing_names_logs_and_entries(receipt: Receipt, missing: object) -> None:
+    document = canonical.decode(receipt.encode()[:-1])
+    assert isinstance(document, dict)
+    with pytest.raises(EvidenceFailed, match="what is missing in it is"):
+        Receipt.decode(canonical.encode({**document, "missing": missing}) + b"\n")  # type: ignore[dict-item]
 
 
 def test_each_byte_that_is_changed_is_found(receipt: Receipt) -> None:

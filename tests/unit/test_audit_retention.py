@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import asyncio
+from collections.abc import Iterable
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from gateway.audit import retention as retention_module
 from gateway.audit.files import Directory
 from gateway.audit.journal import Journal
 from gateway.audit.proving import prove
@@ -23,9 +26,14 @@ from tests.unit.audit_logs import BRU, NOON, entry
 async def old_log(directory: Path, count: int) -> Journal:
     """Entries of one a day, the first at noon."""
     journal = await Journal.open(directory, BRU)
-    for number in range(count):
-        await journal.append(entry(number, time=NOON + timedelta(days=number)))
+    await add(journal, range(count))
     return journal
+
+
+async def add(journal: Journal, numbers: Iterable[int]) -> None:
+    """In this order, and in few groups: each entry alone would take six syncs."""
+    made = [entry(number, time=NOON + timedelta(days=number)) for number in numbers]
+    await asyncio.gather(*map(journal.append, made))
 
 
 async def test_bundles_that_are_old_as_a_whole_are_removed(tmp_path: Path) -> None:
@@ -47,19 +55,67 @@ async def test_bundles_that_are_old_as_a_whole_are_removed(tmp_path: Path) -> No
 
 async def test_a_clock_that_was_set_back_removes_nothing_that_is_wanted(tmp_path: Path) -> None:
     journal = await Journal.open(tmp_path, BRU)
-    for number in range(256):
-        await journal.append(entry(number, time=NOON + timedelta(days=500 if number == 100 else 0)))
+    made = [entry(number, time=NOON + timedelta(days=500 if number == 100 else 0)) for number in range(256)]
+    await asyncio.gather(*map(journal.append, made))
     retention = Retention(journal, 100)
     assert await retention.look(NOON + timedelta(days=600)) == 0
     assert await retention.look(NOON + timedelta(days=600, seconds=1)) == 256
     await journal.close()
 
 
+async def test_who_records_an_entry_waits_for_one_piece_of_the_work_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention_module, "REMOVED", 1)
+    journal = await old_log(tmp_path, 256 * 4)
+    pieces: list[str] = []
+    look, prune = retention_module.next_bundle, Storage.prune
+
+    def looks(storage: Storage, number: int, before: datetime) -> tuple[int, bool | None]:
+        pieces.append("look")
+        return look(storage, number, before)
+
+    def prunes(storage: Storage, minimum: int, start: int = 0) -> int:
+        pieces.append("prune")
+        assert minimum - start <= 256
+        return prune(storage, minimum, start)
+
+    monkeypatch.setattr(retention_module, "next_bundle", looks)
+    monkeypatch.setattr(Storage, "prune", prunes)
+    looking = asyncio.create_task(Retention(journal, 1).look(NOON + timedelta(days=10_000)))
+    between = []
+    while not looking.done():
+        await journal.record("access.denied")
+        between.append(len(pieces))
+    assert await looking == 256 * 4
+    assert (pieces.count("look"), pieces.count("prune")) == (4, 4)
+    # Entries came between them, and not only behind the last.
+    assert len({count for count in between if 0 < count < 8}) >= 3
+    await journal.close()
+    assert verify(Directory(tmp_path)).findings == []
+
+
+async def test_what_a_crash_left_of_a_pruned_log_goes_with_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention_module, "SKIPPED", 2)
+    journal = await old_log(tmp_path, 256 * 6)
+    kept = {number: tmp_path / TileName(None, number, 256).path for number in (3, 4)}
+    raw = {number: path.read_bytes() for number, path in kept.items()}
+    assert await Retention(journal, 1).look(NOON + timedelta(days=256 * 5 + 1)) == 256 * 5
+    for number, path in kept.items():
+        path.write_bytes(raw[number])
+    assert await Retention(journal, 1).look(NOON + timedelta(days=256 * 5 + 1)) == 256 * 5
+    assert not any(path.exists() for path in kept.values())
+    assert await Retention(journal, 1).look(NOON + timedelta(days=256 * 5 + 1)) == 0
+    await journal.close()
+    assert verify(Directory(tmp_path)).findings == []
+
+
 async def test_a_witness_that_knows_a_head_from_before_can_follow_the_log_still(tmp_path: Path) -> None:
     journal = await old_log(tmp_path, 100)
     known = journal.signed.checkpoint
-    for number in range(100, 300):
-        await journal.append(entry(number, time=NOON + timedelta(days=number)))
+    await add(journal, range(100, 300))
     assert await Retention(journal, 1).look(NOON + timedelta(days=300)) == 256
     head, proof = journal.signed.checkpoint, journal.storage.tiles().consistency(known.size)
     check_consistency(known.size, known.root, head.size, head.root, proof)

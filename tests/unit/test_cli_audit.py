@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import http.server
 import importlib
 import importlib.util
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,12 +33,13 @@ from gateway.audit.export import standalone
 from gateway.audit.journal import commit
 from gateway.audit.note import Signer
 from gateway.audit.proof import Proof
-from gateway.audit.receipt import Part, Proved, Receipt
+from gateway.audit.receipt import Missing, Part, Proved, Receipt
 from gateway.audit.ship_cursor import Cursor
 from gateway.audit.storage import Storage
 from gateway.audit.verify import verify
 from gateway.cli import cli, connection, main
-from landbridge.errors import NotFound, Unreachable, UsageError
+from landbridge.errors import LandbridgeError, NotFound, NotRecorded, PermissionDenied, Unreachable, UsageError
+from landbridge.v1.audit_pb2 import RecordExportRequest
 from tests import newcomer
 from tests.unit.audit_day import day as audit_day
 from tests.unit.audit_day import written_day
@@ -178,6 +182,27 @@ def test_a_receipt_is_written_and_checked_at_once(
         fake.receipt = Receipt(MIGRATION, (Part(signer(log).key(), (Proved(proved.raw, proof),)),)).encode()
         assert main(["receipt", "3f2a", "--out", "cosigned"]) == 0
         assert "no witness" not in capsys.readouterr().out
+
+
+def test_what_a_receipt_lacks_is_said_wherever_it_is_read(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = replace(receipt(log, 0, 4), missing=(Missing(f"{BRU}/gateway/gw-2", (3, 9)),))
+    (tmp_path / "it").write_bytes(lacking.encode())
+    said = f"entries 3, 9 of the log {BRU}/gateway/gw-2"
+    for argv in (["audit", "verify"], ["audit", "show"]):
+        result = CliRunner().invoke(cli, [*argv, str(tmp_path / "it")])
+        assert result.exit_code == 0, result.output
+        assert re.search(rf"^MISSING +{re.escape(said)}", result.output, re.MULTILINE)
+    result = CliRunner().invoke(cli, ["audit", "verify", "--json", str(tmp_path / "it")])
+    assert json.loads(result.output)["missing"] == [said]
+    with FakeGateway() as fake:
+        monkeypatch.setattr(connection, "connect", lambda _: fake.client())
+        fake.receipt = lacking.encode()
+        result = CliRunner().invoke(cli, ["receipt", "3f2a", "--out", str(tmp_path / "written")])
+        assert f"  MISSING: {said}, whose gateway has not said what it holds" in result.output
+        result = CliRunner().invoke(cli, ["receipt", "3f2a", "--json", "--out", str(tmp_path / "again")])
+        assert json.loads(result.output)["missing"] == [said]
 
 
 def test_a_changed_byte_is_named_with_its_entry_and_its_meaning(log: Path, tmp_path: Path) -> None:
@@ -380,6 +405,116 @@ def test_a_bundle_is_verified_from_its_readme_alone(day: Path, tmp_path: Path) -
     assert audit("verify", "--part", out / "log").returncode == 0
     assert {path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()} == {0o600}
     assert audit("export", day, "--out", out).returncode == 4
+
+
+# Exports that are on record.
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGateway]:
+    with FakeGateway() as fake:
+        monkeypatch.setattr(connection, "connect", lambda _: fake.client())
+        yield fake
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Path]:
+    """A log that a gateway has open."""
+    storage = Storage.open(tmp_path / "open", BRU)
+    commit(storage, [entry(number) for number in range(3)])
+    yield tmp_path / "open"
+    storage.close()
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "syslog", "ocsf", "report", "pdf"])
+def test_of_a_log_that_a_gateway_has_open_an_export_is_on_record_before_its_file_is_there(
+    fake: FakeGateway, opened: Path, tmp_path: Path, form: str
+) -> None:
+    out = tmp_path / "file"
+    fake.on_export = lambda: pytest.fail("it was there first") if out.exists() else None
+    result = CliRunner().invoke(cli, ["audit", "export", str(opened), "--format", form, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    (told,) = fake.exported
+    assert told == RecordExportRequest(
+        log=BRU, size=3, filter="everything", format=form, entries=3, first=0, last=2, sha256=sha256_of(out)
+    )
+    assert f"On record as entry 42 of {BRU}: SHA-256 {told.sha256}." in result.output
+    assert "no log has an entry of this export" not in result.output
+
+
+def test_a_bundle_is_on_record_by_the_list_of_its_files_which_holds(
+    fake: FakeGateway, opened: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = CliRunner().invoke(cli, ["audit", "export", str(opened), "--out", str(out), "--text", "no such text"])
+    assert result.exit_code == 0, result.output
+    (told,) = fake.exported
+    assert (told.filter, told.entries, told.first, told.last) == ("text=no such text", 0, 0, 0)
+    assert told.sha256 == sha256_of(out / "SHA256SUMS")
+    done = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=out, check=False)
+    assert done.returncode == 0
+    listed = {line.split("  ", 1)[1] for line in (out / "SHA256SUMS").read_text().splitlines()}
+    assert listed | {"SHA256SUMS"} == {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    for page in ("README.md", "report.html"):
+        assert "on record in the log (log.exported) before it was written" in (out / page).read_text()
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [PermissionDenied("adam has no role"), NotRecorded("the disk is full"), Unreachable("it does not answer")],
+    ids=lambda refused: type(refused).__name__,
+)
+def test_what_cannot_be_recorded_is_not_exported(
+    fake: FakeGateway,
+    opened: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    refused: LandbridgeError,
+) -> None:
+    fake.refuse = refused
+    for argv in (["--out", str(tmp_path / "out")], ["--format", "jsonl", "--out", str(tmp_path / "out")]):
+        assert main(["audit", "export", str(opened), *argv]) == refused.exit_code
+        err = capsys.readouterr().err
+        assert err.startswith(
+            "landbridge: Nothing was exported, since the log is to have an entry of it and has none: "
+        )
+        assert len(err.splitlines()) == 1
+    assert main(["audit", "export", str(opened), "--format", "jsonl"]) == refused.exit_code
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_who_names_no_gateway_exports_nothing_of_a_log_that_one_has_open(opened: Path, tmp_path: Path) -> None:
+    done = audit("export", opened, "--format", "jsonl")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Nothing was exported" in done.stderr
+    assert "use --gateway HOST:PORT" in done.stderr
+
+
+def test_an_export_that_would_overwrite_is_not_recorded(fake: FakeGateway, opened: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/README.md").touch()
+    for argv in (["--out", str(tmp_path / "out")], ["--format", "csv", "--out", str(tmp_path / "out/README.md")]):
+        assert CliRunner().invoke(cli, ["audit", "export", str(opened), *argv]).exit_code != 0
+    assert fake.exported == []
+
+
+def test_of_a_copy_no_log_has_an_entry_and_the_export_says_so_unless_it_is_to_be_recorded(
+    fake: FakeGateway, opened: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(opened, tmp_path / "copy")
+    result = CliRunner().invoke(cli, ["audit", "export", str(copy), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert f"This is from {copy} alone: no log has an entry of this export." in result.output
+    assert "no log has an entry of this export" in (tmp_path / "out/README.md").read_text()
+    assert fake.exported == []
+    argv = ["audit", "export", f"file://{copy}", "--record", "--format", "csv", "--out", str(tmp_path / "csv")]
+    assert CliRunner().invoke(cli, argv).exit_code == 0
+    assert [each.sha256 for each in fake.exported] == [sha256_of(tmp_path / "csv")]
 
 
 def test_a_bundle_of_a_part_of_a_long_log_has_no_more_than_it_needs(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from gateway.cli.json_lines import as_object
 from landbridge.v1 import gateway_pb2 as api
 from landbridge.v1 import types_pb2 as types
 from landbridge.v1.authorization_pb2 import ApprovalRequest, PolicyStatus
-from landbridge.v1.decision_pb2 import Approval, Decision, DecisionStep, Labels
+from landbridge.v1.decision_pb2 import Approval, Decision, DecisionStep, Grounds, Labels
 from tests.unit.fake_gateway import ID, completed, copying_memory, outage, requested
 
 _ROOT = Path(__file__).parents[2]
@@ -27,7 +27,8 @@ _FIELDS: dict[type[Message], str] = {
     types.ImmovableDevice: "kind description",
     types.Migration: "id vm vm_uuid source_site source_host destination_site destination_host state reason "
     "requested_by requested_at updated_at ended_at progress summary findings silent_ms limit policy estimate "
-    "decisions labels domain_sha256 approvals break_glass mapping_sha256 proof",
+    "decisions labels domain_sha256 approvals break_glass mapping_sha256 proof "
+    "purpose grounds",
     types.Progress: "disk_total disk_remaining memory_total memory_remaining rate dirty_rate iteration "
     "elapsed_ms eta_ms memory_rate converges throttle paused",
     types.Policy: "max_downtime_ms deadline_ms on_no_convergence",
@@ -39,8 +40,10 @@ _FIELDS: dict[type[Message], str] = {
     types.ChannelBytes: "kind to_destination to_source unhinted not_understood",
     types.Finding: "code severity message remedy",
     api.PreflightResponse: "vm_uuid source_host destination_host findings passed estimate decisions",
-    Decision: "site action verdict rule steps policy_sha256 decided_at requester request_sha256 request break_glass",
+    Decision: "site action verdict rule steps policy_sha256 decided_at requester request_sha256 request break_glass "
+    "grounds",
     DecisionStep: "check rule passed sentence",
+    Grounds: "purpose legal_basis transfer_mechanism",
     Labels: "owner classification tags",
     Approval: "approver at",
     ApprovalRequest: "id state migration sha256 created_at expires_at approvals waits_for denied_by denied_because "
@@ -115,6 +118,8 @@ def test_a_completed_migration_as_json() -> None:
         "mapping_sha256": "",
         "cold": False,
         "proof": None,
+        "purpose": "",
+        "grounds": None,
     }
 
 

@@ -13,7 +13,7 @@ from gateway.cli import connection, main
 from landbridge.errors import ApprovalNeeded, PolicyRefused
 from landbridge.v1 import types_pb2 as types
 from landbridge.v1.authorization_pb2 import ApprovalRequest, PolicyStatus, RequestState
-from landbridge.v1.decision_pb2 import Approval, Decision, DecisionStep, Labels, Verdict
+from landbridge.v1.decision_pb2 import Approval, Decision, DecisionStep, Grounds, Labels, Verdict
 from landbridge.v1.gateway_pb2 import ExplainPolicyResponse
 from tests.unit.fake_gateway import FakeGateway, completed
 from tests.unit.policies import HEAD, PERMIT
@@ -371,6 +371,24 @@ def test_the_glass_and_the_request_go_to_the_gateway(fake: FakeGateway, run: Run
     assert run("migrate", "web-01", "--to", "ams", "--break-glass", "the roof leaks", "--request", "aaaa1111")[0] == 0
     assert fake.wanted.break_glass == "the roof leaks"
     assert fake.wanted.request == "aaaa1111"
+
+
+def test_a_purpose_goes_to_the_gateway_and_is_one_line(fake: FakeGateway, run: Run) -> None:
+    fake.play(completed())
+    assert run("migrate", "web-01", "--to", "ams", "--purpose", "the cooling has failed")[0] == 0
+    assert fake.wanted.purpose == "the cooling has failed"
+    code, _, err = run("migrate", "web-01", "--to", "ams", "--purpose", "a\nb")
+    assert (code, "in one line of at most 500 characters" in err) == (2, True)
+
+
+def test_show_says_why_and_by_what_right_and_who_says_so(fake: FakeGateway, run: Run) -> None:
+    grounds = Grounds(purpose="running the shop", legal_basis="contract", transfer_mechanism="scc-eu")
+    fake.know([completed(purpose="the cooling has failed", grounds=grounds)])
+    out = run("show", "3f2a")[1]
+    assert "purpose         the cooling has failed (as who asks says)\n" in out
+    assert "purpose         running the shop (by the policy)\n" in out
+    assert "legal basis     contract\n" in out
+    assert "transferred by  scc-eu\n" in out
 
 
 def test_show_has_the_decisions_of_both_sites(fake: FakeGateway, run: Run) -> None:

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 import pytest
 
 from gateway.authorization import cases
-from gateway.authorization.decide import Check, Decision, Step, Verdict, called, decide, in_scope, may_approve
-from gateway.authorization.request import Labels
+from gateway.authorization.decide import Check, Decision, Step, Verdict, called, decide, grounds, in_scope, may_approve
+from gateway.authorization.request import Grounds, Labels
 from gateway.authorization.rules import parse
 from landbridge.errors import ConfigError
 from tests.unit.policies import HEAD, NOON, PERMIT, people, request, rules, who
@@ -38,6 +38,22 @@ ends = 06:00:00
 """
 TWO = '[[four_eyes]]\nname = "two"\napprovals = 2\n'
 GLASS = '[break_glass]\nwho = ["alice"]\n'
+PAYROLL = """\
+[[transfers]]
+name = "payroll"
+tags = ["payroll"]
+purpose = "salaries are paid from there"
+legal_basis = "contract"
+transfer_mechanism = "scc-eu"
+"""
+REST = """\
+[[transfers]]
+name = "rest"
+purpose = "running the shop"
+legal_basis = "legitimate-interests"
+transfer_mechanism = "adequacy"
+"""
+WHY = '[[transfers]]\nname = "why"\nvms = ["web-*"]\nto = ["nyc"]\ndemand_purpose = true\n'
 XMAS = datetime(2026, 12, 24, 18, 0, tzinfo=UTC)
 
 
@@ -416,6 +432,65 @@ def test_who_may_move_a_vm_may_have_to_do_with_its_migration_at_any_time() -> No
 def test_who_is_forbidden_a_move_is_out_of_its_scope() -> None:
     step = in_scope(rules(ABROAD), request(destination="nyc/a", tags=frozenset({"payroll"})))
     assert (step.check, step.rule, step.passed) == (Check.FORBID, "no payroll abroad", False)
+
+
+# Grounds
+
+
+def test_why_and_by_what_right_is_of_each_what_the_first_entry_says_that_fits() -> None:
+    half = '[[transfers]]\nname = "half"\ntags = ["payroll"]\nlegal_basis = "consent"\n'
+    payroll = request(destination="nyc/a", tags=frozenset({"payroll"}))
+    assert grounds(rules(PAYROLL, REST), payroll) == Grounds("salaries are paid from there", "contract", "scc-eu")
+    assert grounds(rules(PAYROLL, REST), request(destination="nyc/a")) == Grounds(
+        "running the shop", "legitimate-interests", "adequacy"
+    )
+    assert grounds(rules(half, REST), payroll) == Grounds("running the shop", "consent", "adequacy")
+    assert grounds(rules(), payroll) == Grounds()
+    assert decide(rules(PAYROLL), payroll, NOON).grounds == grounds(rules(PAYROLL), payroll)
+    # Also of what is refused, so that its entry has them.
+    assert decide(rules(PAYROLL, ABROAD), payroll, NOON).grounds.legal_basis == "contract"
+
+
+def test_what_the_policy_file_says_of_a_vm_chooses_its_grounds() -> None:
+    tagged = '[[vms]]\nnames = ["web-*"]\ntags = ["payroll"]\n'
+    assert grounds(rules(tagged, PAYROLL), request(destination="nyc/a")).legal_basis == "contract"
+
+
+def test_within_one_country_there_is_no_mechanism_and_where_that_is_not_known_there_is() -> None:
+    here = HEAD.replace('country = "NL"', 'country = "DE"')
+    assert grounds(rules(REST, head=here), request()) == Grounds("running the shop", "legitimate-interests", "")
+    assert grounds(rules(REST), request()).transfer_mechanism == "adequacy"
+    nowhere = HEAD.replace('country = "NL"\n', "").replace('country = "DE"\n', "")
+    assert grounds(rules(REST, head=nowhere), request()).transfer_mechanism == "adequacy"
+    unknown = HEAD.replace('[sites.ams]\ncountry = "NL"\nzone = "eu"\n', "")
+    assert grounds(rules(REST, head=unknown), request()).transfer_mechanism == "adequacy"
+
+
+@pytest.mark.parametrize("purpose", ["", " ", "\t"])
+def test_who_gives_no_purpose_where_one_is_demanded_is_refused(purpose: str) -> None:
+    decision = decide(rules(WHY, PAYROLL), request(destination="nyc/a", purpose=purpose), NOON)
+    assert told(decision) == (Verdict.REFUSED, 'purpose "why"')
+    assert decision.reason == '"why" demands a purpose, and none is given: say why with --purpose'
+
+
+def test_a_purpose_that_is_demanded_and_given_lets_it_pass_and_the_policys_own_does_not() -> None:
+    asked = request(destination="nyc/a", purpose="the cooling has failed")
+    assert told(decide(rules(WHY), asked, NOON)) == (Verdict.ALLOWED, 'permit "web"')
+    assert told(decide(rules(WHY, REST), request(destination="nyc/a"), NOON))[0] is Verdict.REFUSED
+    assert told(decide(rules(WHY), request(), NOON))[0] is Verdict.ALLOWED  # to ams, nobody demands one
+
+
+def test_a_broken_glass_does_not_replace_a_purpose() -> None:
+    asked = request(destination="nyc/a", break_glass="the roof leaks")
+    assert told(decide(rules(WHY, GLASS), asked, NOON)) == (Verdict.REFUSED, 'purpose "why"')
+
+
+def test_a_destination_demands_a_purpose_of_what_comes_too() -> None:
+    there = HEAD.replace('site = "fra"', 'site = "nyc"', 1)
+    takes = PERMIT.replace('who = ["alice", "bob"]', 'who = ["fra/*"]')
+    hears = rules(WHY, head=there, permit=takes)
+    assert told(decide(hears, request(destination="nyc/a"), NOON)) == (Verdict.REFUSED, 'purpose "why"')
+    assert told(decide(hears, request(destination="nyc/a", purpose="why not"), NOON))[0] is Verdict.ALLOWED
 
 
 # Tests that a file carries

@@ -6,6 +6,7 @@ import pytest
 
 from certs.guard import caller
 from certs.identity import Identity, Role
+from gateway.audit.exports import Exports
 from gateway.authorization.authority import Authority
 from gateway.migration.coordinator import Coordinator
 from gateway.migration.inventory import Inventory
@@ -59,6 +60,7 @@ async def told(request: SetLimitRequest) -> list[tuple[str, int | TunnelLimits |
         cast("Limits", limited),
         cast("Authority", limited),
         cast("ReceiptKeeper", None),
+        cast("Exports", None),
         no_alarms,
     )
     caller.set(Identity("landbridge.test", "fra", Role.OPERATOR, "alice"))

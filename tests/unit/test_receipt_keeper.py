@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 
 import pytest
 from structlog.testing import capture_logs
 
+from certs.identity import Identity, Role
 from gateway.audit.files import Directory, Still
 from gateway.audit.journal import Journal
 from gateway.audit.proving import prove
 from gateway.audit.reading import last
-from gateway.audit.receipt import Part, Receipt, check
+from gateway.audit.receipt import Missing, Part, Receipt, check
 from gateway.audit.refusals import Refusals
 from gateway.migration import receipt_keeper
+from gateway.migration.deposits import Deposits
 from gateway.migration.ledger import Ledger
 from gateway.migration.receipt_keeper import ReceiptKeeper
-from gateway.migration.receipts import Receipts
+from gateway.migration.receipts import Made, Receipts
 from gateway.migration.recording import Recorder
 from gateway.migration.states import State
-from gateway.store import Store
+from gateway.store import Row, Store
 from tests.unit.audit_logs import BRU
 from tests.unit.test_recording import row
 
@@ -36,12 +38,33 @@ class World:
     def __init__(self, directory: Path, ledger: Ledger, journal: Journal) -> None:
         self.log, self.directory, self.journal = directory / "audit", directory / "receipts", journal
         self.change: Callable[[Part], Part] = lambda part: part
+        self.waits, self.missing = False, tuple[Missing, ...]()
+        self.left: list[str] = []
+        self.asked = 0
+        self.ledger = ledger
         refusals = cast("Refusals", self)
-        self.keeper = ReceiptKeeper(cast("Receipts", self), ledger, journal, refusals, self.directory)
+        receipts, deposits = cast("Receipts", self), cast("Deposits", self)
+        self.keeper = ReceiptKeeper(receipts, deposits, ledger, journal, refusals, self.directory)
 
-    async def receipt(self, migration: str) -> Receipt:
+    async def receipt(self, migration: str) -> Made:
+        self.asked += 1
         part = prove(self.journal.storage, self.journal.signed, migration)
-        return Receipt(migration, (part, self.change(part)))
+        return Made(Receipt(migration, (part, self.change(part)), self.missing), self.waits)
+
+    async def others(self) -> set[str]:
+        return {"gw-2"}
+
+    async def leave(self, row: Row, others: set[str]) -> None:
+        assert others == {"gw-2"}
+        self.left.append(row.migration.id)
+
+    def tell(self, *_: object, **__: object) -> None:
+        """Reads of receipts are on record."""
+
+    def age(self, age: timedelta) -> None:
+        """Have all migrations ended so long ago."""
+        for each in self.ledger.rows():
+            each.migration.ended_at.FromDatetime(datetime.now(UTC) - age)
 
     @property
     def receipted(self) -> int:
@@ -84,7 +107,8 @@ async def test_where_the_directory_cannot_be_written_nothing_is_recorded(world: 
         for _ in range(3):
             await world.keeper.look()
     assert world.receipted == 0
-    assert [each["event"] for each in logged] == ["receipt.not_made"] * 6
+    # Each of them once, however often it is tried.
+    assert [each["event"] for each in logged] == ["receipt.not_made"] * 2
     assert "cannot be written: " in logged[0]["reason"]
     world.directory.unlink()
     await world.keeper.look()
@@ -126,3 +150,73 @@ async def test_a_defect_ends_no_looks_and_holds_up_no_other_receipt(world: World
         await world.keeper.look()
     assert [each["migration"] for each in logged if each["event"] == "receipt.defect"] == ["bbbb2222"]
     assert names(world.directory) == [f"{ID}.receipt"]
+
+
+# A site with several gateways.
+
+
+async def test_what_this_log_says_is_left_for_others_at_each_look(world: World) -> None:
+    await world.keeper.look()
+    assert world.left == ["bbbb2222", ID]
+    world.age(receipt_keeper.KEPT_UP + timedelta(seconds=1))
+    await world.keeper.look()
+    assert len(world.left) == 2
+
+
+async def test_a_gateway_that_has_not_said_yet_what_its_log_has_is_waited_for_a_little(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipt_keeper, "LOOK", -1.0)
+    world.waits = True
+    with capture_logs() as logged:
+        await world.keeper.look()
+    assert (world.receipted, logged) == (0, [])
+    world.waits = False
+    await world.keeper.look()
+    assert world.receipted == 2
+
+
+async def test_one_that_never_says_it_and_is_not_known_to_have_anything_keeps_no_receipt_from_being_made(
+    world: World,
+) -> None:
+    world.waits = True
+    world.age(receipt_keeper.LATE)
+    await world.keeper.look()
+    assert world.receipted == 2
+
+
+async def test_a_receipt_says_what_it_lacks_once_the_gateway_that_has_it_is_taken_for_lost(world: World) -> None:
+    world.missing = (Missing("example.org/site/bru/gateway/gw-2", (4, 7)),)
+    with capture_logs() as logged:
+        for _ in range(5):
+            await world.keeper.look()
+    assert world.receipted == 0
+    assert [(each["event"], each["log_level"]) for each in logged] == [("receipt.waits", "warning")] * 2
+    assert "entries 4, 7 of the log example.org/site/bru/gateway/gw-2: the gateway has not said" in logged[0]["reason"]
+    world.age(receipt_keeper.LOST)
+    await world.keeper.look()
+    await world.keeper.look()
+    assert world.receipted == 2
+    kept = Receipt.decode(world.keeper.path(ID).read_bytes())
+    assert kept.missing == world.missing
+    (entry,) = [each for _, each in last(Still(Directory(world.log)), 1)]
+    assert entry.text("reason").endswith("could not be had: entries 4, 7 of the log example.org/site/bru/gateway/gw-2")
+
+
+async def test_where_a_site_has_nothing_to_show_what_it_lacks_stands_for_it(world: World) -> None:
+    world.change = lambda part: replace(part, entries=())
+    origin = world.journal.key.name
+    world.missing = (Missing(f"{origin}/gateway/gw-2", (1,)),)
+    world.age(receipt_keeper.LOST)
+    await world.keeper.look()
+    assert world.receipted == 2
+
+
+async def test_who_asks_for_a_receipt_that_lacks_something_gets_what_is_there_by_now(world: World) -> None:
+    world.missing = (Missing("example.org/site/bru/gateway/gw-2", (4,)),)
+    world.age(receipt_keeper.LOST)
+    await world.keeper.look()
+    asked, world.missing = world.asked, ()
+    adam = Identity("example.org", "bru", Role.OPERATOR, "adam")
+    _, raw = await world.keeper.receipt(ID, adam)
+    assert (Receipt.decode(raw).missing, world.asked) == ((), asked + 1)

@@ -53,6 +53,8 @@ def test_it_says_who_what_by_what_right_and_how(tmp_path: Path) -> None:
         "to            ams/host-b (NL)",
         "requested by  spiffe://example.org/site/bru/operator/alice",
         "approved by   spiffe://example.org/site/bru/operator/carol",
+        "purpose       maintenance of host-a (as who asks says)",
+        "legal basis   legitimate-interests (by the policy of site bru)",
         "permitted by  site bru: eu",
         "took          61000 ms",
         "downtime      87 ms",

@@ -19,6 +19,7 @@ from gateway.migration.recording import Recorder, facts
 from gateway.migration.states import Input, State
 from gateway.store import Row, Store
 from landbridge.errors import NotRecorded
+from landbridge.v1.decision_pb2 import Decision, Grounds, Verdict
 from landbridge.v1.types_pb2 import ByteRange, ChannelBytes, DiskProof, Migration, Proof, ProofOutcome
 from tests.unit.audit_logs import BRU
 
@@ -125,6 +126,47 @@ async def test_at_the_destination_what_the_source_says_is_claimed(ledger: Ledger
     assert admitted.facts("seen") == {"destination": {"site": "ams", "host": "host-b"}}
     assert admitted.text("claimed", "vm", "name") == "web-01"
     assert admitted.text("actor", "method") == "as site bru says"
+
+
+async def test_why_and_by_what_right_is_told_at_both_ends_of_it_as_what_it_is(ledger: Ledger, tmp_path: Path) -> None:
+    one = row()
+    one.migration.purpose = "the cooling has failed"
+    one.migration.grounds.legal_basis = "contract"
+    one.migration.grounds.transfer_mechanism = "scc-eu"
+    one.migration.grounds.purpose = "running the shop"
+    theirs = Decision(site="ams", verdict=Verdict.VERDICT_ALLOWED, grounds=Grounds(legal_basis="consent"))
+    one.migration.decisions.extend(
+        [Decision(site="bru", verdict=Verdict.VERDICT_ALLOWED, grounds=one.migration.grounds), theirs]
+    )
+    await ledger.save(one)
+    await ledger.advance(one, Input.BEGIN)
+    await ledger.advance(one, Input.CANCEL)
+    await ledger.advance(one, Input.SOURCE_HAS_IT)
+    await ledger.advance(one, Input.CLEANED_AFTER_CANCEL)
+    first, own, other, *steps, last_one = recorded(tmp_path)
+    configured = {"purpose": "running the shop", "legal_basis": "contract", "transfer_mechanism": "scc-eu"}
+    for entry in (first, last_one):
+        assert {name: entry.facts("seen")[name] for name in configured} == configured
+        assert entry.facts("claimed")["request"] == {"purpose": "the cooling has failed"}
+    assert {name: own.facts("seen")[name] for name in configured} == configured
+    assert (other.text("claimed", "legal_basis"), other.text("seen", "legal_basis")) == ("consent", "")
+    for entry in steps:
+        assert not set(configured) & set(entry.facts("seen"))
+
+
+async def test_at_the_destination_the_sources_grounds_are_claims_and_its_own_are_not(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    one = row(coordinating=False)
+    one.migration.purpose, one.migration.grounds.legal_basis = "why", "contract"
+    one.migration.decisions.append(
+        Decision(site="ams", verdict=Verdict.VERDICT_ALLOWED, grounds=Grounds(legal_basis="consent"))
+    )
+    await ledger.save(one)
+    admitted, permitted = recorded(tmp_path)
+    assert admitted.facts("claimed")["request"] == {"purpose": "why"}
+    assert (admitted.text("claimed", "legal_basis"), admitted.text("seen", "legal_basis")) == ("contract", "")
+    assert permitted.text("seen", "legal_basis") == "consent"
 
 
 async def test_what_cannot_be_recorded_does_not_begin(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

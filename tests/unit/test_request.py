@@ -9,7 +9,7 @@ import pytest
 from gateway.authorization.request import Labels, asked, digest, domain_digest, mapping_digest, operator, request_of
 from landbridge.errors import IdentityError, LandbridgeError, UsageError
 from landbridge.v1.agent_pb2 import Mapping
-from landbridge.v1.decision_pb2 import Approval
+from landbridge.v1.decision_pb2 import Approval, Grounds
 from landbridge.v1.decision_pb2 import Labels as LabelsMessage
 from landbridge.v1.types_pb2 import Finding, Migration, MigrationState, NonConvergence, Policy
 from tests.unit.policies import who
@@ -39,6 +39,7 @@ def wanted(**changes: object) -> Migration:
         {"mapping_sha256": "f" * 64, "break_glass": "why"},
         {"labels": None, "policy": None},
         {"policy": Policy(max_downtime_ms=1, deadline_ms=0)},
+        {"purpose": "why", "grounds": Grounds(purpose="so", legal_basis="contract", transfer_mechanism="scc-eu")},
     ],
     ids=str,
 )
@@ -68,6 +69,10 @@ def test_of_a_request_all_is_kept_that_others_approve_and_nothing_else(change: d
         {"domain_sha256": "e" * 64},
         {"mapping_sha256": "f" * 64},
         {"break_glass": "why"},
+        {"purpose": "why"},
+        {"grounds": Grounds(purpose="why")},
+        {"grounds": Grounds(legal_basis="contract")},
+        {"grounds": Grounds(transfer_mechanism="contract")},
     ],
     ids=str,
 )
@@ -113,13 +118,13 @@ def test_a_mapping_has_a_hash_of_its_own_whatever_its_order() -> None:
 
 def test_a_migration_says_what_is_judged() -> None:
     carol = Approval(approver=str(who("carol")))
-    request = request_of(wanted(approvals=[carol], break_glass="why"), [who("dave")])
+    request = request_of(wanted(approvals=[carol], break_glass="why", purpose="so"), [who("dave")])
     assert request.requester == who("alice")
     assert (request.vm, request.source_site, request.source_host) == ("web-1", "fra", "fra-1")
     assert (request.destination_site, request.destination_host) == ("ams", "ams-1")
     assert request.labels == Labels("shop", "internal", frozenset("ab"))
     assert request.approvals == {who("carol"), who("dave")}
-    assert request.break_glass == "why"
+    assert (request.break_glass, request.purpose) == ("why", "so")
     assert Labels.of(request.labels.message()) == request.labels
     assert list(request.labels.message().tags) == ["a", "b"]
 
@@ -133,6 +138,10 @@ def test_a_migration_says_what_is_judged() -> None:
         ({"vm": "x" * 256}, UsageError, "at most 255 characters"),
         ({"destination_host": "x" * 256}, UsageError, "at most 255 characters"),
         ({"break_glass": "x" * 501}, UsageError, "at most 500 characters"),
+        ({"purpose": "x" * 501}, UsageError, "a purpose has at most 500 characters"),
+        ({"grounds": Grounds(purpose="x" * 256)}, UsageError, "at most 255 characters"),
+        ({"grounds": Grounds(legal_basis="x" * 256)}, UsageError, "at most 255 characters"),
+        ({"grounds": Grounds(transfer_mechanism="x" * 256)}, UsageError, "at most 255 characters"),
         ({"labels": LabelsMessage(owner="x" * 256)}, UsageError, "a label at most 255"),
         ({"labels": LabelsMessage(tags=["x"] * 65)}, UsageError, "at most 64 tags"),
         ({"approvals": [Approval(approver=str(who("carol")))] * 65}, UsageError, "at most 64 approvals"),
@@ -154,6 +163,8 @@ def test_what_cannot_be_judged_is_refused_in_one_sentence(
         {"destination_host": ""},
         {"vm": "x" * 255},
         {"break_glass": "x" * 500},
+        {"purpose": "x" * 500},
+        {"grounds": Grounds(purpose="x" * 255, legal_basis="x" * 255, transfer_mechanism="x" * 255)},
         {"labels": LabelsMessage(owner="x" * 255, tags=["x"] * 64)},
         {"approvals": [Approval(approver=str(who("carol")))] * 64},
     ],

@@ -25,6 +25,7 @@ WatchMigration    x       x         x         x        x      .
 ListRequests      x       x         x         x        x      .
 ExplainPolicy     x       x         x         x        x      .
 GetReceipt        x       x         x         x        x      .
+RecordExport      .       .         .         x        .      .
 GetPolicy         x       x         x         x        x      x
 Preflight         .       x         .         .        .      .
 Migrate           .       x         .         .        .      .

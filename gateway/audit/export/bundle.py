@@ -2,6 +2,7 @@
 
     README.md         what it is, and how to verify it
     verify.py         the checker (`standalone`)
+    SHA256SUMS        of all others, by which it is on record (added by whoever writes it)
     entries.jsonl     the entries that were asked for, a line each
     report.html       the same for people
     log/              checkpoint, cosignatures and key; all hashes; and the bundles in which those entries are
@@ -34,6 +35,8 @@ $ python3 verify.py --key '{key}'
 
 It ends with `All checks pass`, or says what is wrong. **Take the key from the site itself, not from this file**: whoever could have
 changed the export could have changed this line too. Name each witness that you trust with `--witness`.
+
+`SHA256SUMS` is for `sha256sum --check SHA256SUMS`. If this export is on record, its own SHA-256 is in the entry `log.exported`.
 
 `verify.py` is one file, to be read in ten minutes; its head says what it does, step by step.
 

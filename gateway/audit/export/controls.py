@@ -100,6 +100,8 @@ TITLES: Mapping[Framework, Mapping[str, str]] = MappingProxyType(
         },
         Framework.GDPR: {
             "art. 5(2)": "accountability",
+            "art. 6": "lawfulness of processing",
+            "art. 30(1)(b)": "purposes of the processing",
             "art. 30(1)(c)": "categories of data",
             "art. 30(1)(d)": "recipients, also in third countries",
             "art. 30(1)(e)": "transfers to third countries, and their safeguards",
@@ -107,6 +109,8 @@ TITLES: Mapping[Framework, Mapping[str, str]] = MappingProxyType(
             "art. 44-49": "legal mechanism of a transfer",
         },
         Framework.LGPD: {
+            "art. 6": "principles of processing, purpose first",
+            "art. 7": "legal bases of processing",
             "art. 33": "international transfer",
             "art. 37": "record of processing operations",
             "art. 46": "security measures",
@@ -262,8 +266,8 @@ TABLE = (
     Row(
         "reading and export of the log",
         {_P: ("10.2.1.3",), _H: ("164.312(b)",)},
-        "`log.read` of what a gateway hands out",
-        events=("log.read",),
+        "`log.read` of what a gateway hands out; `log.exported`, by the hash of the file, of a log that a gateway has open",
+        events=("log.read", "log.exported"),
     ),
     Row(
         "start and stop of the log",
@@ -314,10 +318,22 @@ TABLE = (
         facts=("event",),
     ),
     Row(
-        "why, and by what right",
-        {_G: ("art. 30(1)(e)", "art. 44-49"), _L: ("art. 33", "art. 37", "Res. CD/ANPD 19/2024")},
-        "",
-        left="keep purpose, ticket and legal basis elsewhere; entries have fields for them, which nothing fills yet",
+        "why",
+        {_I: ("A.5.14",), _G: ("art. 30(1)(b)",), _L: ("art. 6", "art. 37", "Res. CD/ANPD 19/2024")},
+        "`purpose`, as a policy has it; and what who asks has said, in `request` as `purpose`, which is claimed",
+        facts=("purpose", "request.purpose"),
+    ),
+    Row(
+        "by what right",
+        {_G: ("art. 6",), _L: ("art. 7", "art. 37")},
+        "`legal_basis`, as the policy of the site has it whose entry it is, if it says so ([policy.md](policy.md))",
+        facts=("legal_basis",),
+    ),
+    Row(
+        "by what mechanism to another country",
+        {_G: ("art. 30(1)(e)", "art. 44-49"), _L: ("art. 33", "Res. CD/ANPD 19/2024")},
+        "`transfer_mechanism`, as a policy has it; reports name transfers to another country that have none",
+        facts=("transfer_mechanism",),
     ),
     Row(
         "synchronised clocks",
@@ -345,9 +361,9 @@ TABLE = (
     ),
     Row(
         "whether a legal basis is right, and what data subjects are told",
-        {_G: ("art. 44-49",), _L: ("art. 33", "Res. CD/ANPD 19/2024")},
+        {_G: ("art. 6", "art. 44-49"), _L: ("art. 7", "art. 33", "Res. CD/ANPD 19/2024")},
         "",
-        left="that is for lawyers",
+        left="that is for lawyers: what is recorded is what the policy file says",
     ),
 )
 
@@ -361,7 +377,7 @@ def of(framework: Framework) -> Iterator[tuple[str, str, list[Row]]]:
 def answers(row: Row, entry: Recorded) -> bool:
     """Whether an entry is among those that answer a row."""
     return any(fnmatchcase(entry.event.name, pattern) for pattern in row.events) or any(
-        entry.document.get(name) is not None or fact(entry, name) is not None for name in row.facts
+        entry.document.get(name) is not None or fact(entry, *name.split(".")) is not None for name in row.facts
     )
 
 

@@ -150,7 +150,7 @@ def _entity(entry: Recorded) -> Event:
     made: Event = {"entity": _moved(entry, "source")}
     if fact(entry, "destination") is not None:
         made["entity_result"] = _moved(entry, "destination")
-    if comment := fact(entry, "request", "purpose"):
+    if comment := fact(entry, "request", "purpose") or fact(entry, "purpose"):
         made["comment"] = comment
     return made
 

@@ -24,7 +24,8 @@ _FACTS = (
     ("source", "site"), ("source", "country"), ("source", "host"),
     ("destination", "site"), ("destination", "country"), ("destination", "host"),
     ("vm", "name"), ("vm", "uuid"), ("vm", "xml_sha256"), ("vm", "owner"), ("vm", "data_classes"),
-    ("request", "purpose"), ("request", "ticket"), ("legal_basis",), ("policy", "decision"), ("policy", "ids"), ("policy", "bundle_sha256"),
+    ("request", "purpose"), ("request", "ticket"), ("purpose",), ("legal_basis",), ("transfer_mechanism",),
+    ("policy", "decision"), ("policy", "ids"), ("policy", "bundle_sha256"),
     ("tls", "version"), ("tls", "suite"), ("tls", "group"), ("tls", "peer_cert_sha256"),
     ("bytes_ram",), ("bytes_disk",), ("bytes_wan",), ("duration_ms",), ("downtime_ms",), ("verify", "method"), ("verify", "result"),
     ("location", "site"), ("location", "host"), ("rollback",), ("state", "from"), ("state", "to"),
@@ -33,13 +34,30 @@ _FACTS = (
 
 def fact(entry: Recorded, *path: str) -> Value:
     """A fact, as the gateway has seen it, else as it was claimed; None if nobody said it."""
+    return told(entry, *path)[0]
+
+
+def told(entry: Recorded, *path: str) -> tuple[Value, bool]:
+    """The same, and whether the gateway has seen it."""
     for facts in ("seen", "claimed"):
         value: Value = entry.facts(facts)
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
         if value is not None:
-            return value
-    return None
+            return value, facts == "seen"
+    return None, False
+
+
+def _claimed(entry: Recorded) -> list[str]:
+    """Which facts are only claimed; of one that is seen in part, which part is not."""
+    seen, names = entry.facts("seen"), []
+    for name, value in entry.facts("claimed").items():
+        known = seen.get(name)
+        if known is None:
+            names.append(name)
+        elif isinstance(value, dict) and isinstance(known, dict):
+            names += [f"{name}.{below}" for below in value if below not in known]
+    return sorted(names)
 
 
 def jsonl(entries: Iterable[Recorded]) -> Iterator[str]:
@@ -62,7 +80,7 @@ def rows(entries: Iterable[Recorded]) -> Iterator[list[str]]:
             *(entry.text("actor", name) for name in _ACTOR),
             " ".join(approvers(entry)),
             *(_text(fact(entry, *path)) for path in _FACTS),
-            " ".join(sorted(set(entry.facts("claimed")) - set(entry.facts("seen")))),
+            " ".join(_claimed(entry)),
         ]
 
 

@@ -19,7 +19,7 @@ from html import escape
 from gateway.audit.canonical import Value
 from gateway.audit.entry import Recorded
 from gateway.audit.export.controls import NAMES, Framework
-from gateway.audit.export.plain import approvers, fact
+from gateway.audit.export.plain import approvers, told
 from gateway.audit.export.requirements import section
 from gateway.audit.findings import Report
 from gateway.audit.reading import summary
@@ -61,9 +61,9 @@ class _Transfer:
     def say(self, *path: str) -> tuple[Value, bool]:
         """The newest word on a fact, and whether it was only claimed."""
         for entry in reversed(self.entries):
-            value = fact(entry, *path)
+            value, is_seen = told(entry, *path)
             if value is not None:
-                return value, path[0] not in entry.facts("seen")
+                return value, not is_seen
         return None, False
 
     @property
@@ -122,6 +122,7 @@ def _summary(entries: Sequence[Recorded], report: Report, transfers: Sequence[_T
         ("transfers", f"{len(transfers)}: {escape(told)}"),
         ("ways", escape(_counted(map(_way, transfers))) or "none"),
         ("legal basis", escape(_counted(_word(each.say("legal_basis")[0]) for each in transfers)) or "none"),
+        ("to another country by", escape(_counted(map(_mechanism, filter(_is_abroad, transfers)))) or "none"),
     ]
     return ["<h2>Summary</h2>", _facts(rows)]
 
@@ -135,6 +136,16 @@ def _way(each: _Transfer) -> str:
         f"{_word(each.say(end, 'site')[0])} ({_word(each.say(end, 'country')[0])})" for end in ("source", "destination")
     )
     return " to ".join(ends)
+
+
+def _mechanism(each: _Transfer) -> str:
+    return _word(each.say("transfer_mechanism")[0])
+
+
+def _is_abroad(each: _Transfer) -> bool:
+    """Whether a transfer went to another country, as far as anybody has said where the two ends are."""
+    source, destination = (each.say(end, "country")[0] for end in ("source", "destination"))
+    return source != destination and None not in (source, destination)
 
 
 def _exceptions(entries: Sequence[Recorded], transfers: Container[str]) -> list[str]:
@@ -193,8 +204,10 @@ _TOLD: Sequence[tuple[str, Sequence[tuple[tuple[str, ...], str]]]] = (
     ("to", ((("destination", "site"), ""), (("destination", "host"), ""), (("destination", "country"), ""))),
     ("VM", ((("vm", "name"), ""), (("vm", "uuid"), ""), (("vm", "owner"), ""), (("vm", "data_classes"), ""))),
     ("definition", ((("vm", "xml_sha256"), "(SHA-256)"),)),
-    ("purpose", ((("request", "purpose"), ""), (("request", "ticket"), ""))),
+    ("purpose, as asked for", ((("request", "purpose"), ""), (("request", "ticket"), ""))),
+    ("purpose, by policy", ((("purpose",), ""),)),
     ("legal basis", ((("legal_basis",), ""),)),
+    ("transfer mechanism", ((("transfer_mechanism",), ""),)),
     ("policy", ((("policy", "decision"), ""), (("policy", "ids"), ""))),
     ("protected by", ((("tls", "version"), ""), (("tls", "suite"), ""), (("tls", "group"), ""))),
     (
@@ -224,13 +237,14 @@ def _told(each: _Transfer) -> list[tuple[str, str]]:
             if value is not None:
                 said.append(f"{_word(value)} {unit}".strip())
                 claimed |= only_claimed
-        if not said and heading in _EXPECTED and (each.end is None or each.end.event.name in _GOOD):
+        is_expected = heading in _EXPECTED or (heading == "transfer mechanism" and _is_abroad(each))
+        if not said and is_expected and (each.end is None or each.end.event.name in _GOOD):
             rows.append((heading, '<span class="warn">not recorded</span>'))
         if said:
             rows.append(
                 (
                     heading,
-                    escape(", ".join(said)) + (' <span class="note">(claimed by an agent)</span>' if claimed else ""),
+                    escape(", ".join(said)) + (' <span class="note">(claimed)</span>' if claimed else ""),
                 )
             )
     return rows

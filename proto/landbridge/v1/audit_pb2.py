@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19landbridge/v1/audit.proto\x12\rlandbridge.v1\"\x1f\n\x11GetReceiptRequest\x12\n\n\x02id\x18\x01 \x01(\t\"8\n\x12GetReceiptResponse\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x0f\n\x07receipt\x18\x02 \x01(\x0c\"%\n\x10GetProofsRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\"M\n\x11GetProofsResponse\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1a.landbridge.v1.ProvedEntry\"+\n\x0bProvedEntry\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\r\n\x05proof\x18\x02 \x01(\t\"X\n\x14\x41\x64\x64\x43heckpointRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x10\n\x08old_size\x18\x02 \x01(\x04\x12\r\n\x05proof\x18\x03 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x04 \x01(\x0c\"m\n\x15\x41\x64\x64\x43heckpointResponse\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x14\n\x0c\x63osignatures\x18\x03 \x01(\t\x12\x10\n\x08recorded\x18\x04 \x01(\x0c\x12\x0c\n\x04keys\x18\x05 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19landbridge/v1/audit.proto\x12\rlandbridge.v1\"\x1f\n\x11GetReceiptRequest\x12\n\n\x02id\x18\x01 \x01(\t\"8\n\x12GetReceiptResponse\x12\x11\n\tmigration\x18\x01 \x01(\t\x12\x0f\n\x07receipt\x18\x02 \x01(\x0c\"\x8e\x01\n\x13RecordExportRequest\x12\x0b\n\x03log\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x05 \x01(\x04\x12\r\n\x05\x66irst\x18\x06 \x01(\x04\x12\x0c\n\x04last\x18\x07 \x01(\x04\x12\x0e\n\x06sha256\x18\x08 \x01(\t\"2\n\x14RecordExportResponse\x12\x0b\n\x03log\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\"%\n\x10GetProofsRequest\x12\x11\n\tmigration\x18\x01 \x01(\t\"\xb6\x01\n\x11GetProofsResponse\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1a.landbridge.v1.ProvedEntry\x12(\n\x06others\x18n \x03(\x0b\x32\x18.landbridge.v1.LogProofs\x12.\n\x07missing\x18o \x03(\x0b\x32\x1d.landbridge.v1.MissingEntries\x12\r\n\x05waits\x18p \x01(\x08\"E\n\tLogProofs\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1a.landbridge.v1.ProvedEntry\".\n\x0eMissingEntries\x12\x0b\n\x03log\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x03(\x04\"+\n\x0bProvedEntry\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\r\n\x05proof\x18\x02 \x01(\t\"X\n\x14\x41\x64\x64\x43heckpointRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x10\n\x08old_size\x18\x02 \x01(\x04\x12\r\n\x05proof\x18\x03 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x04 \x01(\x0c\"m\n\x15\x41\x64\x64\x43heckpointResponse\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x14\n\x0c\x63osignatures\x18\x03 \x01(\t\x12\x10\n\x08recorded\x18\x04 \x01(\x0c\x12\x0c\n\x04keys\x18\x05 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,14 +35,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETRECEIPTREQUEST']._serialized_end=75
   _globals['_GETRECEIPTRESPONSE']._serialized_start=77
   _globals['_GETRECEIPTRESPONSE']._serialized_end=133
-  _globals['_GETPROOFSREQUEST']._serialized_start=135
-  _globals['_GETPROOFSREQUEST']._serialized_end=172
-  _globals['_GETPROOFSRESPONSE']._serialized_start=174
-  _globals['_GETPROOFSRESPONSE']._serialized_end=251
-  _globals['_PROVEDENTRY']._serialized_start=253
-  _globals['_PROVEDENTRY']._serialized_end=296
-  _globals['_ADDCHECKPOINTREQUEST']._serialized_start=298
-  _globals['_ADDCHECKPOINTREQUEST']._serialized_end=386
-  _globals['_ADDCHECKPOINTRESPONSE']._serialized_start=388
-  _globals['_ADDCHECKPOINTRESPONSE']._serialized_end=497
+  _globals['_RECORDEXPORTREQUEST']._serialized_start=136
+  _globals['_RECORDEXPORTREQUEST']._serialized_end=278
+  _globals['_RECORDEXPORTRESPONSE']._serialized_start=280
+  _globals['_RECORDEXPORTRESPONSE']._serialized_end=330
+  _globals['_GETPROOFSREQUEST']._serialized_start=332
+  _globals['_GETPROOFSREQUEST']._serialized_end=369
+  _globals['_GETPROOFSRESPONSE']._serialized_start=372
+  _globals['_GETPROOFSRESPONSE']._serialized_end=554
+  _globals['_LOGPROOFS']._serialized_start=556
+  _globals['_LOGPROOFS']._serialized_end=625
+  _globals['_MISSINGENTRIES']._serialized_start=627
+  _globals['_MISSINGENTRIES']._serialized_end=673
+  _globals['_PROVEDENTRY']._serialized_start=675
+  _globals['_PROVEDENTRY']._serialized_end=718
+  _globals['_ADDCHECKPOINTREQUEST']._serialized_start=720
+  _globals['_ADDCHECKPOINTREQUEST']._serialized_end=808
+  _globals['_ADDCHECKPOINTRESPONSE']._serialized_start=810
+  _globals['_ADDCHECKPOINTRESPONSE']._serialized_end=919
 # @@protoc_insertion_point(module_scope)

@@ -63,6 +63,73 @@ class GetReceiptResponse(_message.Message):
 Global___GetReceiptResponse: _TypeAlias = GetReceiptResponse  # noqa: Y015
 
 @_typing.final
+class RecordExportRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    log: _builtins.str
+    """Which log is exported, by its origin: of a gateway of this site. And how many entries it had."""
+    size: _builtins.int
+    filter: _builtins.str
+    """Which entries were asked for, and in which form, as `landbridge audit export` has it."""
+    format: _builtins.str
+    entries: _builtins.int
+    """How many they are, and the indexes of the first and the last."""
+    first: _builtins.int
+    last: _builtins.int
+    sha256: _builtins.str
+    """SHA-256 of the file that is written, as hex; of a folder, of its SHA256SUMS."""
+    def __init__(
+        self,
+        *,
+        log: _builtins.str = ...,
+        size: _builtins.int = ...,
+        filter: _builtins.str = ...,
+        format: _builtins.str = ...,
+        entries: _builtins.int = ...,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "filter", b"filter", "first", b"first", "format", b"format", "last", b"last", "log", b"log", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordExportRequest: _TypeAlias = RecordExportRequest  # noqa: Y015
+
+@_typing.final
+class RecordExportResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    log: _builtins.str
+    """Where it is on record."""
+    index: _builtins.int
+    def __init__(
+        self,
+        *,
+        log: _builtins.str = ...,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "log", b"log"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordExportResponse: _TypeAlias = RecordExportResponse  # noqa: Y015
+
+@_typing.final
 class GetProofsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -88,12 +155,52 @@ class GetProofsResponse(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    WAITS_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """The log's public key, as a vkey (C2SP signed-note)."""
+    waits: _builtins.bool
+    """Another gateway of this site has not said yet what its log has; it does so within seconds."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProvedEntry]:
         """All entries about the migration, in order."""
 
+    @_builtins.property
+    def others(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogProofs]:
+        """What the logs of this site's other gateways say of it."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissingEntries]:
+        """Entries that are known to be in a log of this site and cannot be had now."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        entries: _abc.Iterable[Global___ProvedEntry] | None = ...,
+        others: _abc.Iterable[Global___LogProofs] | None = ...,
+        missing: _abc.Iterable[Global___MissingEntries] | None = ...,
+        waits: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "key", b"key", "missing", b"missing", "others", b"others", "waits", b"waits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetProofsResponse: _TypeAlias = GetProofsResponse  # noqa: Y015
+
+@_typing.final
+class LogProofs(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """As above."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProvedEntry]: ...
     def __init__(
         self,
         *,
@@ -106,7 +213,31 @@ class GetProofsResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetProofsResponse: _TypeAlias = GetProofsResponse  # noqa: Y015
+Global___LogProofs: _TypeAlias = LogProofs  # noqa: Y015
+
+@_typing.final
+class MissingEntries(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    log: _builtins.str
+    """A log, by its origin, and indexes in it."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        log: _builtins.str = ...,
+        entries: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "log", b"log"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MissingEntries: _TypeAlias = MissingEntries  # noqa: Y015
 
 @_typing.final
 class ProvedEntry(_message.Message):

@@ -25,21 +25,23 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1clandbridge/v1/decision.proto\x12\rlandbridge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"=\n\x06Labels\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x16\n\x0e\x63lassification\x18\x02 \x01(\t\x12\x0c\n\x04tags\x18\x03 \x03(\t\"D\n\x08\x41pproval\x12\x10\n\x08\x61pprover\x18\x01 \x01(\t\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"M\n\x0c\x44\x65\x63isionStep\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0e\n\x06passed\x18\x03 \x01(\x08\x12\x10\n\x08sentence\x18\x04 \x01(\t\"\xb9\x02\n\x08\x44\x65\x63ision\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\'\n\x07verdict\x18\x03 \x01(\x0e\x32\x16.landbridge.v1.Verdict\x12\x0c\n\x04rule\x18\x04 \x01(\t\x12*\n\x05steps\x18\x05 \x03(\x0b\x32\x1b.landbridge.v1.DecisionStep\x12\x15\n\rpolicy_sha256\x18\x06 \x01(\t\x12.\n\ndecided_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\trequester\x18\x08 \x01(\t\x12\x16\n\x0erequest_sha256\x18\t \x01(\t\x12\x0f\n\x07request\x18\n \x01(\t\x12\x13\n\x0b\x62reak_glass\x18\x0b \x01(\t\x12\x14\n\x0cverify_disks\x18P \x01(\x08*b\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_ALLOWED\x10\x01\x12\x13\n\x0fVERDICT_REFUSED\x10\x02\x12\x14\n\x10VERDICT_APPROVAL\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1clandbridge/v1/decision.proto\x12\rlandbridge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"=\n\x06Labels\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x16\n\x0e\x63lassification\x18\x02 \x01(\t\x12\x0c\n\x04tags\x18\x03 \x03(\t\"K\n\x07Grounds\x12\x0f\n\x07purpose\x18\x01 \x01(\t\x12\x13\n\x0blegal_basis\x18\x02 \x01(\t\x12\x1a\n\x12transfer_mechanism\x18\x03 \x01(\t\"D\n\x08\x41pproval\x12\x10\n\x08\x61pprover\x18\x01 \x01(\t\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"M\n\x0c\x44\x65\x63isionStep\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0e\n\x06passed\x18\x03 \x01(\x08\x12\x10\n\x08sentence\x18\x04 \x01(\t\"\xe2\x02\n\x08\x44\x65\x63ision\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\'\n\x07verdict\x18\x03 \x01(\x0e\x32\x16.landbridge.v1.Verdict\x12\x0c\n\x04rule\x18\x04 \x01(\t\x12*\n\x05steps\x18\x05 \x03(\x0b\x32\x1b.landbridge.v1.DecisionStep\x12\x15\n\rpolicy_sha256\x18\x06 \x01(\t\x12.\n\ndecided_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\trequester\x18\x08 \x01(\t\x12\x16\n\x0erequest_sha256\x18\t \x01(\t\x12\x0f\n\x07request\x18\n \x01(\t\x12\x13\n\x0b\x62reak_glass\x18\x0b \x01(\t\x12\x14\n\x0cverify_disks\x18P \x01(\x08\x12\'\n\x07grounds\x18n \x01(\x0b\x32\x16.landbridge.v1.Grounds*b\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_ALLOWED\x10\x01\x12\x13\n\x0fVERDICT_REFUSED\x10\x02\x12\x14\n\x10VERDICT_APPROVAL\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'landbridge.v1.decision_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VERDICT']._serialized_start=608
-  _globals['_VERDICT']._serialized_end=706
+  _globals['_VERDICT']._serialized_start=726
+  _globals['_VERDICT']._serialized_end=824
   _globals['_LABELS']._serialized_start=80
   _globals['_LABELS']._serialized_end=141
-  _globals['_APPROVAL']._serialized_start=143
-  _globals['_APPROVAL']._serialized_end=211
-  _globals['_DECISIONSTEP']._serialized_start=213
-  _globals['_DECISIONSTEP']._serialized_end=290
-  _globals['_DECISION']._serialized_start=293
-  _globals['_DECISION']._serialized_end=606
+  _globals['_GROUNDS']._serialized_start=143
+  _globals['_GROUNDS']._serialized_end=218
+  _globals['_APPROVAL']._serialized_start=220
+  _globals['_APPROVAL']._serialized_end=288
+  _globals['_DECISIONSTEP']._serialized_start=290
+  _globals['_DECISIONSTEP']._serialized_end=367
+  _globals['_DECISION']._serialized_start=370
+  _globals['_DECISION']._serialized_end=724
 # @@protoc_insertion_point(module_scope)

@@ -72,6 +72,35 @@ class Labels(_message.Message):
 Global___Labels: _TypeAlias = Labels  # noqa: Y015
 
 @_typing.final
+class Grounds(_message.Message):
+    """Why something is moved, and by what right, as a site's policy has it; what is empty, it does not say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    LEGAL_BASIS_FIELD_NUMBER: _builtins.int
+    TRANSFER_MECHANISM_FIELD_NUMBER: _builtins.int
+    purpose: _builtins.str
+    legal_basis: _builtins.str
+    """Such as "legitimate-interests"; gateway/authorization/rules.py has the words."""
+    transfer_mechanism: _builtins.str
+    """Such as "scc-eu"; only where the policy does not know both ends to be in one country."""
+    def __init__(
+        self,
+        *,
+        purpose: _builtins.str = ...,
+        legal_basis: _builtins.str = ...,
+        transfer_mechanism: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["legal_basis", b"legal_basis", "purpose", b"purpose", "transfer_mechanism", b"transfer_mechanism"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Grounds: _TypeAlias = Grounds  # noqa: Y015
+
+@_typing.final
 class Approval(_message.Message):
     """Somebody's yes to one exact request."""
 
@@ -146,6 +175,7 @@ class Decision(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     BREAK_GLASS_FIELD_NUMBER: _builtins.int
     VERIFY_DISKS_FIELD_NUMBER: _builtins.int
+    GROUNDS_FIELD_NUMBER: _builtins.int
     site: _builtins.str
     """Whose policy."""
     action: _builtins.str
@@ -169,6 +199,10 @@ class Decision(_message.Message):
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecisionStep]: ...
     @_builtins.property
     def decided_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def grounds(self) -> Global___Grounds:
+        """Absent: this policy says nothing of it."""
+
     def __init__(
         self,
         *,
@@ -184,10 +218,11 @@ class Decision(_message.Message):
         request: _builtins.str = ...,
         break_glass: _builtins.str = ...,
         verify_disks: _builtins.bool = ...,
+        grounds: Global___Grounds | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decided_at", b"decided_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decided_at", b"decided_at", "grounds", b"grounds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "break_glass", b"break_glass", "decided_at", b"decided_at", "policy_sha256", b"policy_sha256", "request", b"request", "request_sha256", b"request_sha256", "requester", b"requester", "rule", b"rule", "site", b"site", "steps", b"steps", "verdict", b"verdict", "verify_disks", b"verify_disks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "break_glass", b"break_glass", "decided_at", b"decided_at", "grounds", b"grounds", "policy_sha256", b"policy_sha256", "request", b"request", "request_sha256", b"request_sha256", "requester", b"requester", "rule", b"rule", "site", b"site", "steps", b"steps", "verdict", b"verdict", "verify_disks", b"verify_disks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -202,12 +202,15 @@ class PreflightRequest(_message.Message):
     DESTINATION_HOST_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     BREAK_GLASS_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """Name or UUID, or HOST/NAME."""
     destination_site: _builtins.str
     destination_host: _builtins.str
     """Empty: the gateway chooses."""
     break_glass: _builtins.str
+    """As in MigrateRequest."""
+    purpose: _builtins.str
     """As in MigrateRequest."""
     @_builtins.property
     def policy(self) -> _types_pb2.Policy:
@@ -221,10 +224,11 @@ class PreflightRequest(_message.Message):
         destination_host: _builtins.str = ...,
         policy: _types_pb2.Policy | None = ...,
         break_glass: _builtins.str = ...,
+        purpose: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["break_glass", b"break_glass", "destination_host", b"destination_host", "destination_site", b"destination_site", "policy", b"policy", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["break_glass", b"break_glass", "destination_host", b"destination_host", "destination_site", b"destination_site", "policy", b"policy", "purpose", b"purpose", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -285,6 +289,7 @@ class MigrateRequest(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     BREAK_GLASS_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     destination_site: _builtins.str
     destination_host: _builtins.str
@@ -292,6 +297,8 @@ class MigrateRequest(_message.Message):
     """Why freezes and four-eyes are to be overridden, by those who may; empty: they are not."""
     request: _builtins.str
     """The request that was approved, or the beginning of its id; empty: the one that fits, if there is one."""
+    purpose: _builtins.str
+    """Why it is asked for; some policies demand it."""
     @_builtins.property
     def policy(self) -> _types_pb2.Policy:
         """Absent: the gateway's defaults."""
@@ -305,10 +312,11 @@ class MigrateRequest(_message.Message):
         policy: _types_pb2.Policy | None = ...,
         break_glass: _builtins.str = ...,
         request: _builtins.str = ...,
+        purpose: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["break_glass", b"break_glass", "destination_host", b"destination_host", "destination_site", b"destination_site", "policy", b"policy", "request", b"request", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["break_glass", b"break_glass", "destination_host", b"destination_host", "destination_site", b"destination_site", "policy", b"policy", "purpose", b"purpose", "request", b"request", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -639,6 +647,7 @@ class ExplainPolicyRequest(_message.Message):
     DESTINATION_HOST_FIELD_NUMBER: _builtins.int
     BREAK_GLASS_FIELD_NUMBER: _builtins.int
     REQUESTER_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """As in MigrateRequest."""
     destination_site: _builtins.str
@@ -646,6 +655,7 @@ class ExplainPolicyRequest(_message.Message):
     break_glass: _builtins.str
     requester: _builtins.str
     """SPIFFE URI or name of who would ask; empty: the caller."""
+    purpose: _builtins.str
     def __init__(
         self,
         *,
@@ -654,10 +664,11 @@ class ExplainPolicyRequest(_message.Message):
         destination_host: _builtins.str = ...,
         break_glass: _builtins.str = ...,
         requester: _builtins.str = ...,
+        purpose: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["break_glass", b"break_glass", "destination_host", b"destination_host", "destination_site", b"destination_site", "requester", b"requester", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["break_glass", b"break_glass", "destination_host", b"destination_host", "destination_site", b"destination_site", "purpose", b"purpose", "requester", b"requester", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -120,6 +120,11 @@ class GatewayStub:
                 request_serializer=landbridge_dot_v1_dot_audit__pb2.GetReceiptRequest.SerializeToString,
                 response_deserializer=landbridge_dot_v1_dot_audit__pb2.GetReceiptResponse.FromString,
                 _registered_method=True)
+        self.RecordExport = channel.unary_unary(
+                '/landbridge.v1.Gateway/RecordExport',
+                request_serializer=landbridge_dot_v1_dot_audit__pb2.RecordExportRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_audit__pb2.RecordExportResponse.FromString,
+                _registered_method=True)
 
 
 class GatewayServicer:
@@ -241,6 +246,13 @@ class GatewayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecordExport(self, request, context):
+        """Have it on record that entries of an audit log of this site are exported; answered when that is durable, and before the file is written.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatewayServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -328,6 +340,11 @@ def add_GatewayServicer_to_server(servicer, server):
                     servicer.GetReceipt,
                     request_deserializer=landbridge_dot_v1_dot_audit__pb2.GetReceiptRequest.FromString,
                     response_serializer=landbridge_dot_v1_dot_audit__pb2.GetReceiptResponse.SerializeToString,
+            ),
+            'RecordExport': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordExport,
+                    request_deserializer=landbridge_dot_v1_dot_audit__pb2.RecordExportRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_audit__pb2.RecordExportResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -789,6 +806,33 @@ class Gateway:
             '/landbridge.v1.Gateway/GetReceipt',
             landbridge_dot_v1_dot_audit__pb2.GetReceiptRequest.SerializeToString,
             landbridge_dot_v1_dot_audit__pb2.GetReceiptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Gateway/RecordExport',
+            landbridge_dot_v1_dot_audit__pb2.RecordExportRequest.SerializeToString,
+            landbridge_dot_v1_dot_audit__pb2.RecordExportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -64,6 +64,8 @@ class GatewayStub:
     DenyRequest: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DenyRequestRequest, _gateway_pb2.DenyRequestResponse]
     GetReceipt: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptRequest, _audit_pb2.GetReceiptResponse]
     """What the audit logs of both sites say of a migration that has ended, with the proofs."""
+    RecordExport: _grpc.UnaryUnaryMultiCallable[_audit_pb2.RecordExportRequest, _audit_pb2.RecordExportResponse]
+    """Have it on record that entries of an audit log of this site are exported; answered when that is durable, and before the file is written."""
 
 @_typing.type_check_only
 class GatewayAsyncStub(GatewayStub):
@@ -100,6 +102,8 @@ class GatewayAsyncStub(GatewayStub):
     DenyRequest: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DenyRequestRequest, _gateway_pb2.DenyRequestResponse]  # type: ignore[assignment]
     GetReceipt: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptRequest, _audit_pb2.GetReceiptResponse]  # type: ignore[assignment]
     """What the audit logs of both sites say of a migration that has ended, with the proofs."""
+    RecordExport: _aio.UnaryUnaryMultiCallable[_audit_pb2.RecordExportRequest, _audit_pb2.RecordExportResponse]  # type: ignore[assignment]
+    """Have it on record that entries of an audit log of this site are exported; answered when that is durable, and before the file is written."""
 
 class GatewayServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -235,5 +239,13 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.GetReceiptResponse, _abc.Awaitable[_audit_pb2.GetReceiptResponse]]:
         """What the audit logs of both sites say of a migration that has ended, with the proofs."""
+
+    @_abc_1.abstractmethod
+    def RecordExport(
+        self,
+        request: _audit_pb2.RecordExportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.RecordExportResponse, _abc.Awaitable[_audit_pb2.RecordExportResponse]]:
+        """Have it on record that entries of an audit log of this site are exported; answered when that is durable, and before the file is written."""
 
 def add_GatewayServicer_to_server(servicer: GatewayServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

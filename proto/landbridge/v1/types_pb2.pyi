@@ -1035,6 +1035,8 @@ class Migration(_message.Message):
     MAPPING_SHA256_FIELD_NUMBER: _builtins.int
     COLD_FIELD_NUMBER: _builtins.int
     PROOF_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    GROUNDS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     vm: _builtins.str
     vm_uuid: _builtins.str
@@ -1059,6 +1061,8 @@ class Migration(_message.Message):
     """Of the pools and networks that the source has its VMs mapped to at the destination, as hex."""
     cold: _builtins.bool
     """The VM is shut off, and is so when it has moved: at no time does it run."""
+    purpose: _builtins.str
+    """Why it is asked for, as who asks has said; empty if they have not."""
     @_builtins.property
     def requested_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1091,6 +1095,10 @@ class Migration(_message.Message):
     def proof(self) -> Global___Proof:
         """Absent: nobody wanted one, or the VM does not run at the destination yet."""
 
+    @_builtins.property
+    def grounds(self) -> _decision_pb2.Grounds:
+        """By the source site's policy; absent where that says nothing of it."""
+
     def __init__(
         self,
         *,
@@ -1122,10 +1130,12 @@ class Migration(_message.Message):
         mapping_sha256: _builtins.str = ...,
         cold: _builtins.bool = ...,
         proof: Global___Proof | None = ...,
+        purpose: _builtins.str = ...,
+        grounds: _decision_pb2.Grounds | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "ended_at", b"ended_at", "estimate", b"estimate", "labels", b"labels", "policy", b"policy", "progress", b"progress", "proof", b"proof", "requested_at", b"requested_at", "silent_ms", b"silent_ms", "summary", b"summary", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "ended_at", b"ended_at", "estimate", b"estimate", "grounds", b"grounds", "labels", b"labels", "policy", b"policy", "progress", b"progress", "proof", b"proof", "requested_at", b"requested_at", "silent_ms", b"silent_ms", "summary", b"summary", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "approvals", b"approvals", "break_glass", b"break_glass", "cold", b"cold", "decisions", b"decisions", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_sha256", b"domain_sha256", "ended_at", b"ended_at", "estimate", b"estimate", "findings", b"findings", "id", b"id", "labels", b"labels", "limit", b"limit", "mapping_sha256", b"mapping_sha256", "policy", b"policy", "progress", b"progress", "proof", b"proof", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "silent_ms", b"silent_ms", "source_host", b"source_host", "source_site", b"source_site", "state", b"state", "summary", b"summary", "updated_at", b"updated_at", "vm", b"vm", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms", "approvals", b"approvals", "break_glass", b"break_glass", "cold", b"cold", "decisions", b"decisions", "destination_host", b"destination_host", "destination_site", b"destination_site", "domain_sha256", b"domain_sha256", "ended_at", b"ended_at", "estimate", b"estimate", "findings", b"findings", "grounds", b"grounds", "id", b"id", "labels", b"labels", "limit", b"limit", "mapping_sha256", b"mapping_sha256", "policy", b"policy", "progress", b"progress", "proof", b"proof", "purpose", b"purpose", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "silent_ms", b"silent_ms", "source_host", b"source_host", "source_site", b"source_site", "state", b"state", "summary", b"summary", "updated_at", b"updated_at", "vm", b"vm", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__silent_ms: _TypeAlias = _typing.Literal["silent_ms"]  # noqa: Y015
     _WhichOneofArgType__silent_ms: _TypeAlias = _typing.Literal["_silent_ms", b"_silent_ms"]  # noqa: Y015
