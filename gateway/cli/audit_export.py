@@ -229,6 +229,8 @@ def _is_there(path: Path) -> AlreadyExists:
 def _save_below(path: Path, raw: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except FileExistsError as error:
+        raise _is_there(path.parent) from error
     except OSError as error:
         raise ConfigError(f"{path.parent} cannot be made: {error.strerror}; choose another --out.") from error
     save(path, raw)

@@ -312,7 +312,7 @@ def test_entries_are_found_by_what_is_asked(log: Path, asked: list[str], found: 
         (["export", "{log}", "--format", "jsonl", "--framework", "nist"], 2, "jsonl has the entries as they are"),
         (["export", "{log}", "--format", "csv", "--framework", "sox"], 2, "sox"),
         (["export", "{log}", "--out", "{log}/checkpoint"], 4, "is there already"),
-        (["export", "{log}", "--out", "/proc/nowhere"], 2, "cannot be written"),
+        (["export", "{log}", "--out", "/proc/nowhere"], 2, "cannot be made"),
         (["tail", "file:///nowhere"], 3, "there is no log"),
     ],
 )
@@ -642,7 +642,7 @@ def test_the_report_says_exceptions_first_and_runs_nothing(day: Path) -> None:
     for told in (
         "bru, host-a, BE",
         "ams, host-b, NL",
-        "adequacy",
+        "legitimate-interests",
         "TLSv1.3",
         "both ends agree",
         "bob, spiffe",
