@@ -180,7 +180,9 @@ class Pump:
 
     def count(self, migration: str, kind: str, tally: Tally | None, frame: Frame) -> None:
         """A frame goes to the destination, and this is what became of its bytes; of the last migrations, and no more."""
-        counted = self._counted.setdefault(migration, {}).setdefault(kind, _Counted())
+        kinds = self._counted.setdefault(migration, {})
+        if (counted := kinds.get(kind)) is None:
+            counted = kinds[kind] = _Counted()
         if tally is not None:
             counted.tally += tally.framed(frame.size())
         else:

@@ -164,8 +164,9 @@ class Estimator:
         # Seconds; 0 until one was measured.
         self.round_trip = 0.0
         self._deviation = 0.0
-        # Bytes per second that are delivered; 0 until known.
+        # Bytes per second that are delivered; 0 until known. And bytes that the next segment should have.
         self.rate = 0.0
+        self.segment = SMALLEST_SEGMENT
         self._interval: tuple[float, int] | None = None
 
     @property
@@ -177,12 +178,6 @@ class Estimator:
     def loss_delay(self) -> float:
         """Seconds after which a segment that was overtaken counts as lost."""
         return min(max(self.longest, LOSS_DELAY[0]), LOSS_DELAY[1]) if self.round_trip else 1.0
-
-    @property
-    def segment(self) -> int:
-        """Bytes that the next segment should have."""
-        size = int(self.rate * SEGMENT_TIME)
-        return min(max(size - size % RECORD - HEADER.size, SMALLEST_SEGMENT), LARGEST_SEGMENT)
 
     def on_round_trip(self, sample: float) -> None:
         """Take a sample, in seconds, of a segment or a PROBE that was sent once (RFC 6298, section 2)."""
@@ -200,6 +195,8 @@ class Estimator:
             sample = (position - self._interval[1]) / elapsed
             self.rate = sample if self.rate == 0.0 else (self.rate + sample) / 2
             self._interval = (now, position)
+            size = int(self.rate * SEGMENT_TIME)
+            self.segment = min(max(size - size % RECORD - HEADER.size, SMALLEST_SEGMENT), LARGEST_SEGMENT)
 
 
 class Outgoing:
@@ -247,15 +244,14 @@ class Outgoing:
     @property
     def room(self) -> int:
         """Bytes that may be taken from the local socket now."""
-        if (
-            self.is_ended
-            or self._unsent_bytes >= max(UNSENT, 2 * self.estimator.segment)
-            or len(self._segments) >= MOST_SEGMENTS
-        ):
+        segment, unsent = self.estimator.segment, self._unsent_bytes
+        if self.is_ended or (unsent >= UNSENT and unsent >= 2 * segment) or len(self._segments) >= MOST_SEGMENTS:
             return 0
-        left = CEILING - (self.position - self.acknowledged)
+        left = CEILING - self.position + self.acknowledged
+        if left >= segment:
+            return segment
         # Rather nothing than a small segment: acknowledgements come in any size, and would make many of them.
-        return min(left, self.estimator.segment) if left >= SMALLEST_SEGMENT else 0
+        return left if left >= SMALLEST_SEGMENT else 0
 
     @property
     def is_outstanding(self) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 
 import structlog
 
@@ -57,7 +56,7 @@ class Flipper:
         altered[at] ^= 0x01
         self.flipped = True
         log.warning("hostile.flipped", channel=frame.channel, position=frame.position + at)
-        return replace(frame, payload=bytes(altered))
+        return frame._replace(payload=bytes(altered))
 
 
 def _is_dense(payload: bytes, at: int) -> bool:

@@ -434,6 +434,7 @@ odd_frames = st.lists(
             st.just(IDENTITY),
             st.one_of(st.integers(0, 9), st.integers(0, 2**64 - 1)),
             st.binary(max_size=5),
+            st.just(b""),
         ),
         st.builds(
             Frame,
@@ -441,6 +442,7 @@ odd_frames = st.lists(
             st.just(IDENTITY),
             st.integers(0, 9),
             st.binary(min_size=DIGEST_SIZE, max_size=DIGEST_SIZE + 3),
+            st.just(b""),
         ),
         st.builds(
             lambda kind, position, numbers: Frame(

@@ -22,6 +22,8 @@ EMPTY = {FrameType.CLOSE, FrameType.UNKNOWN, FrameType.PROBE}
 
 channels = st.integers(1, 2**64 - 1)
 positions = st.integers(0, 2**64 - 1)
+# Hypothesis makes up what is left out of a tuple.
+NONE = st.just(b"")
 frames = st.one_of(
     st.builds(
         Frame, st.sampled_from(sorted(HINTED)), channels, positions, st.binary(max_size=300), st.binary(max_size=40)
@@ -32,9 +34,10 @@ frames = st.one_of(
         channels,
         positions,
         st.binary(max_size=32),
+        NONE,
     ),
-    st.builds(Frame, st.sampled_from(sorted(EMPTY)), channels, positions),
-    st.builds(Frame, st.sampled_from(sorted(LINK_TYPES)), st.just(0), positions),
+    st.builds(Frame, st.sampled_from(sorted(EMPTY)), channels, positions, NONE, NONE),
+    st.builds(Frame, st.sampled_from(sorted(LINK_TYPES)), st.just(0), positions, NONE, NONE),
 )
 # Headers that are nearly right.
 headers = st.builds(
