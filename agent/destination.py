@@ -27,6 +27,7 @@ from agent.journal import BitmapState, Passage, Record
 from agent.move import ENDED, HostContext, Move, call, end
 from agent.relay import Traffic
 from agent.source import remove_moved
+from agent.storing import Storing
 from agent.stream.firewall import Action, Approval, Firewall, Refusal, Verdict
 from agent.stream.libvirt_rpc import Message, Procedure, Status
 from landbridge import ticket
@@ -137,6 +138,8 @@ class DestinationMove(Move):
         self.traffic.on_close = self._on_channel_close
         self.traffic.on_message_to_libvirtd = self._on_call
         self.traffic.on_refused = self._on_refused
+        self._storing = Storing(self.traffic, self.directory / "disk.sock", host.name)
+        self.traffic.is_stored = self._storing.is_done
         # What its channels are opened with, and who they are said to be between; none is opened after a restart.
         self._secret = b""
         self._ends = ("", "", "", "")
@@ -353,6 +356,8 @@ class DestinationMove(Move):
             self._cause = f"QEMU ended on {self.host.name} while it took the VM in"
 
     def _on_channel_close(self, kind: str) -> None:
+        if kind == "disk" and self.stage == Stage.STAGE_PREPARED:
+            self._storing.look()
         if kind == "rpc" and self.stage == Stage.STAGE_PREPARED and self._removing is None:
             self._removing = asyncio.create_task(self._settle_channel_end(), name=f"end of {self.record.migration}")
 
@@ -512,4 +517,5 @@ class DestinationMove(Move):
         self._end_lease()
         self._unsubscribe()
         await self._proof.close()
+        await self._storing.close()
         await end(self._removing)

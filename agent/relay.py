@@ -26,6 +26,7 @@ import structlog
 from agent.stream.firewall import Firewall, Refusal
 from agent.stream.hinter import Hinter
 from agent.stream.libvirt_rpc import Message
+from agent.stream.nbd_flush import FlushHider
 from agent.stream.rpc_end import RpcEnd
 from landbridge.channel import (
     LARGEST_SEGMENT,
@@ -96,6 +97,9 @@ class Traffic:
     on_message_to_libvirtd: Callable[[Message], None] | None = None
     # At the destination: what may be called on the migration's one rpc channel, and who is told what was refused.
     firewall: Firewall | None = None
+    # At the destination: whether what has arrived of disks is on stable storage, None while that is not known; who sets it sees to it,
+    # and the source's QEMU is told that it need not flush.
+    is_stored: Callable[[], bool | None] | None = None
     on_refused: Callable[[Refusal], None] | None = None
 
     def silent(self, now: float) -> float | None:
@@ -142,7 +146,9 @@ class Traffic:
         streams = [carrier for carrier in self.carriers if carrier.kind != "rpc"]
         if self.failure is not None or not streams or any(carrier.is_broken for carrier in streams):
             return False
-        return True if all(carrier.has_arrived for carrier in streams) else None
+        if not all(carrier.has_arrived for carrier in streams):
+            return None
+        return True if self.is_stored is None else self.is_stored()
 
     def look_at_gate(self) -> None:
         """Let a FINISH call that is held pass, if it is known by now as what."""
@@ -168,6 +174,8 @@ class Carrier:
         self.rpc = _rpc_end(channel, traffic) if kind == "rpc" else None
         # What finds the pages, on the others.
         self.hinter = None if kind == "rpc" else Hinter(kind, is_client=channel.opened_by_us)
+        # What keeps the source's QEMU from flushing.
+        self.promise = FlushHider() if kind == "disk" and traffic.is_stored is not None else None
         # Set when the local socket has ended, in both directions; and when nothing more is to be said to the other agent.
         self.ended = asyncio.Event()
         self.over = asyncio.Event()
@@ -273,6 +281,8 @@ class Carrier:
         except OSError as error:
             self._local_broke(error)
             return
+        if self.promise is not None:
+            self.promise.edit(buffer[held : held + count])
         data, now = POOL.keep(buffer, held + count), self._loop.time()
         if count:
             self._reads += 1

@@ -151,7 +151,7 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         recorder.country, recorder.secured = authority.country, tunnels.secured
         deliveries = Deliveries(evidence.journal, inventory, evidence.refusals)
         stack.push_async_callback(deliveries.close)
-        reports = Reports(ledger, inventory)
+        reports = Reports(ledger, inventory, deliveries)
         runs = Runs(ledger, inventory, tunnels, settings.patience, deliveries, reports)
         coordinator = Coordinator(ledger, inventory, tunnels, authority, runs, reports)
         witness = await keep_witness(settings, evidence.journal, stack)

@@ -1,8 +1,9 @@
-"""Reading a disk through QEMU: the client's end of NBD, on a UNIX socket of this host, as a `DiskView`.
+"""Disks through QEMU: the client's end of NBD, on a UNIX socket of this host. Reading one, as a `DiskView`, and flushing all.
 
     connect    haggle: structured replies, what the export knows of its blocks (meta contexts), the export
     extents    ask for the status of blocks, in each context, and lay the answers side by side
     read       bytes; what the server says is a hole comes as zeros
+    flush      ask for the names of all exports, then each, in a session of its own, to flush
 
 Blocking, one request at a time, for worker threads; `agent.stream.nbd` has the words of the protocol, and reads it as a listener.
 """
@@ -13,6 +14,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Iterator
+from contextlib import closing
 from typing import NoReturn
 
 from agent.hypervisor.base import Extent
@@ -25,6 +27,8 @@ from agent.stream.nbd import (
     FIRST_ERROR,
     GREETING,
     GREETING_MAGICS,
+    INFO,
+    INFO_EXPORT,
     OFFSET_DATA,
     OPTION,
     OPTION_MAGIC,
@@ -43,7 +47,9 @@ from landbridge.errors import HypervisorError
 ALLOCATION, DIRTY = "base:allocation", "qemu:dirty-bitmap:"
 ZERO_FLAG, DIRTY_FLAG = 2, 1
 SET_META_CONTEXT, META_CONTEXT = 10, 4
-INFO, INFO_EXPORT = 3, 0
+LIST, SERVER = 3, 2
+# What a server calls a request to flush, and its answer.
+FLUSH_COOKIE = 1
 FIXED_NEWSTYLE, NO_ZEROES = 1, 2
 BLOCK_STATUS_COMMAND = 7
 OFFSET_HOLE, BLOCK_STATUS, DONE_FLAG, ERROR_BIT = 2, 5, 1, 1 << 15
@@ -61,25 +67,25 @@ MOST_CHUNK = 64 << 20
 PATIENCE_S = 60.0
 
 
-class NbdView:
-    """One export of one server. Implements `DiskView`; every failure is a HypervisorError that names the disk."""
+class NbdSession:
+    """A connection to a server, up to what both have agreed on; every failure is a HypervisorError that names the disk."""
 
-    def __init__(self, path: str, export: str, target: str, bitmap: str = "") -> None:
-        """Connect; `bitmap` is the dirty bitmap's name at the export, empty for none."""
+    # What was to be done to the disk.
+    deed = "read"
+
+    def __init__(self, path: str, target: str) -> None:
+        """Connect, and greet."""
         self.target = target
-        self.size = 0
         self._cookie = 0
-        self._contexts: dict[int, str] = {}
-        self._bitmap = DIRTY + bitmap
-        self._wanted = {ALLOCATION, self._bitmap} if bitmap else {ALLOCATION}
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.settimeout(PATIENCE_S)
             self._socket.connect(path)
-            self._haggle(export)
+            self._greet()
+            self._haggle()
         except OSError as error:
             self.close()
-            raise HypervisorError(f"Disk {target} cannot be read: {error.strerror or error}.") from error
+            raise HypervisorError(f"Disk {target} cannot be {self.deed}: {error.strerror or error}.") from error
         except HypervisorError:
             self.close()
             raise
@@ -88,25 +94,14 @@ class NbdView:
         """Hang up."""
         self._socket.close()
 
-    # Haggling.
-
-    def _haggle(self, export: str) -> None:
+    def _greet(self) -> None:
         magic, option_magic, _flags = GREETING.unpack(self._take(GREETING.size))
         if (magic, option_magic) != GREETING_MAGICS:
             self._broken("it greets in a way that is not NBD's")
         self._socket.sendall(CLIENT_FLAGS.pack(FIXED_NEWSTYLE | NO_ZEROES))
-        list(self._ask(Option.STRUCTURED_REPLY, b""))
-        name = export.encode()
-        queries = b"".join(LENGTH.pack(len(each)) + each for each in (text.encode() for text in sorted(self._wanted)))
-        question = LENGTH.pack(len(name)) + name + LENGTH.pack(len(self._wanted)) + queries
-        for kind, data in self._ask(SET_META_CONTEXT, question):
-            if kind == META_CONTEXT and len(data) >= LENGTH.size:
-                self._contexts[LENGTH.unpack_from(data)[0]] = data[4:].decode("utf-8", "replace")
-        if missing := self._wanted - set(self._contexts.values()):
-            self._broken(f"it does not know {min(missing)}")
-        for kind, data in self._ask(Option.GO, LENGTH.pack(len(name)) + name + b"\0\0"):
-            if kind == INFO and len(data) >= EXPORT.size and EXPORT.unpack_from(data)[0] == INFO_EXPORT:
-                self.size = EXPORT.unpack_from(data)[1]
+
+    def _haggle(self) -> None:
+        """Agree on what is needed."""
 
     def _ask(self, option: int, data: bytes) -> Iterator[tuple[int, bytes]]:
         """Its answers to an option, up to the last."""
@@ -121,6 +116,86 @@ class NbdView:
             if kind == ACK:
                 return
             yield kind, answer
+
+    def _go(self, export: str) -> Iterator[tuple[int, bytes]]:
+        name = export.encode()
+        return self._ask(Option.GO, LENGTH.pack(len(name)) + name + b"\0\0")
+
+    def _take(self, count: int) -> bytes:
+        data = bytearray(count)
+        view = memoryview(data)
+        while view:
+            got = self._socket.recv_into(view)
+            if not got:
+                self._broken("its QEMU hung up")
+            view = view[got:]
+        return bytes(data)
+
+    def _broken(self, why: str) -> NoReturn:
+        raise HypervisorError(f"Disk {self.target} cannot be {self.deed}: {why}.")
+
+
+class _Flushing(NbdSession):
+    """A session in which an export is flushed; or, before that, one in which the exports are named."""
+
+    deed = "flushed"
+
+    def exports(self) -> list[str]:
+        """Their names."""
+        found = [answer for kind, answer in self._ask(LIST, b"") if kind == SERVER]
+        return [each[LENGTH.size : LENGTH.size + LENGTH.unpack_from(each)[0]].decode() for each in found]
+
+    def flush(self, export: str) -> None:
+        """Returns when all that was written to it before is on stable storage."""
+        list(self._go(export))
+        self._socket.sendall(REQUEST.pack(REQUEST_MAGIC, 0, Command.FLUSH, FLUSH_COOKIE, 0, 0))
+        magic, error, cookie = REPLY.unpack(self._take(REPLY.size))
+        if magic != SIMPLE_MAGIC or cookie != FLUSH_COOKIE:
+            self._broken("its answer does not fit what was asked")
+        if error:
+            self._broken(f"it answers with error {error}")
+        self._socket.sendall(REQUEST.pack(REQUEST_MAGIC, 0, Command.DISCONNECT, 0, 0, 0))
+
+
+def flush(path: str) -> None:
+    """Have the server at a socket flush all of its exports; returns when that is done. Raises HypervisorError."""
+    try:
+        with closing(_Flushing(path, "at " + path)) as session:
+            exports = session.exports()
+        for export in exports:
+            with closing(_Flushing(path, export)) as session:
+                session.flush(export)
+    except OSError as error:
+        raise HypervisorError(f"The disks at {path} cannot be flushed: {error.strerror or error}.") from error
+
+
+class NbdView(NbdSession):
+    """One export of one server. Implements `DiskView`; every failure is a HypervisorError that names the disk."""
+
+    def __init__(self, path: str, export: str, target: str, bitmap: str = "") -> None:
+        """Connect; `bitmap` is the dirty bitmap's name at the export, empty for none."""
+        self.size = 0
+        self._export = export
+        self._contexts: dict[int, str] = {}
+        self._bitmap = DIRTY + bitmap
+        self._wanted = {ALLOCATION, self._bitmap} if bitmap else {ALLOCATION}
+        super().__init__(path, target)
+
+    # Haggling.
+
+    def _haggle(self) -> None:
+        list(self._ask(Option.STRUCTURED_REPLY, b""))
+        name = self._export.encode()
+        queries = b"".join(LENGTH.pack(len(each)) + each for each in (text.encode() for text in sorted(self._wanted)))
+        question = LENGTH.pack(len(name)) + name + LENGTH.pack(len(self._wanted)) + queries
+        for kind, data in self._ask(SET_META_CONTEXT, question):
+            if kind == META_CONTEXT and len(data) >= LENGTH.size:
+                self._contexts[LENGTH.unpack_from(data)[0]] = data[4:].decode("utf-8", "replace")
+        if missing := self._wanted - set(self._contexts.values()):
+            self._broken(f"it does not know {min(missing)}")
+        for kind, data in self._go(self._export):
+            if kind == INFO and len(data) >= EXPORT.size and EXPORT.unpack_from(data)[0] == INFO_EXPORT:
+                self.size = EXPORT.unpack_from(data)[1]
 
     # Transmission.
 
@@ -188,19 +263,6 @@ class NbdView:
                     yield kind, chunk
         except OSError as error:
             raise HypervisorError(f"Disk {self.target} cannot be read any more: {error}.") from error
-
-    def _take(self, count: int) -> bytes:
-        data = bytearray(count)
-        view = memoryview(data)
-        while view:
-            got = self._socket.recv_into(view)
-            if not got:
-                self._broken("its QEMU hung up")
-            view = view[got:]
-        return bytes(data)
-
-    def _broken(self, why: str) -> NoReturn:
-        raise HypervisorError(f"Disk {self.target} cannot be read: {why}.")
 
 
 def _side_by_side(at: int, zeros: Descriptors, dirty: Descriptors) -> Iterator[Extent]:

@@ -51,7 +51,8 @@ class Option(IntEnum):
     EXTENDED_HEADERS = 11
 
 
-ACK = 1
+# Answers; and of those with information, the one with an export's size and flags.
+ACK, INFO, INFO_EXPORT = 1, 3, 0
 FIRST_ERROR = 1 << 31
 
 # Transmission: magic, flags, type, cookie, offset, length.

@@ -7,15 +7,16 @@ The migration does not depend on who watches: detaching never stops it.
 """
 
 import contextlib
+from collections.abc import Iterator
 from time import monotonic, sleep
 
 import click
 
-from gateway.cli import live, output, summary, words
+from gateway.cli import estimates, live, output, summary, words
 from gateway.cli.views import JsonView, PlainView, View
 from landbridge.client import Client
 from landbridge.errors import Unreachable
-from landbridge.v1.types_pb2 import Migration
+from landbridge.v1.types_pb2 import Migration, Severity
 
 # How long a gateway may be away before we give up; the migration itself has no such bound.
 PATIENCE_S = 300.0
@@ -57,6 +58,7 @@ def follow(gateway: Client, migration: Migration, view: View) -> Migration:
     while migration.state not in summary.ENDED:
         with contextlib.suppress(Unreachable):
             for latest in gateway.watch(migration.id):
+                view.tell(_news(migration, latest))
                 migration = latest
                 if away_since is not None:
                     view.note("The gateway answers again.", trouble=False)
@@ -76,6 +78,15 @@ def follow(gateway: Client, migration: Migration, view: View) -> Migration:
         sleep(pause)
         pause = min(pause * 2, _LONGEST_PAUSE_S)
     return migration
+
+
+def _news(before: Migration, latest: Migration) -> Iterator[str]:
+    """The estimate, which is made while the migration begins, and what was found by it."""
+    for finding in latest.findings[len(before.findings) :]:
+        severity = words.word(Severity.DESCRIPTOR, finding.severity)
+        yield f"{severity}: {finding.message}. Remedy: {finding.remedy}"
+    if latest.HasField("estimate") and not before.HasField("estimate"):
+        yield from (f"{name}: {value}" for name, value in estimates.pairs(latest.estimate))
 
 
 def _view(*, as_json: bool) -> View:

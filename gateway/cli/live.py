@@ -14,6 +14,7 @@ It is drawn at 4 Hz by a thread of rich, so that the clock runs while the gatewa
 """
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
@@ -73,6 +74,11 @@ class LiveView:
     def note(self, sentence: str, *, trouble: bool) -> None:
         """Trouble stands below the bars until it is over."""
         self._trouble = words.safe(sentence) if trouble else ""
+
+    def tell(self, lines: Iterable[str]) -> None:
+        """Above what is drawn, where it stays."""
+        for each in lines:
+            self._live.console.print(Text(words.safe(each)))
 
     def render(self) -> RenderableType:
         """One frame."""

@@ -1,7 +1,7 @@
 """How a migration is shown while it goes: as JSON, or in a pipe as lines; for a terminal see `live`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -37,6 +37,9 @@ class View(Protocol):
     def note(self, sentence: str, *, trouble: bool) -> None:
         """Something about the watching itself: trouble begins, or is over."""
 
+    def tell(self, lines: Iterable[str]) -> None:
+        """What was found out of the migration since it began, once."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -69,6 +72,9 @@ class JsonView(_Stateless):
     def note(self, sentence: str, *, trouble: bool) -> None:  # noqa: ARG002 - programs need not tell them apart
         """Outside of the JSON."""
         click.echo(f"landbridge: {words.safe(sentence)}", err=True)
+
+    def tell(self, lines: Iterable[str]) -> None:
+        """The migration's own line has it."""
 
 
 class PlainView(_Stateless):
@@ -121,6 +127,11 @@ class PlainView(_Stateless):
     def note(self, sentence: str, *, trouble: bool) -> None:  # noqa: ARG002 - a line of its own either way
         """A line of its own."""
         click.echo(words.safe(sentence))
+
+    def tell(self, lines: Iterable[str]) -> None:
+        """As they are."""
+        for each in lines:
+            click.echo(words.safe(each))
 
 
 def heading(migration: Migration) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway.migration import proof
-from gateway.migration.deliveries import Deliveries
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger
 from gateway.migration.proofs import Proofs
@@ -28,7 +27,6 @@ class Arriving:
 
     ledger: Ledger
     inventory: Inventory
-    deliveries: Deliveries
     proofs: Proofs
     counts: WanCounts
 
@@ -57,7 +55,7 @@ class Arriving:
                 break
             await pause()
         self._summarize(row, answer.resumed_at.ToNanoseconds())
-        await self.deliveries.record(row)
+        # The other site is to hear of it, and what was delivered is to be recorded: `reports` does both.
         row.peer_pending = True
         reason = f"{row.cause}, but too late" if row.cancel_requested else row.cause
         if proof.is_wanted(migration):

@@ -55,6 +55,14 @@ class Coordinator:
             # What was approved names a host, though the gateway chose it.
             host = host or waiting.migration.destination_host
         found = await self._survey.preflight(wanted, site, host, policy, asked)
+        try:
+            return await self._begin(found, host, waiting, request)
+        except BaseException:
+            found.give_up()
+            raise
+
+    async def _begin(self, found: Preflight, host: str, waiting: ApprovalRequest | None, request: str) -> Migration:
+        """Record and run what preflight has found nothing against. Raises as `migrate`."""
         self._refuse(found)
         migration = found.proposal
         assert migration is not None  # noqa: S101 - only what is refused has none
@@ -68,12 +76,11 @@ class Coordinator:
         migration.state = State.REQUESTED.value
         migration.findings.extend(found.findings)
         migration.decisions.extend((own, theirs))
-        if found.estimate is not None:
-            migration.estimate.CopyFrom(found.estimate)
         migration.requested_at.GetCurrentTime()
-        await self._record(
-            Row(migration=migration, autostart=found.vm.autostart, clock_offset_ms=found.clock_offset_ms), own
-        )
+        row = Row(migration=migration, autostart=found.vm.autostart, clock_offset_ms=found.clock_offset_ms)
+        await self._record(row, own)
+        # The guest is still being measured, for a second in which nothing need wait.
+        self.runs.estimate(row, found)
         return migration
 
     async def _request(self, wanted: str, site: str, host: str, asked: Asked, request: str) -> ApprovalRequest | None:
@@ -112,7 +119,10 @@ class Coordinator:
         own = await self.authority.authorize(migration, opens=True, wanted_host=wanted_host)
         if own.verdict == Verdict.VERDICT_REFUSED and (error := refusal(own)):
             raise error
-        theirs = await self._survey.ask_destination(migration, opens=True)
+        theirs = found.decisions[-1]
+        if theirs.verdict != Verdict.VERDICT_ALLOWED:
+            # Else it has just said yes, and decides again as it takes the migration in.
+            theirs = await self._survey.ask_destination(migration, opens=True)
         if theirs.verdict == Verdict.VERDICT_REFUSED and (error := refusal(theirs)):
             raise error
         waits = [refused for decision in (own, theirs) if (refused := refusal(decision)) is not None]

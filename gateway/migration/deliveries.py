@@ -19,6 +19,7 @@ from gateway.audit.journal import Journal
 from gateway.audit.refusals import Refusals
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import has_ended
+from gateway.migration.recording import know_entries
 from gateway.remote import FACTS
 from gateway.store import Row
 from landbridge.errors import LandbridgeError, NotRecorded
@@ -62,6 +63,7 @@ class Deliveries:
         channels = [_channel(each) for each in delivered if each.kind in KINDS and len(each.blake3) == DIGEST_SIZE]
         for start in range(0, len(channels), LIST_ITEMS):
             await self._append("migration.delivered", row, {"channels": channels[start : start + LIST_ITEMS]})
+        know_entries(row, self._journal)
 
     def follow(self, row: Row) -> None:
         """At the destination: record what its agent tells, until the migration is over there."""

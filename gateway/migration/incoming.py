@@ -34,7 +34,9 @@ from landbridge.v1.types_pb2 import Migration, MigrationState
 log = structlog.get_logger()
 
 # How a migration stands: what its source tells of it once it was let in. All else is what was judged here, and stays.
-TOLD = frozenset({"state", "reason", "updated_at", "ended_at", "progress", "summary", "silent_ms", "limit", "proof"})
+TOLD = frozenset(
+    {"state", "reason", "updated_at", "ended_at", "progress", "summary", "silent_ms", "limit", "proof", "estimate"}
+)
 
 # Each migration that is let in, and each new state of one, is written to this site's audit log at once: so many of either may another site
 # cause in one go, and as many again in each minute. Apart from each other, so that many that move keep none from being let in.

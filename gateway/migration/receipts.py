@@ -67,12 +67,18 @@ class Receipts:
         return Made(receipt, own.waits or theirs.waits)
 
     async def proofs(self, migration: str, site: str) -> GetProofsResponse:
-        """What the logs here say, for the gateway of `site`. NotFound, or PermissionDenied for a migration that is not of that site."""
+        """What the logs here say, for the gateway of `site`.
+
+        NotFound, PermissionDenied for a migration that is not of that site, or Conflict while not all of it is on record.
+        """
         row = await self._ledger.latest(migration)
         if row is None:
             raise NotFound(f"site {self._inventory.site} knows of no migration {migration}")
         if site not in (row.migration.source_site, row.migration.destination_site):
             raise PermissionDenied(f"migration {migration} is not of site {site}")
+        if row.coordinating and row.peer_pending and has_ended(row):
+            # What was delivered may be on record only in a moment, and there is no second receipt.
+            raise Conflict(f"site {self._inventory.site} has not recorded all of migration {migration} yet: ask again")
         said = await self._said(row)
         first, *others = map(message, said.parts)
         missing = [MissingEntries(log=each.log, entries=each.entries) for each in said.missing]

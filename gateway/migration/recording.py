@@ -73,9 +73,7 @@ class Recorder:
         )
         # In this order, and in one group.
         await asyncio.gather(entry, *(self._decided(row) if before is None else ()))
-        if told := self._journal.told(migration.id):
-            log = self._journal.key.name
-            row.logs = {**row.logs, log: sorted({*row.logs.get(log, ()), *told})}
+        know_entries(row, self._journal)
 
     def _protection(self, row: Row) -> Facts:
         migration = row.migration
@@ -113,6 +111,13 @@ class Recorder:
             migration=migration.id,
             claimed=proof_facts(migration.proof),
         )
+
+
+def know_entries(row: Row, journal: Journal) -> None:
+    """Note in a row which entries of this log are about its migration, as far as this run of the gateway knows."""
+    if told := journal.told(row.migration.id):
+        log = journal.key.name
+        row.logs = {**row.logs, log: sorted({*row.logs.get(log, ()), *told})}
 
 
 def proof_facts(proof: Proof) -> Facts:

@@ -27,6 +27,7 @@ from gateway.migration.reports import Reports
 from gateway.migration.resolving import Resolving
 from gateway.migration.states import CANCELLABLE, TRANSITIONS, Input, State
 from gateway.migration.steps import Outcome, pause
+from gateway.migration.survey import Preflight
 from gateway.migration.wan_counts import WanCounts
 from gateway.store import Row
 from gateway.tunnel.tunnels import Tunnels
@@ -53,6 +54,7 @@ class Runs:
     deliveries: Deliveries
     reports: Reports
     _runs: dict[str, _Run] = field(default_factory=dict)
+    _estimating: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Set up what is derived: the counts, the proofs, and the table of steps."""
@@ -60,7 +62,7 @@ class Runs:
         self._proofs = Proofs(self.inventory, self.patience.outage, self.ledger.changed)
         moving = Moving(self.ledger, self.inventory, self.tunnels, self.patience, self.reports, self._counts)
         resolving = Resolving(self.ledger, self.inventory, self.tunnels, self.patience, self.deliveries)
-        arriving = Arriving(self.ledger, self.inventory, self.deliveries, self._proofs, self._counts)
+        arriving = Arriving(self.ledger, self.inventory, self._proofs, self._counts)
         self._steps: dict[State, Callable[[Row], Coroutine[None, None, Outcome]]] = {
             State.REQUESTED: moving.requested,
             State.PREPARING: moving.preparing,
@@ -96,6 +98,20 @@ class Runs:
         self._counts.begin(row)
         run = self._runs[row.migration.id] = _Run(row)
         run.task = asyncio.create_task(self._go(run), name=f"migration {row.migration.id}")
+
+    def estimate(self, row: Row, found: Preflight) -> None:
+        """Add the estimate to a migration that has begun, once it is made; one that has ended by then has none."""
+        task = asyncio.create_task(self._estimate(row, found), name=f"estimate of {row.migration.id}")
+        self._estimating.add(task)
+        task.add_done_callback(self._estimating.discard)
+
+    async def _estimate(self, row: Row, found: Preflight) -> None:
+        known = len(found.findings)
+        await found.complete()
+        if found.estimate is not None and self.ledger.is_own(row) and not has_ended(row):
+            row.migration.estimate.CopyFrom(found.estimate)
+            row.migration.findings.extend(found.findings[known:])
+            self.ledger.changed(row)
 
     def interrupt(self, row: Row) -> None:
         """Stop its present step, so that the run sees what was asked for; nothing if this gateway does not run it."""
@@ -162,7 +178,7 @@ class Runs:
 
     async def close(self) -> None:
         """Stop running; the store has what the next run needs."""
-        tasks = [run.task for run in self._runs.values() if run.task]
+        tasks = [*(run.task for run in self._runs.values() if run.task), *self._estimating]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

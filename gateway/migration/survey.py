@@ -40,8 +40,21 @@ class Preflight:
     proposal: Migration | None = None
     decisions: tuple[Decision, ...] = ()
     clock_offset_ms: int = 0
-    # None where a finding is an error.
+    # None where a finding is an error, or while it is made: then a task that ends with it and with what is to be said of it.
     estimate: Estimate | None = None
+    estimating: asyncio.Task[tuple[Estimate, list[Finding]]] | None = None
+
+    async def complete(self) -> None:
+        """Wait until the guest was measured, and add the estimate."""
+        if self.estimating is not None:
+            self.estimate, findings = await self.estimating
+            self.findings += findings
+            self.estimating = None
+
+    def give_up(self) -> None:
+        """Nobody wants the estimate any more."""
+        if self.estimating is not None:
+            self.estimating.cancel()
 
 
 @dataclass(frozen=True)
@@ -54,30 +67,36 @@ class Survey:
     authority: Authority
 
     async def preflight(self, wanted: str, site: str, host: str, policy: Policy, asked: Asked) -> Preflight:
-        """Look for every reason why the migration would not work. Raises NotFound for an unknown VM, site or host."""
+        """Look for every reason why the migration would not work. Raises NotFound for an unknown VM, site or host.
+
+        The estimate may still be in the making: no reason comes of it, and a move need not wait for it. See `Preflight.complete`.
+        """
         self.inventory.site_named(site)
         vm = await self.inventory.find_vm(wanted)
-        # It takes a second, as long as all else together.
+        # It takes a second, longer than all else together.
         measuring = asyncio.create_task(self._measure(vm), name=f"measurement of {vm.name}")
+        found: Preflight | None = None
         try:
-            return await self._preflight(vm, site, host, policy, asked, measuring)
+            found = await self._preflight(vm, site, host, policy, asked, measuring)
+            return found
         finally:
-            measuring.cancel()
+            if found is None or found.estimating is None:
+                measuring.cancel()
 
     async def _preflight(
         self, vm: Vm, site: str, host: str, policy: Policy, asked: Asked, measuring: asyncio.Task[Measurement]
     ) -> Preflight:
         remote = self.inventory.site_named(site)
         agent = self.inventory.agent(vm.host)
-        try:
-            facts = await self.inventory.remote_site(site)
-        except Unreachable as error:
-            return Preflight(vm, host, [verdicts.unreachable(site, error.message)])
+        facts, inspected, own_hosts = await asyncio.gather(
+            self._facts(site), agent.ask(agent.stub.InspectVm, _inspection(vm), WORK), self.inventory.hosts()
+        )
+        if isinstance(facts, Unreachable):
+            return Preflight(vm, host, [verdicts.unreachable(site, facts.message)])
         hosts, silent = candidates(facts, site, host)
         if not hosts:
             return Preflight(vm, host, silent)
-        inspected = await agent.ask(agent.stub.InspectVm, _inspection(vm), WORK)
-        source = next(h for h in await self.inventory.hosts() if h.name == vm.host)
+        source = next(h for h in own_hosts if h.name == vm.host)
         check = agent_pb2.CheckIncomingRequest(
             vm=inspected.vm, domain_xml=inspected.domain_xml, mapping=remote.mapping()
         )
@@ -114,9 +133,17 @@ class Survey:
             findings = sorted([*refused, *findings], key=lambda finding: -finding.severity)
             results.append(Preflight(inspected.vm, candidate.name, findings, proposal, decisions, offset))
             if not preflight.refuses(findings):
-                self._estimate(results[-1], site, facts.round_trip_ms, policy, await measuring)
+                making = self._estimate(inspected.vm, site, facts.round_trip_ms, policy, measuring)
+                results[-1].estimating = asyncio.create_task(making, name=f"estimate of {vm.name}")
                 return results[-1]
         return results[0]
+
+    async def _facts(self, site: str) -> SiteFacts | Unreachable:
+        """What the other site tells of itself, or why it does not."""
+        try:
+            return await self.inventory.remote_site(site)
+        except Unreachable as error:
+            return error
 
     async def explain(self, wanted: str, site: str, host: str, policy: Policy, asked: Asked) -> Preflight:
         """What the policies of both sites say to a migration; nothing else is looked at.
@@ -196,17 +223,18 @@ class Survey:
             return (await agent.ask(agent.stub.MeasureVm, request, FACTS)).measurement
         return Measurement()
 
-    def _estimate(self, found: Preflight, site: str, rtt_ms: int, policy: Policy, measurement: Measurement) -> None:
-        """Add what the migration will take."""
-        vm = found.vm
+    async def _estimate(
+        self, vm: Vm, site: str, rtt_ms: int, policy: Policy, measuring: asyncio.Task[Measurement]
+    ) -> tuple[Estimate, list[Finding]]:
+        """What the migration will take, and what is to be said of that."""
         rate, source = self.tunnels.rate(site)
-        memory, disks = estimate.facts_of(vm)
         coded = self.tunnels.is_coded(site)
+        measurement = await measuring
+        memory, disks = estimate.facts_of(vm)
         made = estimate.estimate(
             estimate.Facts(memory, disks, measurement, rate, source, rtt_ms, policy, coded, preflight.is_cold(vm))
         )
-        found.findings += estimate.check(made, vm, policy)
-        found.estimate = made
+        return made, estimate.check(made, vm, policy)
 
 
 def _inspection(vm: Vm) -> agent_pb2.InspectVmRequest:

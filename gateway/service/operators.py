@@ -124,6 +124,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
             policy.complete(request.policy),
             Asked(str(caller.get()), request.break_glass.strip(), request.purpose.strip()),
         )
+        await found.complete()
         return pb.PreflightResponse(
             vm_uuid=found.vm.uuid,
             source_host=found.vm.host,

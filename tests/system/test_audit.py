@@ -43,14 +43,15 @@ async def test_both_sites_record_every_step_of_a_migration(two: TwoSites) -> Non
     two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
     id_ = await two.fra.operator.migrate("web-01", "ams")
     await two.fra.operator.ended(id_)
-    await eventually(lambda: recorded(two.ams, id_)[-1].event.name == "migration.completed")
+    await eventually(lambda: "migration.completed" in [each.event.name for each in recorded(two.ams, id_)])
     here, there = recorded(two.fra, id_), recorded(two.ams, id_)
-    assert [each.event.name for each in (here[0], here[-1])] == ["migration.requested", "migration.completed"]
+    completed = next(each for each in here if each.event.name == "migration.completed")
+    assert here[0].event.name == "migration.requested"
     assert there[0].event.name == "migration.admitted"
     assert {each.origin for each in here} == {"landbridge.test/site/fra/gateway/gw-1"}
     assert here[0].text("actor", "id") == "spiffe://landbridge.test/site/fra/operator/alice"
-    assert here[-1].text("seen", "vm", "name") == "web-01"
-    assert int(here[-1].text("claimed", "bytes_ram")) > len(MEMORY)
+    assert completed.text("seen", "vm", "name") == "web-01"
+    assert int(completed.text("claimed", "bytes_ram")) > len(MEMORY)
 
 
 async def test_a_gateway_that_is_started_again_goes_on_with_its_log(two: TwoSites) -> None:
@@ -102,7 +103,7 @@ async def test_while_the_log_cannot_be_written_nothing_begins_and_what_runs_is_h
     ended = await two.fra.operator.ended(id_)
     assert State(ended.state) is State.COMPLETED
     await eventually(lambda: two.ams.hypervisor.presence(vm) is Presence.RUNNING)
-    assert recorded(two.fra, id_)[-1].event.name == "migration.completed"
+    assert "migration.completed" in [each.event.name for each in recorded(two.fra, id_)]
 
 
 async def receipt(site: SiteUnderTest, id_: str) -> Receipt:
@@ -149,6 +150,7 @@ async def test_another_sites_gateway_gets_no_proofs_of_what_is_not_its_own(two: 
     two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
     id_ = await two.fra.operator.migrate("web-01", "ams")
     await two.fra.operator.ended(id_)
+    await receipt(two.fra, id_)
     peer = PeerRemote("fra", [two.fra.listens["gw-1"].peers], LivingIdentity(two.ams.identity("gw-1")))
     answer = await peer.ask(peer.stub.GetProofs, GetProofsRequest(migration=id_))
     assert len(answer.entries) > 5

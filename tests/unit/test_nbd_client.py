@@ -174,3 +174,52 @@ def test_two_lists_stand_side_by_side_as_far_as_both_tell() -> None:
         Extent(15, 1, zero=True, written=True),
         Extent(16, 2, written=True),
     ]
+
+
+# Flushing.
+
+
+def serving(tmp_path: Path, *arguments: str) -> tuple[str, subprocess.Popen[bytes]]:
+    """A qemu-nbd that can be written to, and the socket of its one export."""
+    path = tmp_path / "w"
+    server = subprocess.Popen(
+        ["qemu-nbd", "--persistent", "--shared=4", "-x", "drive-vda", "-k", str(path), *arguments]
+    )
+    deadline = time.monotonic() + 30
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return str(path), server
+
+
+def end(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    server.wait()
+
+
+def test_what_a_server_was_given_is_in_the_image_once_it_is_flushed(image: Path, tmp_path: Path) -> None:
+    path, server = serving(tmp_path, "--cache=writeback", "-f", "qcow2", str(image))
+    try:
+        run("qemu-io", "-f", "raw", "-t", "unsafe", "-c", "write -P 9 3M 64k", f"nbd+unix:///drive-vda?socket={path}")
+        nbd_client.flush(path)
+        # Killed, it writes nothing more of what it had in memory: the image's own tables.
+        server.kill()
+        server.wait()
+        run("qemu-io", "-f", "qcow2", "-c", "read -P 9 3M 64k", str(image))
+    finally:
+        end(server)
+
+
+def test_a_disk_that_cannot_be_flushed_is_said(image: Path, tmp_path: Path) -> None:
+    broken = f"driver=blkdebug,inject-error.0.event=flush_to_disk,inject-error.0.errno=5,image.driver=file,image.filename={image}"
+    path, server = serving(
+        tmp_path, "--image-opts", f"driver=raw,{','.join('file.' + each for each in broken.split(','))}"
+    )
+    try:
+        words = ["qemu-io", "-f", "raw", "-t", "unsafe", "-c", "write -P 9 0 64k"]
+        subprocess.run([*words, f"nbd+unix:///drive-vda?socket={path}"], check=False, capture_output=True)
+        with pytest.raises(HypervisorError, match="Disk drive-vda cannot be flushed: it answers with error 5"):
+            nbd_client.flush(path)
+    finally:
+        end(server)
+    with pytest.raises(HypervisorError, match="cannot be flushed"):
+        nbd_client.flush(str(tmp_path / "nobody"))
