@@ -208,7 +208,7 @@ class Carrier:
         # Until when the other agent is told that the channel was given up; None until it is.
         self._tells_until: float | None = None
         self._telling: asyncio.TimerHandle | None = None
-        self._ticker = self._loop.call_later(TICK, self._tick)
+        self._ticker = self._loop.call_later(TICK, self._guarded, self._tick)
         traffic.carriers.append(self)
 
     # What others see
@@ -254,13 +254,23 @@ class Carrier:
             return self.channel.outgoing.room
         return self.channel.room - len(self._tail)
 
+    def _guarded(self, callback: Callable[..., None], *arguments: object) -> None:
+        """Call what the event loop calls. A defect in it ends the channel: asyncio would call it again, and the move would hang."""
+        try:
+            callback(*arguments)
+        except Exception as error:
+            log.exception("channel.defect", channel=self.name)
+            self.lost(
+                f"a defect of the agent ended {self.name} ({type(error).__name__}): report it, with the agent's log"
+            )
+
     def _read_if_there_is_room(self) -> None:
         local = self._local
         wants_reading = not self._has_read_all and self._room > 0
         if local is None or wants_reading is self._is_reading:
             return
         if wants_reading:
-            self._loop.add_reader(local.fileno(), self._read_local)
+            self._loop.add_reader(local.fileno(), self._guarded, self._read_local)
         else:
             self._loop.remove_reader(local.fileno())
         self._is_reading = wants_reading
@@ -337,12 +347,12 @@ class Carrier:
         else:
             self.channel.send_data(data[: len(data) - tail], now, hints)
         if tail and self._tail_timer is None:
-            self._tail_timer = self._loop.call_later(TAIL_PATIENCE, self._tail_waited, self._reads)
+            self._tail_timer = self._loop.call_later(TAIL_PATIENCE, self._guarded, self._tail_waited, self._reads)
 
     def _tail_waited(self, reads: int) -> None:
         self._tail_timer = None
         if reads != self._reads and self._tail:
-            self._tail_timer = self._loop.call_later(TAIL_PATIENCE, self._tail_waited, self._reads)
+            self._tail_timer = self._loop.call_later(TAIL_PATIENCE, self._guarded, self._tail_waited, self._reads)
         elif self._tail:
             self._send_tail(self._loop.time())
             self._after()
@@ -408,7 +418,7 @@ class Carrier:
             return
         wants_writing = bool(self._for_local)
         if wants_writing and not self._is_writing:
-            self._loop.add_writer(local.fileno(), self._write_more)
+            self._loop.add_writer(local.fileno(), self._guarded, self._write_more)
         elif not wants_writing and self._is_writing:
             self._loop.remove_writer(local.fileno())
         self._is_writing = wants_writing
@@ -567,7 +577,7 @@ class Carrier:
     # The end
 
     def _tick(self) -> None:
-        self._ticker = self._loop.call_later(TICK, self._tick)
+        self._ticker = self._loop.call_later(TICK, self._guarded, self._tick)
         now = self._loop.time()
         if not self.is_waiting:
             return

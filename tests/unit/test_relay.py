@@ -401,6 +401,19 @@ async def test_a_reset_closes_the_socket_and_its_reason_is_kept(host: Host) -> N
     await side.is_over()
 
 
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+async def test_a_defect_where_bytes_are_read_ends_the_channel_and_both_ends_are_told(
+    host: Host, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    side = await host.source(kind)
+    monkeypatch.setattr(side.carrier.hinter, "hold", None)
+    await side.local.send(b"bytes")
+    told = await side.far.next_of(FrameType.RESET)
+    assert "a defect of the agent ended" in (reason_of(told) or "")
+    await side.is_over()
+    assert "TypeError" in (host.traffic.failure or "")
+
+
 async def test_the_first_reason_is_the_cause(host: Host) -> None:
     first, second = await host.source("disk"), await host.source("rpc")
     first.far.send(reset(1, "the disk is full"))
