@@ -244,7 +244,9 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         return await (await self._moves.destination(request.migration)).activate(autostart=request.autostart)
 
     async def Cancel(self, request: pb.CancelRequest, context: Any) -> pb.CancelResponse:
-        """Stop and remove."""
+        """Stop and remove, or note that the VM has left."""
+        if request.has_left:
+            return await (await self._moves.source(request.migration)).leave()
         move = await self._moves.get(request.migration)
         if move is None:
             return pb.CancelResponse(possession=pb.Possession.POSSESSION_UNSPECIFIED)

@@ -6,6 +6,7 @@ run       the hypervisor moves the VM; this task watches
 pause     asked for by the policy: from here on the guest stands still while the rest is copied, and the stage stays what it is
 released  the VM has left and this host will not run it again: only now may the destination let it run
 failed    the VM goes on here, and starts with the host as before
+left      of one that failed because this host went down: the destination has the VM, and this host had released it without knowing
 
 A VM that is shut off is started paused between `start` and `run` (`paused_instance`), and is shut off again if it fails.
 """
@@ -181,13 +182,16 @@ class SourceMove(Move):
             self.record.autostart = None
             self.host.journal.save(self.record)
 
+    async def _mark(self) -> None:
+        with contextlib.suppress(NotFound):  # somebody has removed what was left
+            await call(self.host.hypervisor.mark_moved, self.record.vm_uuid, self.record.migration)
+        self.record.marked = True
+        self.host.journal.save(self.record)
+
     async def _mark_moved(self) -> None:
         while True:
             try:
-                with contextlib.suppress(NotFound):  # somebody has removed what was left
-                    await call(self.host.hypervisor.mark_moved, self.record.vm_uuid, self.record.migration)
-                self.record.marked = True
-                self.host.journal.save(self.record)
+                await self._mark()
             except LandbridgeError as error:
                 log.warning("move.not_marked", migration=self.record.migration, error=error.message)
                 await asyncio.sleep(MARK_RETRY)
@@ -282,6 +286,43 @@ class SourceMove(Move):
                 await self._fail("the migration was stopped before it began")
                 await self._sockets.close()
             return await self._possession(is_not_there=discard_arrived)
+
+    async def leave(self) -> CancelResponse:
+        """Take the gateway's word that the VM is whole at the destination: this host will not run it again, as after a release.
+
+        Nothing is touched if somebody has started it here. May be asked again. Raises NotRecorded, HypervisorError, or Conflict while
+        the VM stands still: then it is not done yet.
+        """
+        answer = await self.cancel()
+        if answer.possession != Possession.POSSESSION_ABSENT:
+            return answer
+        await self.gone()
+        async with self.busy:
+            if await self._was_started():
+                return CancelResponse(possession=Possession.POSSESSION_HERE, cause=self.record.error)
+            if not self.record.marked:
+                # The record comes first: if this agent is killed in between, the next run marks what is left.
+                self.record.stage, self.record.error, self.record.autostart = Stage.STAGE_RELEASED, "", None
+                self.host.journal.save(self.record)
+                self.changed()
+                with contextlib.suppress(NotFound):
+                    await call(self.host.hypervisor.set_autostart, self.record.vm_uuid, False)
+                await self._mark()
+            return CancelResponse(possession=Possession.POSSESSION_ABSENT, left=True)
+
+    async def _was_started(self) -> bool:
+        """Whether somebody lets run what the migration left here. A VM that has come back is no leftover: it has no mark."""
+        try:
+            vm = await call(self.host.hypervisor.vm, self.record.vm_uuid)
+        except NotFound:
+            return False
+        is_off = vm.state in {VmState.VM_STATE_SHUT_OFF, VmState.VM_STATE_MOVED}
+        if is_off or (self.record.marked and vm.moved_by != self.record.migration):
+            return False
+        if vm.state != VmState.VM_STATE_RUNNING:
+            # The hypervisor may be putting it away.
+            raise Conflict(f"{vm.name} on {self.host.name} is not shut off yet; if it stays so, shut it off there")
+        return True
 
     async def _stop(self) -> None:
         """Abort, and take the sockets away if that does not help: an abort waits for disk writes that may never be answered."""

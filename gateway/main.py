@@ -52,6 +52,7 @@ from gateway.migration.deliveries import Deliveries
 from gateway.migration.deposits import Deposits
 from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory, RemoteSite
+from gateway.migration.leaving import Leaving
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
 from gateway.migration.outages import Outages
@@ -151,9 +152,9 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         recorder.country, recorder.secured = authority.country, tunnels.secured
         deliveries = Deliveries(evidence.journal, inventory, evidence.refusals)
         stack.push_async_callback(deliveries.close)
-        reports = Reports(ledger, inventory, deliveries)
-        runs = Runs(ledger, inventory, tunnels, settings.patience, deliveries, reports)
-        coordinator = Coordinator(ledger, inventory, tunnels, authority, runs, reports)
+        reports, leaving = Reports(ledger, inventory, deliveries), Leaving(evidence.journal, inventory)
+        runs = Runs(ledger, inventory, tunnels, settings.patience, deliveries, reports, leaving)
+        coordinator = Coordinator(ledger, inventory, tunnels, authority, runs, reports, leaving)
         witness = await keep_witness(settings, evidence.journal, stack)
         cosigning = Cosigning(evidence.journal, lambda: inventory.peers(tunnels.is_up_or_leads_nowhere), witness)
         deposits = Deposits(store, evidence.journal, cosigning.head, deliveries.followed)

@@ -17,6 +17,7 @@ runs          at the source's site: runs each migration through the table, with 
   moving        until the source has released the VM
   resolving     after trouble: who has it?
   arriving      once the source has released it
+leaving       a source host that cannot know it is told that the VM has left
 steps         what the steps have in common
 wan_counts    what was sent over the WAN, in the row
 succession    which gateway of the site runs which of them, and takes over from one that has died

@@ -10,6 +10,7 @@ from gateway.authorization.authority import Authority, refusal
 from gateway.authorization.requests import OPEN
 from gateway.migration import proof
 from gateway.migration.inventory import Inventory
+from gateway.migration.leaving import Leaving
 from gateway.migration.ledger import Ledger, has_ended, state_of
 from gateway.migration.reports import Reports
 from gateway.migration.runs import Runs
@@ -37,6 +38,7 @@ class Coordinator:
     authority: Authority
     runs: Runs
     reports: Reports
+    leaving: Leaving
 
     def __post_init__(self) -> None:
         """Set up what is derived: the survey."""
@@ -216,6 +218,7 @@ class Coordinator:
         await self.authority.note(
             "migration.stepped", who, f"{who} asks for what is left of it to be removed", migration=migration
         )
+        await self._require_off(row)
         agent = self.inventory.agent(migration.source_host)
         request = agent_pb2.SettleRequest(migration=migration.id, vm_uuid=migration.vm_uuid)
         removed = list((await agent.ask(agent.stub.Settle, request, SETTLE)).removed)
@@ -225,6 +228,19 @@ class Coordinator:
         await self.ledger.advance(row, Input.SETTLE, waived)
         self.reports.send(row)
         return row, removed
+
+    async def _require_off(self, row: Row) -> None:
+        """Raises Conflict, and an alarm, if somebody has started what a migration left."""
+        if await self.leaving.is_noted(row):
+            return
+        migration = row.migration
+        sentence = (
+            f"somebody has started {migration.vm} on host {migration.source_host}, after it had moved to host "
+            f"{migration.destination_host} of site {migration.destination_site}: nothing is touched; shut it off on host "
+            f"{migration.source_host}, save what was written there since, and settle again"
+        )
+        await self.leaving.alarm(row, sentence)
+        raise Conflict(sentence)
 
     async def limit(self, prefix: str, bytes_per_second: int, who: Identity) -> Row:
         """Limit what a migration may use of the WAN; 0: no limit. Raises Conflict if it has ended or begins at another site.

@@ -183,6 +183,10 @@ class Incoming:
 
     async def cancel(self, request: agent_pb2.CancelRequest, site: str) -> agent_pb2.CancelResponse:
         """Have the host stop, and say who has the VM. A migration that never came here is absent."""
+        if request.has_left:
+            raise PermissionDenied(
+                f"what has left a host of site {self._inventory.site}, its own gateways tell it: site {site} has no say in that"
+            )
         if await self._ledger.latest(request.migration) is None:
             return agent_pb2.CancelResponse(possession=agent_pb2.Possession.POSSESSION_ABSENT)
         row = await self._own(request.migration, site)

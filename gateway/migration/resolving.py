@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from gateway.config import PatienceSettings
 from gateway.migration.deliveries import Deliveries
 from gateway.migration.inventory import Inventory
+from gateway.migration.leaving import Leaving
 from gateway.migration.ledger import Ledger
 from gateway.migration.states import Input
 from gateway.migration.steps import Outcome, pause
@@ -15,9 +18,10 @@ from gateway.remote import WORK
 from gateway.store import Row
 from gateway.tunnel.tunnels import Tunnels
 from landbridge.errors import LandbridgeError
-from landbridge.v1 import agent_pb2
-from landbridge.v1.agent_pb2 import Possession
+from landbridge.v1.agent_pb2 import CancelRequest, CancelResponse, Possession
 from landbridge.v1.peer_pb2 import PeerCancelRequest
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -29,48 +33,57 @@ class Resolving:
     tunnels: Tunnels
     patience: PatienceSettings
     deliveries: Deliveries
+    leaving: Leaving
 
     async def resolving(self, row: Row) -> Outcome:
         """Who has the VM? Asked until it is known."""
         migration = row.migration
-        agent = self.inventory.agent(migration.source_host)
-        request = agent_pb2.CancelRequest(migration=migration.id)
-        while True:
-            try:
-                source = await agent.ask(agent.stub.Cancel, request, WORK)
-                break
-            except LandbridgeError as error:
-                self.ledger.note(row, f"{error.message}; until it answers, it is not known whether the VM runs there")
-            await pause()
+        source = await self._ask_source(
+            row, CancelRequest(migration=migration.id), "until it answers, it is not known whether the VM runs there"
+        )
         if source.possession != Possession.POSSESSION_ABSENT:
             return Outcome(Input.SOURCE_HAS_IT, row.cause)
-        remote = self.inventory.site_named(migration.destination_site).remote
-        while True:
-            try:
-                there = (await remote.ask(remote.stub.Cancel, PeerCancelRequest(cancel=request), WORK)).cancel
-                break
-            except LandbridgeError as error:
-                self.ledger.note(
-                    row, f"{error.message}; the VM is off at the source, and waits paused if it has arrived there"
-                )
-            await pause()
+        there = await self._ask_destination(row)
         if there.possession in {Possession.POSSESSION_ARRIVED, Possession.POSSESSION_HERE}:
-            return Outcome(Input.DESTINATION_HAS_IT, row.cause)
-        if migration.cold and await self._stayed(row):
-            return Outcome(Input.SOURCE_HAS_IT, row.cause)
+            if await self._leaves(row):
+                return Outcome(Input.DESTINATION_HAS_IT, row.cause)
+            started = (
+                f"somebody has started {migration.vm} on host {migration.source_host} meanwhile, and it stays there"
+            )
+            return Outcome(Input.SOURCE_HAS_IT, f"{row.cause}; {started}")
+        if migration.cold:
+            # Whether a VM that is shut off at the source is so as before: it may be told that nothing of it has arrived.
+            request = CancelRequest(migration=migration.id, discard_arrived=True)
+            stayed = await self._ask_source(row, request, "the VM is shut off there, and nowhere else")
+            if stayed.possession != Possession.POSSESSION_ABSENT:
+                return Outcome(Input.SOURCE_HAS_IT, row.cause)
         return Outcome(Input.NOBODY_HAS_IT, f"{row.cause}; the VM is off at the source: start it there if it is wanted")
 
-    async def _stayed(self, row: Row) -> bool:
-        """Whether a VM that is shut off at the source is so as before: it may be told that nothing of it has arrived."""
+    async def _ask_source(self, row: Row, request: CancelRequest, meanwhile: str) -> CancelResponse:
         agent = self.inventory.agent(row.migration.source_host)
-        request = agent_pb2.CancelRequest(migration=row.migration.id, discard_arrived=True)
+        return await self._until_answered(row, lambda: agent.ask(agent.stub.Cancel, request, WORK), meanwhile)
+
+    async def _ask_destination(self, row: Row) -> CancelResponse:
+        remote = self.inventory.site_named(row.migration.destination_site).remote
+        request = PeerCancelRequest(cancel=CancelRequest(migration=row.migration.id))
+        meanwhile = "the VM is off at the source, and waits paused if it has arrived there"
+        return (
+            await self._until_answered(row, lambda: remote.ask(remote.stub.Cancel, request, WORK), meanwhile)
+        ).cancel
+
+    async def _leaves(self, row: Row) -> bool:
+        """Whether the source has noted for good that the VM has left: somebody may have started it since it was asked."""
+        waits = (
+            f"the VM waits at site {row.migration.destination_site}, paused, until that host has noted that it has left"
+        )
+        return await self._until_answered(row, lambda: self.leaving.tell(row), waits)
+
+    async def _until_answered(self, row: Row, ask: Callable[[], Awaitable[Answer]], meanwhile: str) -> Answer:
         while True:
             try:
-                source = await agent.ask(agent.stub.Cancel, request, WORK)
+                return await ask()
             except LandbridgeError as error:
-                self.ledger.note(row, f"{error.message}; the VM is shut off there, and nowhere else")
-            else:
-                return source.possession != Possession.POSSESSION_ABSENT
+                self.ledger.note(row, f"{error.message}; {meanwhile}")
             await pause()
 
     async def cleaning(self, row: Row) -> Outcome:
@@ -78,7 +91,7 @@ class Resolving:
         migration = row.migration
         remote = self.inventory.site_named(migration.destination_site).remote
         self.tunnels.pump.close_channels(migration.id, row.cause)
-        request = PeerCancelRequest(cancel=agent_pb2.CancelRequest(migration=migration.id, discard_arrived=True))
+        request = PeerCancelRequest(cancel=CancelRequest(migration=migration.id, discard_arrived=True))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.patience.cleanup
         reason = row.migration.reason or row.cause
@@ -92,9 +105,22 @@ class Resolving:
                     break
                 self.ledger.note(row, f"{error.message}; waiting to clean up there")
             else:
+                if there.possession == Possession.POSSESSION_HERE:
+                    reason = f"{reason}; {await self._doubled(row)}"
+                    break
                 if there.cause and there.cause not in reason and not row.cancel_requested:
                     reason = f"{there.cause} ({reason.rstrip('.')})"
                 break
             await pause()
         await self.deliveries.record(row)
         return Outcome(Input.CLEANED_AFTER_CANCEL if row.cancel_requested else Input.CLEANED, reason)
+
+    async def _doubled(self, row: Row) -> str:
+        """The source has the VM, and it runs at the destination, which nobody has told it to: what is to be done, in one sentence."""
+        migration = row.migration
+        sentence = (
+            f"somebody has let {migration.vm} run on host {migration.destination_host} of site {migration.destination_site}, and host "
+            f"{migration.source_host} has it too: nothing is touched; shut off the one that is not wanted, and remove it by hand"
+        )
+        await self._until_answered(row, lambda: self.leaving.alarm(row, sentence), sentence)
+        return sentence

@@ -20,6 +20,7 @@ from gateway.config import PatienceSettings
 from gateway.migration.arriving import Arriving
 from gateway.migration.deliveries import Deliveries
 from gateway.migration.inventory import Inventory
+from gateway.migration.leaving import Leaving
 from gateway.migration.ledger import Ledger, has_ended, state_of
 from gateway.migration.moving import Moving
 from gateway.migration.proofs import Proofs
@@ -53,6 +54,7 @@ class Runs:
     patience: PatienceSettings
     deliveries: Deliveries
     reports: Reports
+    leaving: Leaving
     _runs: dict[str, _Run] = field(default_factory=dict)
     _estimating: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -61,7 +63,7 @@ class Runs:
         self._counts = WanCounts(self.tunnels.pump)
         self._proofs = Proofs(self.inventory, self.patience.outage, self.ledger.changed)
         moving = Moving(self.ledger, self.inventory, self.tunnels, self.patience, self.reports, self._counts)
-        resolving = Resolving(self.ledger, self.inventory, self.tunnels, self.patience, self.deliveries)
+        resolving = Resolving(self.ledger, self.inventory, self.tunnels, self.patience, self.deliveries, self.leaving)
         arriving = Arriving(self.ledger, self.inventory, self._proofs, self._counts)
         self._steps: dict[State, Callable[[Row], Coroutine[None, None, Outcome]]] = {
             State.REQUESTED: moving.requested,

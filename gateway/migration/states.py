@@ -3,7 +3,8 @@
 The source site's gateway runs this machine. Its invariant: the VM runs on exactly one side, or is paused with a recorded
 reason. It rests on one rule: the VM arrives paused, and `activate` happens only on the way from a state in which the source
 is known to have released it. Whatever goes wrong before leads to RESOLVING, where the source is asked who has the VM; its
-answer, and nothing else, chooses between the two ways out.
+answer, and nothing else, chooses between the ways out: where the VM is whole at the destination, the source has to note first that
+it has left for good, as if it had released it.
 
 A VM that is shut off goes the same way and runs at no time: what "runs" below stands still at the source, and is shut off in the end.
 
@@ -57,7 +58,7 @@ class Input(Enum):
     TROUBLE = "an error, or no answer"
     CANCEL = "the operator cancels"
     SOURCE_HAS_IT = "the VM is at the source"
-    DESTINATION_HAS_IT = "the VM is off at the source, and has arrived whole at the destination"
+    DESTINATION_HAS_IT = "the VM has arrived whole at the destination, and the source has noted that it left"
     NOBODY_HAS_IT = "the VM is off at the source, and has not arrived"
     ACTIVATED = "the VM runs at the destination"
     ACTIVATED_TO_VERIFY = "the VM runs at the destination, and its disks are to be compared"

@@ -17,7 +17,7 @@ from gateway.migration.incoming import ALLOWANCE, Incoming
 from gateway.migration.ledger import Ledger
 from gateway.migration.states import State
 from gateway.store import Row, Store
-from landbridge.errors import Conflict, PolicyRefused
+from landbridge.errors import Conflict, PermissionDenied, PolicyRefused
 from landbridge.v1 import agent_pb2
 from landbridge.v1.types_pb2 import Migration
 
@@ -174,3 +174,12 @@ async def test_reports_in_between_may_be_missing(here: Here, present: State, tol
     await here.admitted("aaaa1111", present)
     await here.report("aaaa1111", told)
     assert here.state("aaaa1111") is told
+
+
+async def test_no_other_site_has_a_host_here_told_that_a_vm_has_left_it(here: Here) -> None:
+    await here.admitted("aaaa1111")
+    with pytest.raises(PermissionDenied, match="its own gateways tell it: site bru has no say in that"):
+        await here.incoming.cancel(agent_pb2.CancelRequest(migration="aaaa1111", has_left=True), "bru")
+    # Nor, by the way, of one that is not known here: that answers nothing.
+    with pytest.raises(PermissionDenied):
+        await here.incoming.cancel(agent_pb2.CancelRequest(migration="bbbb2222", has_left=True), "bru")

@@ -795,20 +795,26 @@ class CancelRequest(_message.Message):
 
     MIGRATION_FIELD_NUMBER: _builtins.int
     DISCARD_ARRIVED_FIELD_NUMBER: _builtins.int
+    HAS_LEFT_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     discard_arrived: _builtins.bool
     """At the destination: the source has the VM, so even one that has arrived is removed. At the source: the destination has nothing
     of the VM, so one that is shut off here has not left.
+    """
+    has_left: _builtins.bool
+    """At the source, and asked by gateways of its own site only: the VM is whole at the destination, so what is shut off here is
+    what a migration leaves, and is marked so. Nothing is touched if the VM is here and not shut off.
     """
     def __init__(
         self,
         *,
         migration: _builtins.str = ...,
         discard_arrived: _builtins.bool = ...,
+        has_left: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["discard_arrived", b"discard_arrived", "migration", b"migration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["discard_arrived", b"discard_arrived", "has_left", b"has_left", "migration", b"migration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -820,18 +826,22 @@ class CancelResponse(_message.Message):
 
     POSSESSION_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
     possession: Global___Possession.ValueType
     cause: _builtins.str
     """What this host saw go wrong, in one sentence; empty if nothing."""
+    left: _builtins.bool
+    """The answer to `has_left`: it is on record here that the VM has left for good, and what is left of it is marked."""
     def __init__(
         self,
         *,
         possession: Global___Possession.ValueType = ...,
         cause: _builtins.str = ...,
+        left: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "possession", b"possession"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "left", b"left", "possession", b"possession"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
