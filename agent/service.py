@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from agent import unrecorded
 from agent.approval import refusals
 from agent.destination import DestinationMove
 from agent.journal import Record
@@ -245,11 +246,11 @@ class AgentService(agent_pb2_grpc.AgentServicer):
 
     async def Cancel(self, request: pb.CancelRequest, context: Any) -> pb.CancelResponse:
         """Stop and remove, or note that the VM has left."""
-        if request.has_left:
-            return await (await self._moves.source(request.migration)).leave()
         move = await self._moves.get(request.migration)
         if move is None:
-            return pb.CancelResponse(possession=pb.Possession.POSSESSION_UNSPECIFIED)
+            return await unrecorded.cancel(self._host.hypervisor, request)
+        if request.has_left:
+            return await (await self._moves.source(request.migration)).leave()
         return await move.cancel(discard_arrived=request.discard_arrived)
 
     async def Settle(self, request: pb.SettleRequest, context: Any) -> pb.SettleResponse:

@@ -191,7 +191,8 @@ class Incoming:
             return agent_pb2.CancelResponse(possession=agent_pb2.Possession.POSSESSION_ABSENT)
         row = await self._own(request.migration, site)
         agent = self._inventory.agent(row.migration.destination_host)
-        answer = await agent.ask(agent.stub.Cancel, request, WORK)
+        stop = agent_pb2.CancelRequest(migration=request.migration, discard_arrived=request.discard_arrived)
+        answer = await agent.ask(agent.stub.Cancel, stop, WORK)
         if answer.possession == agent_pb2.Possession.POSSESSION_ABSENT:
             self._pump.close_channels(request.migration, "the migration was stopped")
         return answer

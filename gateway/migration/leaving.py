@@ -42,7 +42,9 @@ class Leaving:
         Raises what the agent says or does not say: then it is to be asked again.
         """
         agent = self._inventory.agent(row.migration.source_host)
-        answer = await agent.ask(agent.stub.Cancel, CancelRequest(migration=row.migration.id, has_left=True), WORK)
+        migration = row.migration
+        request = CancelRequest(migration=migration.id, vm_uuid=migration.vm_uuid, has_left=True)
+        answer = await agent.ask(agent.stub.Cancel, request, WORK)
         if answer.possession == Possession.POSSESSION_HERE:
             return False
         if not answer.left:

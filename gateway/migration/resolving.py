@@ -39,7 +39,9 @@ class Resolving:
         """Who has the VM? Asked until it is known."""
         migration = row.migration
         source = await self._ask_source(
-            row, CancelRequest(migration=migration.id), "until it answers, it is not known whether the VM runs there"
+            row,
+            CancelRequest(migration=migration.id, vm_uuid=migration.vm_uuid),
+            "until it answers, it is not known whether the VM runs there",
         )
         if source.possession != Possession.POSSESSION_ABSENT:
             return Outcome(Input.SOURCE_HAS_IT, row.cause)
@@ -53,7 +55,7 @@ class Resolving:
             return Outcome(Input.SOURCE_HAS_IT, f"{row.cause}; {started}")
         if migration.cold:
             # Whether a VM that is shut off at the source is so as before: it may be told that nothing of it has arrived.
-            request = CancelRequest(migration=migration.id, discard_arrived=True)
+            request = CancelRequest(migration=migration.id, vm_uuid=migration.vm_uuid, discard_arrived=True)
             stayed = await self._ask_source(row, request, "the VM is shut off there, and nowhere else")
             if stayed.possession != Possession.POSSESSION_ABSENT:
                 return Outcome(Input.SOURCE_HAS_IT, row.cause)

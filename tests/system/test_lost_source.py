@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -215,3 +216,37 @@ async def completed_as_ever(two: TwoSites, id_: str, vm: str) -> None:
     """It is completed, and what it left is marked."""
     assert State((await two.fra.operator.ended(id_)).state) is State.COMPLETED
     await eventually(lambda: two.fra.hypervisor.vm(vm).moved_by == id_)
+
+
+async def installed_anew(two: TwoSites, *, keeps_vm: bool, vm: str) -> None:
+    """The host comes back without what its agent knew, and with the VM's definition and disk or without."""
+    shutil.rmtree(two.fra.directory / "state")
+    if not keeps_vm:
+        two.fra.hypervisor.undefine(vm)
+        two.fra.hypervisor.images.clear()
+    await two.fra.agent.start()
+
+
+@pytest.mark.parametrize("keeps_vm", [False, True])
+async def test_a_host_that_was_installed_anew_does_not_cost_the_vm_that_has_arrived(
+    two: TwoSites, lose: Lose, keeps_vm: bool
+) -> None:
+    id_, vm = await lose()
+    await installed_anew(two, keeps_vm=keeps_vm, vm=vm)
+    ended = await two.fra.operator.ended(id_)
+    assert State(ended.state) is State.COMPLETED, ended.reason
+    assert two.ams.hypervisor.presence(vm) is Presence.RUNNING
+    assert two.ams.hypervisor.memory(vm) == MEMORY
+    if keeps_vm:
+        left = two.fra.hypervisor.vm(vm)
+        assert (left.state, left.moved_by, left.autostart) == (VmState.VM_STATE_MOVED, id_, False)
+
+
+async def test_a_vm_that_runs_on_a_host_that_has_lost_its_records_stays_there(two: TwoSites, lose: Lose) -> None:
+    id_, vm = await lose()
+    two.fra.hypervisor.set_presence(vm, Presence.RUNNING)
+    await installed_anew(two, keeps_vm=True, vm=vm)
+    ended = await two.fra.operator.ended(id_)
+    assert State(ended.state) is State.FAILED
+    assert two.fra.hypervisor.presence(vm) is Presence.RUNNING
+    await eventually(lambda: two.ams.is_clean(vm))

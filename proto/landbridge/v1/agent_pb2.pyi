@@ -795,12 +795,15 @@ class CancelRequest(_message.Message):
 
     MIGRATION_FIELD_NUMBER: _builtins.int
     DISCARD_ARRIVED_FIELD_NUMBER: _builtins.int
+    VM_UUID_FIELD_NUMBER: _builtins.int
     HAS_LEFT_FIELD_NUMBER: _builtins.int
     migration: _builtins.str
     discard_arrived: _builtins.bool
     """At the destination: the source has the VM, so even one that has arrived is removed. At the source: the destination has nothing
     of the VM, so one that is shut off here has not left.
     """
+    vm_uuid: _builtins.str
+    """At the source: the VM's UUID, for an agent that has no record of the migration; it then says whether the VM runs there."""
     has_left: _builtins.bool
     """At the source, and asked by gateways of its own site only: the VM is whole at the destination, so what is shut off here is
     what a migration leaves, and is marked so. Nothing is touched if the VM is here and not shut off.
@@ -810,11 +813,12 @@ class CancelRequest(_message.Message):
         *,
         migration: _builtins.str = ...,
         discard_arrived: _builtins.bool = ...,
+        vm_uuid: _builtins.str = ...,
         has_left: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["discard_arrived", b"discard_arrived", "has_left", b"has_left", "migration", b"migration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["discard_arrived", b"discard_arrived", "has_left", b"has_left", "migration", b"migration", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
