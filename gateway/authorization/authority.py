@@ -29,8 +29,8 @@ from gateway.authorization.decide import Check, Decision, Step, Verdict, decide,
 from gateway.authorization.policy_file import PolicyFile
 from gateway.authorization.request import REASON_CHARACTERS, Labels, digest, operator, request_of
 from gateway.authorization.requests import OPEN, Requests, approvers
+from gateway.authorization.roles import COMMANDS, OperatorRole, may_call, needed
 from gateway.authorization.roles import OPEN as OPEN_CALLS
-from gateway.authorization.roles import OperatorRole, may_call, needed
 from gateway.authorization.rules import Rules
 from landbridge.errors import (
     ApprovalNeeded,
@@ -88,8 +88,9 @@ class Authority:
         if not may_call(call, roles):
             log.warning("call.role_missing", who=str(who), call=call, roles=sorted(roles), policy=self._policy.sha256)
             has = f"has the role {' and '.join(sorted(roles))}" if roles else "has no role"
+            deed = f"`landbridge {COMMANDS[call]}`" if call in COMMANDS else call
             raise PermissionDenied(
-                f"{who} {has} at site {rules.site}, and {call} takes {needed(call)}: see [roles] in the policy file"
+                f"{who} {has} at site {rules.site}, and {deed} takes {needed(call)}: see [roles] in the policy file"
             )
 
     def administer(self, who: Identity, what: str) -> None:

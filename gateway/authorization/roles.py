@@ -64,6 +64,35 @@ CALLS: Mapping[str, frozenset[OperatorRole]] = {
     "InstallRoots": _ADMIN,
 }
 
+# The command of `landbridge` that makes each call, for those who are told that they may not.
+COMMANDS: Mapping[str, str] = {
+    "ListSites": "sites",
+    "ListHosts": "hosts",
+    "ListVms": "vms",
+    "ListMigrations": "migrations",
+    "GetMigration": "show",
+    "WatchMigration": "watch",
+    "ListRequests": "requests",
+    "ExplainPolicy": "policy explain",
+    "GetReceipt": "receipt",
+    "RecordExport": "audit export",
+    "Preflight": "migrate",
+    "Migrate": "migrate",
+    "CancelMigration": "cancel",
+    "SettleMigration": "settle",
+    "SetLimit": "limit",
+    "ApproveRequest": "approve",
+    "DenyRequest": "deny",
+    "ListCertificates": "certs status",
+    "CreateToken": "hosts enroll",
+    "Revoke": "certs revoke",
+    "LookAtSite": "sites join",
+    "JoinSite": "sites join",
+    "RequestIssuer": "certs renew",
+    "InstallIssuer": "certs renew",
+    "InstallRoots": "certs rotate",
+}
+
 
 def may_call(call: str, roles: Collection[OperatorRole]) -> bool:
     """Whether somebody with these roles may make a call."""

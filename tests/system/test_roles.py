@@ -54,10 +54,10 @@ async def test_a_refusal_names_who_was_refused_what_they_are_and_the_role_that_i
     people: dict[str, Operator],
 ) -> None:
     assert await refusal(people[OperatorRole.VIEWER], "Migrate") == (
-        "spiffe://landbridge.test/site/fra/operator/vera has the role viewer at site fra, and Migrate takes operator: "
+        "spiffe://landbridge.test/site/fra/operator/vera has the role viewer at site fra, and `landbridge migrate` takes operator: "
         "see [roles] in the policy file"
     )
-    assert "has no role at site fra, and SetLimit takes admin or operator" in await refusal(
+    assert "has no role at site fra, and `landbridge limit` takes admin or operator" in await refusal(
         people["nobody"], "SetLimit"
     )
 

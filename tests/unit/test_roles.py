@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import click
 import pytest
 
-from gateway.authorization.roles import CALLS, OPEN, OperatorRole, may_call, needed
+from gateway.authorization.roles import CALLS, COMMANDS, OPEN, OperatorRole, may_call, needed
+from gateway.cli import cli
 from landbridge.v1 import enrolment_pb2, gateway_pb2
 
 # What operators call.
@@ -83,3 +85,14 @@ def test_roles_add_up_and_none_contains_another() -> None:
 def test_a_refusal_can_name_what_is_needed() -> None:
     assert needed("Migrate") == "operator"
     assert needed("SetLimit") == "admin or operator"
+
+
+def test_each_call_that_may_be_refused_has_a_command_that_people_know() -> None:
+    assert set(COMMANDS) == set(CALLS)
+    for command in set(COMMANDS.values()):
+        found: click.Command = cli
+        for word in command.split():
+            assert isinstance(found, click.Group)
+            child = found.get_command(click.Context(found), word)
+            assert child is not None, command
+            found = child
