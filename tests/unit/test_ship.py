@@ -303,7 +303,7 @@ def test_a_table_makes_the_target_that_it_says() -> None:
     target = target_of(ShipSettings.model_validate(said))
     assert isinstance(target, SyslogTls)
     assert target._ends_without_close_notify is True
-    with pytest.raises(ValueError, match="ends_without_close_notify belong to syslog"):
+    with pytest.raises(ValueError, match="ends_without_close_notify go with syslog only"):
         ShipSettings.model_validate({"file": "/a", "ends_without_close_notify": True})
     target = target_of(ShipSettings.model_validate({"file": "/var/log/a.jsonl", "format": "ocsf"}))
     assert isinstance(target, JsonLines)
