@@ -3,7 +3,8 @@
 A migration that was taken over, or whose reports came to several gateways, has entries in the logs of all of them, and a gateway reads
 no log but its own. So each leaves in the store what its log says, as soon as the migration has ended, also if that is nothing; whoever
 makes the receipt finds it there, also when that gateway is gone by then. What is there proves itself: who can write to the store can
-take it away, and not change it.
+take it away, and not change it. (They can put a log there that they have made up, under a key of their own and the name of a gateway of
+this site: whoever verifies the receipt by the keys of all logs sees that it is none of them.)
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
+from functools import partial
 
 import sqlalchemy as sa
 import structlog
+from google.protobuf.message import DecodeError
 
 from gateway.audit.checkpoint import Signed
 from gateway.audit.journal import Journal
@@ -71,7 +74,12 @@ class Deposits:
             return
         await self._followed(id_)
         known = self._known(row)
-        said = message(await self.own(id_)).SerializeToString()
+        part = await self.own(id_)
+        if len(part.entries) < await self._store.read(partial(self._entries_left, id_)):
+            # Some were pruned since, or the log was begun anew: what was left is worth more.
+            self._left[id_] = known
+            return
+        said = message(part).SerializeToString()
         now = time.time_ns()
         mine = (deposits.c.migration == id_) & (deposits.c.log == self._log)
         old = deposits.c.at < now - int(KEPT.total_seconds()) * 1_000_000_000
@@ -93,6 +101,15 @@ class Deposits:
         with self._store.connect() as connection:
             return {found.migration: found.known for found in connection.execute(query)}
 
+    def _entries_left(self, migration: str) -> int:
+        query = sa.select(deposits.c.message).where(deposits.c.migration == migration, deposits.c.log == self._log)
+        with self._store.connect() as connection:
+            said = connection.execute(query).scalar()
+        try:
+            return len(LogProofs.FromString(said or b"").entries)
+        except DecodeError:  # it is replaced
+            return 0
+
     async def of_others(self, migration: str) -> dict[str, Part]:
         """What other gateways have left of a migration, by their names; what does not prove itself is as if it were not there."""
         query = sa.select(deposits).where(deposits.c.migration == migration, deposits.c.log != self._log)
@@ -105,16 +122,36 @@ class Deposits:
         parts: dict[str, Part] = {}
         for gateway, origin, said in await self._store.read(read):
             try:
-                part = part_of(LogProofs.FromString(said))
+                part = _proved(said, migration, origin)
+                _require_of(gateway, site_of(self._log), origin)
             except EvidenceFailed as error:
                 log.error("deposit.wrong", migration=migration, log=origin, security=True, reason=error.message)  # noqa: TRY400 - no defect
                 continue
-            if part.key.name != origin or (wrong := check(Receipt(migration, (part,)))):
-                reason = "it is of another log" if part.key.name != origin else wrong[0].message
-                log.error("deposit.wrong", migration=migration, log=origin, security=True, reason=reason)
-                continue
             parts[gateway] = part
         return parts
+
+
+def _proved(said: bytes, migration: str, origin: str) -> Part:
+    """What a deposit says of a migration; EvidenceFailed unless it is the log's own word."""
+    try:
+        part = part_of(LogProofs.FromString(said))
+    except DecodeError as error:
+        raise EvidenceFailed("it cannot be read") from error
+    if part.key.name != origin:
+        raise EvidenceFailed("it is of another log")
+    if wrong := check(Receipt(migration, (part,))):
+        raise EvidenceFailed(wrong[0].message)
+    return part
+
+
+def _require_of(gateway: str, site: str, origin: str) -> None:
+    if site_of(origin) != site or not origin.endswith(f"/gateway/{gateway}"):
+        raise EvidenceFailed(f"it is of no log of gateway {gateway} of this site")
+
+
+def site_of(origin: str) -> str:
+    """Whose log it is: TRUST-DOMAIN/site/SITE/gateway/NAME."""
+    return "/".join(origin.split("/")[:3])
 
 
 def message(part: Part) -> LogProofs:

@@ -12,6 +12,7 @@ Migrations of the last KEPT_UP are looked after; of older ones, receipts are mad
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 from datetime import UTC, datetime, timedelta
@@ -24,7 +25,7 @@ from gateway.audit.fields import certified
 from gateway.audit.journal import Journal
 from gateway.audit.receipt import Receipt, check
 from gateway.audit.refusals import Refusals
-from gateway.migration.deposits import Deposits
+from gateway.migration.deposits import Deposits, site_of
 from gateway.migration.ledger import Ledger, has_ended
 from gateway.migration.receipts import Receipts
 from gateway.rounds import Rounds
@@ -65,6 +66,8 @@ class ReceiptKeeper(Rounds):
         self._directory = directory
         # When those that could not be made are tried again, by the event loop's clock.
         self._later: dict[str, float] = {}
+        # The same of what could not be left for others.
+        self._leave_later: dict[str, float] = {}
         self._made: set[str] = set()
         # What was said last of why there is none, by migration.
         self._told: dict[str, str] = {}
@@ -78,7 +81,7 @@ class ReceiptKeeper(Rounds):
         """Leave what others may want, and make what is missing."""
         now = asyncio.get_running_loop().time()
         rows = [row for row in self._ledger.rows() if has_ended(row) and _age(row) <= KEPT_UP]
-        await self._leave(rows)
+        await self._leave(rows, now)
         for row in rows:
             id_ = row.migration.id
             if self._later.get(id_, now) > now:
@@ -94,15 +97,26 @@ class ReceiptKeeper(Rounds):
                 log.exception("receipt.defect", migration=id_)
             self._later[id_] = now + again
 
-    async def _leave(self, rows: list[Row]) -> None:
+    async def _leave(self, rows: list[Row], now: float) -> None:
         try:
             others = await self._deposits.others() if rows else set()
-            for row in rows:
-                await self._deposits.leave(row, others)
         except LandbridgeError as error:
             self._tell("", "deposit.not_made", error.message)
-        except Exception:
-            log.exception("deposit.defect")
+            return
+        for row in rows:
+            # One at a time: what one migration has too much of holds up no other.
+            id_ = row.migration.id
+            if self._leave_later.get(id_, now) > now:
+                continue
+            try:
+                await self._deposits.leave(row, others)
+            except LandbridgeError as error:
+                self._tell(id_, "deposit.not_made", error.message)
+            except Exception:
+                log.exception("deposit.defect", migration=id_)
+            else:
+                continue
+            self._leave_later[id_] = now + RETRY
 
     def _tell(self, migration: str, event: str, reason: str) -> None:
         """Log why something is not there; once, until the reason is another one."""
@@ -158,8 +172,13 @@ class ReceiptKeeper(Rounds):
         id_ = row.migration.id
         path = self.path(id_)
         raw = await asyncio.to_thread(path.read_bytes) if path.exists() else b""
-        if not raw or Receipt.decode(raw).missing:  # which may be there by now
+        if not raw:
             raw = (await self._receipts.receipt(id_)).receipt.encode()
+        elif lacks := _lacks(Receipt.decode(raw)):
+            # Which may be there by now; else that is handed out which is kept, and on record.
+            with contextlib.suppress(LandbridgeError):
+                made = (await self._receipts.receipt(id_)).receipt
+                raw = made.encode() if _lacks(made) < lacks else raw
         self._refusals.tell(
             "log.read",
             str(who),
@@ -176,18 +195,18 @@ def _age(row: Row) -> timedelta:
     return datetime.now(UTC) - row.migration.ended_at.ToDatetime(UTC)
 
 
+def _lacks(receipt: Receipt) -> int:
+    """How many entries are known to be missing."""
+    return sum(len(each.entries) for each in receipt.missing)
+
+
 def _check(made: Receipt) -> None:
     """Raises EvidenceFailed: what is kept, and on record, is to verify."""
     for part in made.parts:
-        if not part.entries and not any(_site(each.log) == _site(part.key.name) for each in made.missing):
+        if not part.entries and not any(site_of(each.log) == site_of(part.key.name) for each in made.missing):
             raise EvidenceFailed(f"the log {part.key.name} has no entries about it: it is asked again later")
     if wrong := check(made):
         raise EvidenceFailed(f"a receipt of it would not verify: {wrong[0].message}; it is made again later")
-
-
-def _site(origin: str) -> str:
-    """Whose log it is: TRUST-DOMAIN/site/SITE/gateway/NAME."""
-    return "/".join(origin.split("/")[:3])
 
 
 def _write(path: Path, raw: bytes) -> None:

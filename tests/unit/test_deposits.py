@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,12 @@ from structlog.testing import capture_logs
 
 from gateway.audit.checkpoint import Signed
 from gateway.audit.journal import Journal
-from gateway.audit.receipt import Receipt, check
+from gateway.audit.receipt import Part, Receipt, check
 from gateway.migration.deposits import KEPT, Deposits, message
 from gateway.migration.recording import Recorder
 from gateway.migration.states import State
 from gateway.store import Row, Store, deposits
-from tests.unit.audit_logs import BRU
+from tests.unit.audit_logs import AMS, BRU
 from tests.unit.test_recording import row
 
 ID = "aaaa1111"
@@ -186,3 +186,40 @@ async def test_what_is_old_is_forgotten(both: tuple[Gateway, Gateway]) -> None:
     await two.deposits.leave(other, {"gw-1"})
     with two.store.connect() as connection:
         assert list(connection.execute(sa.select(deposits.c.migration)).scalars()) == ["bbbb2222"]
+
+
+async def test_what_is_no_deposit_at_all_or_of_another_site_is_as_if_it_were_not_there(
+    both: tuple[Gateway, Gateway],
+) -> None:
+    one, two = both
+    moved = await taken_over(one, two)
+    await one.deposits.leave(moved, ())
+    said = message(await one.deposits.own(ID)).SerializeToString()
+    for wrong in (
+        {"message": b"\xff no message"},
+        {"log": f"{AMS}/gateway/gw-1", "message": said},
+        {"gateway": "gw-3"},
+    ):
+        forged = deposits.update().values(**{"log": one.journal.key.name, "gateway": "gw-1", "message": said, **wrong})
+        await one.store.write(lambda connection, forged=forged: connection.execute(forged))  # type: ignore[misc]
+        with capture_logs() as logged:
+            assert await two.deposits.of_others(ID) == {}
+        assert [each["event"] for each in logged] == ["deposit.wrong"]
+
+
+async def test_what_was_left_is_not_replaced_by_less_of_it(both: tuple[Gateway, Gateway]) -> None:
+    one, two = both
+    moved = await taken_over(one, two)
+    await one.journal.record("migration.delivered", migration=ID)
+    await one.deposits.leave(moved, ())
+    assert len((await two.deposits.of_others(ID))["gw-1"].entries) == 3
+
+    async def pruned(self: Deposits, migration: str) -> Part:
+        return replace(await own(self, migration), entries=())
+
+    own = Deposits.own
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Deposits, "own", pruned)
+        patched.setattr(one.journal, "_told", {})  # as after a restart
+        await Deposits(one.store, one.journal, one.deposits._head, followed).leave(moved, ())
+    assert len((await two.deposits.of_others(ID))["gw-1"].entries) == 3

@@ -26,6 +26,7 @@ from gateway.migration.receipts import Made, Receipts
 from gateway.migration.recording import Recorder
 from gateway.migration.states import State
 from gateway.store import Row, Store
+from landbridge.errors import Conflict, Unreachable
 from tests.unit.audit_logs import BRU
 from tests.unit.test_recording import row
 
@@ -40,6 +41,7 @@ class World:
         self.change: Callable[[Part], Part] = lambda part: part
         self.waits, self.missing = False, tuple[Missing, ...]()
         self.left: list[str] = []
+        self.stuck = ""
         self.asked = 0
         self.ledger = ledger
         refusals = cast("Refusals", self)
@@ -56,6 +58,8 @@ class World:
 
     async def leave(self, row: Row, others: set[str]) -> None:
         assert others == {"gw-2"}
+        if row.migration.id == self.stuck:
+            raise Conflict("the log has more entries about it than go into a receipt")
         self.left.append(row.migration.id)
 
     def tell(self, *_: object, **__: object) -> None:
@@ -163,6 +167,21 @@ async def test_what_this_log_says_is_left_for_others_at_each_look(world: World) 
     assert len(world.left) == 2
 
 
+async def test_what_of_one_migration_cannot_be_left_holds_up_no_other_and_is_tried_again_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.stuck = "bbbb2222"
+    monkeypatch.setattr(receipt_keeper, "RETRY", 60.0)
+    with capture_logs() as logged:
+        await world.keeper.look()
+        world.stuck = ""
+        await world.keeper.look()
+    assert world.left == [ID, ID]
+    assert [(each["event"], each["migration"]) for each in logged if each["log_level"] == "warning"] == [
+        ("deposit.not_made", "bbbb2222")
+    ]
+
+
 async def test_a_gateway_that_has_not_said_yet_what_its_log_has_is_waited_for_a_little(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,3 +239,21 @@ async def test_who_asks_for_a_receipt_that_lacks_something_gets_what_is_there_by
     adam = Identity("example.org", "bru", Role.OPERATOR, "adam")
     _, raw = await world.keeper.receipt(ID, adam)
     assert (Receipt.decode(raw).missing, world.asked) == ((), asked + 1)
+
+
+async def test_a_receipt_that_lacks_something_is_had_also_when_no_better_one_can_be_made(world: World) -> None:
+    world.missing = (Missing("example.org/site/bru/gateway/gw-2", (4,)),)
+    world.age(receipt_keeper.LOST)
+    await world.keeper.look()
+    kept = world.keeper.path(ID).read_bytes()
+    adam = Identity("example.org", "bru", Role.OPERATOR, "adam")
+
+    async def unreachable(_: str) -> Made:
+        raise Unreachable("site ams does not answer")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(world, "receipt", unreachable)
+        assert (await world.keeper.receipt(ID, adam))[1] == kept
+    # Nor is it replaced by one that lacks more.
+    world.missing = (Missing("example.org/site/bru/gateway/gw-2", (4, 5)),)
+    assert (await world.keeper.receipt(ID, adam))[1] == kept
