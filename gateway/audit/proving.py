@@ -8,7 +8,7 @@ from gateway.audit.proof import Proof
 from gateway.audit.receipt import Part, Proved
 from gateway.audit.storage import Storage
 from gateway.audit.tree import TILE, TileName, Tiles, unbundle
-from landbridge.errors import Conflict, EvidenceFailed
+from landbridge.errors import Conflict, EvidenceFailed, NotRecorded
 
 # Of a migration that goes all ways there are, and back many times.
 MOST_ENTRIES = 1000
@@ -27,7 +27,12 @@ def prove(storage: Storage, signed: Signed, migration: str) -> Part:
         name = TileName(None, number, min(TILE, size - first))
         if not storage.has(name):
             continue
-        raw = storage.read(name)
+        try:
+            raw = storage.read(name)
+        except NotRecorded:
+            if not storage.has(name):  # it was pruned just now
+                continue
+            raise
         # Most bundles have nothing to do with it, and need not be taken apart.
         if migration.encode() not in raw:
             continue

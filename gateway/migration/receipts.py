@@ -116,4 +116,9 @@ def _told(answer: GetProofsResponse, site: str) -> Said:
     missing = tuple(
         Missing(clean(each.log), tuple(each.entries)) for each in answer.missing if each.log and each.entries
     )
+    for origin in (*(part.key.name for part in parts), *(each.log for each in missing)):
+        if origin.split("/")[1:3] != ["site", site]:
+            raise ProtocolError(
+                f"site {site} speaks of the log {origin[:200]}, which is none of its own: that is refused"
+            )
     return Said(parts, missing, answer.waits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +14,8 @@ from gateway.audit.checkpoint import Signed
 from gateway.audit.journal import Journal
 from gateway.audit.proving import prove
 from gateway.audit.receipt import Missing, Part, Receipt, check
+from gateway.audit.storage import Storage
+from gateway.audit.tree import TileName
 from gateway.migration.deposits import Deposits
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger
@@ -22,8 +25,10 @@ from gateway.migration.states import State
 from gateway.store import Store
 from landbridge.errors import Conflict, NotFound, PermissionDenied, ProtocolError
 from landbridge.v1.audit_pb2 import GetProofsResponse, LogProofs, MissingEntries, ProvedEntry
-from tests.unit.audit_logs import BRU, WITNESS_KEY, part, written
+from tests.unit.audit_logs import AMS, BRU, WITNESS_KEY, part, written
 from tests.unit.test_recording import row
+
+BRUS_KEY = replace(WITNESS_KEY, name=f"{BRU}/gateway/gw-1")
 
 
 async def followed(migration: str) -> None:
@@ -102,6 +107,25 @@ async def test_entries_are_proved_wherever_they_stand(receipts: Receipts, ledger
     assert [each.proof.index for each in prove(journal.storage, journal.signed, "aaaa1111").entries] == [301]
 
 
+async def test_a_bundle_that_is_pruned_while_it_is_read_is_left_out(
+    receipts: Receipts, ledger: Ledger, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ledger.save(row())
+    for _ in range(256):
+        await journal.record("access.denied")
+    has = Storage.has
+    pruned: list[int] = []
+
+    def there(self: Storage, name: TileName) -> bool:
+        was = has(self, name)
+        if not pruned:
+            pruned.append(journal.storage.prune(256))
+        return was
+
+    monkeypatch.setattr(Storage, "has", there)
+    assert prove(journal.storage, journal.signed, "aaaa1111").entries == ()
+
+
 async def test_so_many_entries_make_no_receipt(
     receipts: Receipts, ledger: Ledger, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,11 +163,25 @@ def test_another_site_has_so_many_logs_and_no_more(answer: GetProofsResponse) ->
 
 
 def test_what_another_site_says_is_missing_is_taken_as_it_says(tmp_path: Path) -> None:
-    named, empty = MissingEntries(log="x" * 600, entries=[3]), MissingEntries(log="y")
+    named, empty = MissingEntries(log=f"{AMS}/gateway/{'x' * 600}", entries=[3]), MissingEntries(log="y")
     heard = _told(GetProofsResponse(key=str(WITNESS_KEY), missing=[named, empty], waits=True), "ams")
     assert [(len(each.log), each.entries) for each in heard.missing] == [(512, (3,))]
     assert heard.waits
     assert Receipt.decode(Receipt("m", (), heard.missing).encode()).missing == heard.missing
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        GetProofsResponse(key=str(WITNESS_KEY), missing=[MissingEntries(log=f"{BRU}/gateway/gw-1", entries=[4])]),
+        GetProofsResponse(key=str(WITNESS_KEY), others=[LogProofs(key=str(BRUS_KEY))]),
+        GetProofsResponse(key=str(BRUS_KEY)),
+    ],
+    ids=["missing", "other log", "log"],
+)
+def test_another_site_speaks_of_its_own_logs_only(answer: GetProofsResponse) -> None:
+    with pytest.raises(ProtocolError, match="site ams speaks of the log example\\.org/site/bru"):
+        _told(answer, "ams")
 
 
 # A site with several gateways.
