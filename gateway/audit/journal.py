@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from gateway.audit.checkpoint import Signed
-from gateway.audit.entry import NOTHING, Entry, Facts
+from gateway.audit.entry import NOTHING, Entry, Facts, clean
 from gateway.audit.note import Key
 from gateway.audit.storage import Storage
 from landbridge.errors import LandbridgeError, NotRecorded
@@ -25,6 +25,8 @@ from landbridge.errors import LandbridgeError, NotRecorded
 # A group takes about 60 us for each entry, and about 5 ms for the disk (tests.bench.audit): 1,024 cost little more delay than one.
 MOST_GROUP = 1024
 MOST_WAITING = 8192
+# Migrations of which it is remembered where their entries stand: far more than are under way, and some MB.
+MOST_TOLD = 10_000
 
 _Result = TypeVar("_Result")
 
@@ -39,8 +41,8 @@ class Journal:
         self._room = asyncio.Semaphore(MOST_WAITING)
         self._writer: asyncio.Task[None] | None = None
         self._closed = False
-        # By migration, the indexes of the entries about it: a few dozen of each.
-        self._told: dict[str, list[int]] = {}
+        # By migration, the indexes of the entries about it: a few dozen of each. The one of which nothing came for longest first.
+        self._told: OrderedDict[str, list[int]] = OrderedDict()
 
     @classmethod
     async def open(cls, directory: Path, origin: str) -> Self:
@@ -92,8 +94,15 @@ class Journal:
             return await done
 
     def told(self, migration: str) -> list[int]:
-        """The indexes of the entries about a migration that were recorded since the log was opened."""
-        return list(self._told.get(migration, ()))
+        """The indexes of the entries about a migration that were recorded since the log was opened; of MOST_TOLD migrations."""
+        return list(self._told.get(clean(migration), ()))
+
+    def _tell(self, migration: str, index: int) -> None:
+        id_ = clean(migration)  # another site may have named it
+        self._told.setdefault(id_, []).append(index)
+        self._told.move_to_end(id_)
+        if len(self._told) > MOST_TOLD:
+            self._told.popitem(last=False)
 
     async def read(self, question: Callable[[Storage], _Result]) -> _Result:
         """Ask the storage something, between two groups."""
@@ -126,7 +135,7 @@ class Journal:
             # Also if this task was cancelled, or met a defect: nobody waits for ever.
             for at, (entry, done) in enumerate(group):
                 if first is not None and entry.migration:
-                    self._told.setdefault(entry.migration, []).append(first + at)
+                    self._tell(entry.migration, first + at)
                 if done.done():
                     continue
                 if first is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from certs.identity import Identity, Role
-from gateway.audit.exports import Exports
+from gateway.audit.exports import ALLOWANCE, Exports
 from gateway.audit.files import Directory, Still
 from gateway.audit.journal import Journal
 from gateway.audit.reading import last
@@ -77,6 +77,20 @@ async def test_what_cannot_be_told_of_is_refused(journal: Journal, change: dict[
     with pytest.raises(UsageError, match=said):
         await Exports(journal, ADAM.home).record(export(**change), ADAM)
     assert journal.signed.checkpoint.size == 0
+
+
+async def test_an_auditor_who_exports_without_end_fills_no_log(journal: Journal) -> None:
+    now = 0.0
+    exports = Exports(journal, ADAM.home, lambda: now)
+    for _ in range(ALLOWANCE):
+        await exports.record(export(), ADAM)
+    with pytest.raises(Conflict, match=f"has exported {ALLOWANCE} times: again in a minute"):
+        await exports.record(export(), ADAM)
+    # Which keeps nobody else from it, and them not for ever.
+    await exports.record(export(), Identity("example.org", "bru", Role.OPERATOR, "eve"))
+    now = 60.0
+    await exports.record(export(), ADAM)
+    assert journal.signed.checkpoint.size == ALLOWANCE + 2
 
 
 async def test_while_the_log_cannot_be_written_nothing_is_exported(

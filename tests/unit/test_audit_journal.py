@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.audit.fields import TEXT_CHARACTERS
 from gateway.audit.journal import MOST_GROUP, Journal
 from gateway.audit.storage import Storage
 from gateway.audit.verify import verify
@@ -107,3 +108,19 @@ async def test_a_closed_log_records_nothing_and_can_be_opened_again(tmp_path: Pa
     assert again.signed.checkpoint.size == 5
     assert await again.read(lambda storage: list(storage.entries(4, 5))) == [entry(4).encode(BRU, 4)]
     await again.close()
+
+
+async def test_of_many_migrations_the_newest_are_remembered_and_of_no_long_id_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.audit.journal.MOST_TOLD", 3)
+    journal = await Journal.open(tmp_path, BRU)
+    for number in (0, 1, 0, 2, 3):
+        await journal.record("migration.stepped", migration=f"m{number}")
+    # The one of which nothing was recorded for longest is forgotten.
+    assert [journal.told(f"m{number}") for number in range(4)] == [[0, 2], [], [3], [4]]
+    # Another site gives ids, too.
+    await journal.record("migration.denied", migration="x" * 1_000_000)
+    assert max(map(len, journal._told)) <= TEXT_CHARACTERS
+    assert journal.told("x" * 1_000_000) == [5]
+    await journal.close()
