@@ -61,5 +61,5 @@ def receipt(ctx: click.Context, migration_id: str, out: Path | None, *, as_text:
         )
     for lacking in report.missing:
         click.echo(
-            f"  MISSING: {words.safe(lacking)}, whose gateway has not said what it holds: ask again when it runs"
+            f"  MISSING: {words.safe(lacking)}: pruned, or in the log of a gateway that is away; if so, ask again when it runs"
         )

@@ -55,7 +55,7 @@ def pairs(receipt: Receipt, entries: list[Recorded]) -> list[Pair]:
     """What it says, by name."""
     found = [("migration", receipt.migration), *_about(entries), *_by_what_right(entries), *_how(entries)]
     found += [("key", str(part.key)) for part in receipt.parts]
-    found += [("MISSING", f"{each}: the log could not be reached") for each in receipt.missing]
+    found += [("MISSING", f"{each}: whoever made the receipt could not have them") for each in receipt.missing]
     return [(name, words.safe(value)) for name, value in found if value]
 
 

@@ -142,7 +142,7 @@ class ReceiptKeeper(Rounds):
             return LOOK
         lacks = "; ".join(map(str, made.missing))
         if lacks and age < LOST:
-            self._tell(id_, "receipt.waits", f"{lacks}: the gateway has not said what it holds")
+            self._tell(id_, "receipt.waits", f"{lacks}: pruned, or its gateway has not said yet what it holds")
             return RETRY
         await asyncio.to_thread(_check, made)
         raw, path = made.encode(), self.path(id_)

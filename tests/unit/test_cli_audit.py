@@ -200,7 +200,7 @@ def test_what_a_receipt_lacks_is_said_wherever_it_is_read(
         monkeypatch.setattr(connection, "connect", lambda _: fake.client())
         fake.receipt = lacking.encode()
         result = CliRunner().invoke(cli, ["receipt", "3f2a", "--out", str(tmp_path / "written")])
-        assert f"  MISSING: {said}, whose gateway has not said what it holds" in result.output
+        assert f"  MISSING: {said}: pruned, or in the log of a gateway that is away" in result.output
         result = CliRunner().invoke(cli, ["receipt", "3f2a", "--json", "--out", str(tmp_path / "again")])
         assert json.loads(result.output)["missing"] == [said]
 

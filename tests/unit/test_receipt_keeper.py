@@ -211,7 +211,10 @@ async def test_a_receipt_says_what_it_lacks_once_the_gateway_that_has_it_is_take
             await world.keeper.look()
     assert world.receipted == 0
     assert [(each["event"], each["log_level"]) for each in logged] == [("receipt.waits", "warning")] * 2
-    assert "entries 4, 7 of the log example.org/site/bru/gateway/gw-2: the gateway has not said" in logged[0]["reason"]
+    assert (
+        "entries 4, 7 of the log example.org/site/bru/gateway/gw-2: pruned, or its gateway has not said"
+        in logged[0]["reason"]
+    )
     world.age(receipt_keeper.LOST)
     await world.keeper.look()
     await world.keeper.look()
