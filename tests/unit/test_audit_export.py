@@ -75,6 +75,20 @@ def test_a_report_names_a_mechanism_where_two_countries_differ_and_misses_one_th
     assert "transfer mechanism" not in page(to="BE")
 
 
+def test_the_report_of_a_destination_has_its_own_policys_grounds_and_not_what_the_source_claims() -> None:
+    theirs = {"legal_basis": "contract", "purpose": "payroll"}
+    steps = [
+        entry(event="migration.admitted", migration="m-1", claimed=theirs),
+        entry(event="migration.permitted", migration="m-1", claimed=theirs),
+        entry(event="migration.permitted", migration="m-1", seen={"legal_basis": "controller-instructions"}),
+        entry(event="migration.completed", migration="m-1", claimed=theirs),
+    ]
+    page = report.page(recorded(steps), Report(), "all", "now")
+    assert "<tr><th>legal basis</th><td>controller-instructions</td></tr>" in page
+    assert "<tr><th>legal basis</th><td>controller-instructions: 1</td></tr>" in page
+    assert '<td>payroll <span class="note">(claimed)</span></td>' in page
+
+
 @pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\tx"])
 def test_a_vms_name_is_never_a_formula(name: str) -> None:
     [heading, row] = csv.reader(io.StringIO("".join(plain.table(recorded([entry(seen={"vm": {"name": name}})])))))

@@ -59,12 +59,14 @@ class _Transfer:
     entries: list[Recorded] = field(default_factory=list)
 
     def say(self, *path: str) -> tuple[Value, bool]:
-        """The newest word on a fact, and whether it was only claimed."""
+        """The newest word on a fact that the gateway has seen, else the newest claim, and whether it was only claimed."""
+        claim: Value = None
         for entry in reversed(self.entries):
             value, is_seen = told(entry, *path)
-            if value is not None:
-                return value, not is_seen
-        return None, False
+            if is_seen:
+                return value, False
+            claim = value if claim is None else claim
+        return claim, claim is not None
 
     @property
     def end(self) -> Recorded | None:
