@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeAlias, TypeVar
+from typing import IO, TypeAlias, TypeVar
 
 import click
 
@@ -34,6 +37,8 @@ _LINES: Mapping[str, Callable[[Iterable[Recorded]], Iterable[str]]] = MappingPro
 _FILES = MappingProxyType({"bundle": "A bundle is a folder", "pdf": "A PDF is a file"})
 # The list of a bundle's files, as sha256sum writes and checks it.
 _SUMS = "SHA256SUMS"
+# Bytes of a file that are copied at once.
+_PIECE = 1 << 20
 # Of when an export was made, what follows the time.
 _ON_RECORD = "and on record in the log (log.exported) before it was written"
 _OFF_RECORD = "from the files of the log alone: no log has an entry of this export"
@@ -65,6 +70,22 @@ def which(asked: Mapping[str, Asked]) -> reading.Filter:
     return reading.Filter(start=times.get("start"), end=times.get("end"), **texts)
 
 
+@dataclass
+class _Span:
+    """How many entries, from which index to which."""
+
+    count: int = 0
+    first: int = 0
+    last: int = 0
+
+    def of(self, entries: Iterable[tuple[int, Recorded]]) -> Iterator[Recorded]:
+        """The entries, counted while they pass."""
+        for index, entry in entries:
+            self.first = index if not self.count else self.first
+            self.count, self.last = self.count + 1, index
+            yield entry
+
+
 @dataclass(frozen=True)
 class _Export:
     """Entries of a log, in one form."""
@@ -72,16 +93,11 @@ class _Export:
     form: str
     origin: str
     size: int
-    # The indexes of the entries.
-    indexes: Sequence[int]
+    span: _Span
+    # By which it is on record: of the file, or of the folder's list of all others.
+    sha256: str
     # One file, whose name is the caller's; or the files of a folder, by their paths.
-    content: bytes | Mapping[str, bytes]
-
-    @property
-    def sha256(self) -> str:
-        """By which it is on record: of the file, or of the folder's list of all others."""
-        raw = self.content if isinstance(self.content, bytes) else self.content[_SUMS]
-        return sha256(raw).hexdigest()
+    content: IO[bytes] | Mapping[str, bytes]
 
 
 @click.command()
@@ -137,22 +153,25 @@ def export(
         raise UsageError(f"--framework arranges {', '.join(_BY_FRAMEWORK)}: {form} has the entries as they are.")
     if out is None and form in _FILES:
         raise UsageError(f"{_FILES[form]}: name a new one with --out.")
-    if out is not None and (out / "README.md" if form == "bundle" else out).exists():
-        raise _is_there(out)
+    if out is not None:
+        _require_room(out, form)
     chosen = which(asked)
     recorded = record or is_recorded(place)
-    made, pruned = _made(place, form, by, chosen, recorded=recorded)
+    if form in _LINES and not by:
+        made, pruned = _lines(ctx, place, form, chosen, out), ""
+    else:
+        made, pruned = _made(place, form, by, chosen, recorded=recorded)
     if recorded:
         _record(ctx, made, chosen.words())
-    if isinstance(made.content, bytes):
-        _write(out, made.content)
+    if not isinstance(made.content, Mapping):
+        _write(out, iter(partial(made.content.read, _PIECE), b""))
     else:
         assert out is not None  # noqa: S101 - asked for above
         for path, raw in made.content.items():
             _save_below(out / path, raw)
         if pruned:
             output.say(pruned)
-        count = f"{len(made.indexes)} entries with their proofs to {out} ({len(made.content)} files)"
+        count = f"{made.span.count} entries with their proofs to {out} ({len(made.content)} files)"
         output.say(f"Wrote {count}: see {out / 'README.md'}.")
     if not recorded:
         click.echo(f"This is from {words.safe(place)} alone: no log has an entry of this export.", err=True)
@@ -163,23 +182,42 @@ def is_recorded(place: str) -> bool:
     return "://" not in place and is_open(Path(place))
 
 
+def _lines(ctx: click.Context, place: str, form: str, chosen: reading.Filter, out: Path | None) -> _Export:
+    """Entries as lines, in a file that has no name yet, where they are to go: a log may be longer than memory. Raises ConfigError."""
+    log, span, hashed = files.at(place), _Span(), sha256()
+    head = reading.head(log).checkpoint
+    try:
+        file = ctx.with_resource(tempfile.TemporaryFile(dir=None if out is None else out.parent))  # noqa: SIM115 - it is one
+        for line in _LINES[form](span.of(reading.select(log, chosen))):
+            raw = line.encode()
+            hashed.update(raw)
+            file.write(raw)
+        file.seek(0)
+    except OSError as error:
+        where = "Temporary files" if out is None else str(out)
+        raise ConfigError(f"{where} cannot be written: {error.strerror}; choose another --out.") from error
+    return _Export(form, head.origin, head.size, span, hashed.hexdigest(), file)
+
+
 def _made(
     place: str, form: str, by: Framework | None, chosen: reading.Filter, *, recorded: bool
 ) -> tuple[_Export, str]:
     """An export, and what is to be said of it. Raises EvidenceFailed for a bundle of a log that does not verify."""
     log = files.at(place)
     head = reading.head(log).checkpoint
-    entries = [entry for _, entry in reading.select(log, chosen)]
-    indexes = [entry.sequence for entry in entries]
-    if form in _LINES:
-        lines = requirements.table(by, entries) if by else _LINES[form](entries)
-        return _Export(form, head.origin, head.size, indexes, "".join(lines).encode()), ""
+    span = _Span()
+    entries = list(span.of(reading.select(log, chosen)))
+
+    def file(raw: bytes) -> tuple[_Export, str]:
+        return _Export(form, head.origin, head.size, span, sha256(raw).hexdigest(), io.BytesIO(raw)), ""
+
+    if form in _LINES and by:
+        return file("".join(requirements.table(by, entries)).encode())
     verdict = verify(log)
     made = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}, {_ON_RECORD if recorded else _OFF_RECORD}"
     page = report.page(entries, verdict, chosen.words(), made, by)
     if form in ("report", "pdf"):
-        raw = page.encode() if form == "report" else pdf.made(page)
-        return _Export(form, head.origin, head.size, indexes, raw), ""
+        return file(page.encode() if form == "report" else pdf.made(page))
     if not verdict.is_good:
         raise EvidenceFailed(
             f"{words.safe(place)} does not verify, and so no bundle is made: see `landbridge audit verify`."
@@ -190,7 +228,7 @@ def _made(
     pruned = (
         f"Entries below {verdict.minimum} were pruned, as entry {verdict.pruned_by} says." if verdict.minimum else ""
     )
-    return _Export(form, head.origin, head.size, indexes, folder), pruned
+    return _Export(form, head.origin, head.size, span, sha256(folder[_SUMS]).hexdigest(), folder), pruned
 
 
 def _record(ctx: click.Context, made: _Export, question: str) -> None:
@@ -200,9 +238,9 @@ def _record(ctx: click.Context, made: _Export, question: str) -> None:
         size=made.size,
         filter=clean(question),
         format=made.form,
-        entries=len(made.indexes),
-        first=min(made.indexes, default=0),
-        last=max(made.indexes, default=0),
+        entries=made.span.count,
+        first=made.span.first,
+        last=made.span.last,
         sha256=made.sha256,
     )
     try:
@@ -215,11 +253,26 @@ def _record(ctx: click.Context, made: _Export, question: str) -> None:
     click.echo(f"On record as entry {told.index} of {words.safe(told.log)}: SHA-256 {made.sha256}.", err=True)
 
 
-def _write(out: Path | None, raw: bytes) -> None:
-    if out is None:
-        click.echo(raw, nl=False)
+def _write(out: Path | None, pieces: Iterable[bytes]) -> None:
+    if out is not None:
+        save(out, pieces)
+        return
+    for piece in pieces:
+        click.echo(piece, nl=False)
+
+
+def _require_room(out: Path, form: str) -> None:
+    """Before anything is recorded: that it can be written, as far as can be told. Raises AlreadyExists or ConfigError."""
+    try:
+        (out / "README.md" if form == "bundle" and out.is_dir() else out).lstat()
+    except FileNotFoundError:
+        there = next(each for each in (out.absolute(), *out.absolute().parents) if each.exists())
+        if not os.access(there, os.W_OK):
+            raise ConfigError(f"{out} cannot be written: {there} is not yours; choose another --out.") from None
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror}; choose another --out.") from error
     else:
-        save(out, raw)
+        raise _is_there(out)
 
 
 def _is_there(path: Path) -> AlreadyExists:
@@ -233,10 +286,10 @@ def _save_below(path: Path, raw: bytes) -> None:
         raise _is_there(path.parent) from error
     except OSError as error:
         raise ConfigError(f"{path.parent} cannot be made: {error.strerror}; choose another --out.") from error
-    save(path, raw)
+    save(path, [raw])
 
 
-def save(path: Path, raw: bytes) -> None:
+def save(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a new file, whole or not at all, readable by its owner alone: it tells who did what. Raises AlreadyExists or ConfigError."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -246,7 +299,7 @@ def save(path: Path, raw: bytes) -> None:
         raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another --out.") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(raw)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

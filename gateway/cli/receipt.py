@@ -35,7 +35,7 @@ def receipt(ctx: click.Context, migration_id: str, out: Path | None, *, as_text:
         return
     report = verify_receipt(answer.receipt)
     path = out or Path(f"{words.safe(answer.migration).replace('/', '-')}.receipt")
-    save(path, answer.receipt)
+    save(path, [answer.receipt])
     if not report.is_good:
         raise EvidenceFailed(f"The receipt in {path} does not verify: {words.safe(report.findings[0].message)}.")
     keys = report.key.split(", ")

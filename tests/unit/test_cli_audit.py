@@ -503,6 +503,20 @@ def test_an_export_that_would_overwrite_is_not_recorded(fake: FakeGateway, opene
     assert fake.exported == []
 
 
+@pytest.mark.parametrize("form", ["bundle", "jsonl", "csv"])
+def test_where_nothing_can_be_written_nothing_is_recorded_and_one_sentence_says_so(
+    fake: FakeGateway, opened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    (tmp_path / "file").touch()
+    # Into /proc nobody makes a file; of a folder, that is seen when it is made.
+    nowhere = [] if form == "bundle" else [Path("/proc/out")]
+    for out in (tmp_path / ("x" * 300), tmp_path / "file/out", *nowhere):
+        assert main(["audit", "export", str(opened), "--format", form, "--out", str(out)]) == 2
+        err = capsys.readouterr().err
+        assert re.fullmatch(r"landbridge: .*cannot be (written|made): .*; choose another --out\.\n", err), err
+    assert fake.exported == []
+
+
 def test_of_a_copy_no_log_has_an_entry_and_the_export_says_so_unless_it_is_to_be_recorded(
     fake: FakeGateway, opened: Path, tmp_path: Path
 ) -> None:

@@ -674,10 +674,10 @@ def test_a_file_that_could_not_be_written_is_not_in_the_way_later(
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(ConfigError, match="No space left on device"):
-            save(path, b"receipt")
+            save(path, [b"receipt"])
     assert not path.exists()
-    save(path, b"receipt")
+    save(path, [b"receipt"])
     assert path.read_bytes() == b"receipt"
     with pytest.raises(ConfigError, match="No such file or directory; choose another --out"):
-        save(tmp_path / "mistyped" / "a.receipt", b"receipt")
+        save(tmp_path / "mistyped" / "a.receipt", [b"receipt"])
     assert not (tmp_path / "mistyped").exists()
