@@ -48,14 +48,15 @@ def _verdict(decision: Decision) -> str:
 
 def grounds(asked: Migration) -> Iterator[tuple[str, str]]:
     """Why it is asked for, and by what right; what nobody says is left out."""
-    said = asked.grounds
-    pairs = (
-        ("purpose", f"{asked.purpose} (as who asks says)" if asked.purpose else ""),
-        ("purpose", f"{said.purpose} (by the policy)" if said.purpose else ""),
-        ("legal basis", said.legal_basis),
-        ("transferred by", said.transfer_mechanism),
+    said, policy = asked.grounds, f"by the policy of site {asked.source_site}"
+    found = (
+        ("purpose", asked.purpose, "as who asks says"),
+        ("purpose", said.purpose, policy),
+        ("legal basis", said.legal_basis, policy),
+        ("transferred by", said.transfer_mechanism, policy),
     )
-    return ((name, words.safe(value)) for name, value in pairs if value)
+    # Who says so: an approver of the destination is not to take it for the word of their own policy.
+    return ((name, words.safe(f"{value} ({who})")) for name, value, who in found if value)
 
 
 def labels(said: Labels) -> str:

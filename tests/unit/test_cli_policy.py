@@ -386,9 +386,9 @@ def test_show_says_why_and_by_what_right_and_who_says_so(fake: FakeGateway, run:
     fake.know([completed(purpose="the cooling has failed", grounds=grounds)])
     out = run("show", "3f2a")[1]
     assert "purpose         the cooling has failed (as who asks says)\n" in out
-    assert "purpose         running the shop (by the policy)\n" in out
-    assert "legal basis     contract\n" in out
-    assert "transferred by  scc-eu\n" in out
+    assert "purpose         running the shop (by the policy of site fra)\n" in out
+    assert "legal basis     contract (by the policy of site fra)\n" in out
+    assert "transferred by  scc-eu (by the policy of site fra)\n" in out
 
 
 def test_show_has_the_decisions_of_both_sites(fake: FakeGateway, run: Run) -> None:
