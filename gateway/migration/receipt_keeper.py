@@ -178,6 +178,7 @@ class ReceiptKeeper(Rounds):
             # Which may be there by now; else that is handed out which is kept, and on record.
             with contextlib.suppress(LandbridgeError):
                 made = (await self._receipts.receipt(id_)).receipt
+                await asyncio.to_thread(_check, made)
                 raw = made.encode() if _lacks(made) < lacks else raw
         self._refusals.tell(
             "log.read",

@@ -257,6 +257,8 @@ async def test_a_receipt_that_lacks_something_is_had_also_when_no_better_one_can
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(world, "receipt", unreachable)
         assert (await world.keeper.receipt(ID, adam))[1] == kept
-    # Nor is it replaced by one that lacks more.
+    # Nor is it replaced by one that lacks more, or that would not verify.
     world.missing = (Missing("example.org/site/bru/gateway/gw-2", (4, 5)),)
+    assert (await world.keeper.receipt(ID, adam))[1] == kept
+    world.missing, world.change = (), lambda part: replace(part, entries=())
     assert (await world.keeper.receipt(ID, adam))[1] == kept
