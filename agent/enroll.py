@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import sys
@@ -85,6 +86,7 @@ def enroll(token: str, directory: Path, path: Path, host: str | None, force: boo
 
     `landbridge hosts enroll` prints one, at a gateway of the site. Writes an identity, and a configuration if there is none.
     """
+    is_new = not directory.exists()
     try:
         if not force and (directory / store.CERTIFICATE).exists():
             raise AlreadyExists(f"{directory} holds an identity already: use --force to replace it.")
@@ -94,6 +96,9 @@ def enroll(token: str, directory: Path, path: Path, host: str | None, force: boo
         enrolled = asyncio.run(_enrol(tokens.parse(token), directory, host, force=force))
         is_written = _configure(path, directory, enrolled)
     except LandbridgeError as error:
+        if is_new:
+            with contextlib.suppress(OSError):  # it is not there, or something was kept in it
+                directory.rmdir()
         click.echo(f"landbridge-agent: {error.message}", err=True)
         sys.exit(error.exit_code)
     click.echo(f"Enrolled {enrolled.identity} in {directory}, valid until {enrolled.expires_at:%Y-%m-%dT%H:%M:%SZ}.")
