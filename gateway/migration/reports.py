@@ -39,7 +39,7 @@ class Reports:
         self._inventory = inventory
         self._deliveries = deliveries
         self._tasks: set[asyncio.Task[None]] = set()
-        # By migration: what records its delivery, or has done so.
+        # By migration: what records its delivery, or has done so; until the other site has heard of the end.
         self._recording: dict[str, asyncio.Task[None]] = {}
 
     def start(self) -> None:
@@ -90,6 +90,7 @@ class Reports:
             if ended and row.peer_pending and state_of(row) is told:
                 row.peer_pending = False
                 await self._ledger.save(row)
+                self._recording.pop(row.migration.id, None)
 
     def _begin_recording(self, row: Row) -> None:
         """Record what was delivered of a migration whose VM has left, once in each run of this gateway that may be the first."""
