@@ -258,7 +258,7 @@ class Carrier:
         """Call what the event loop calls. A defect in it ends the channel: asyncio would call it again, and the move would hang."""
         try:
             callback(*arguments)
-        except Exception as error:
+        except Exception as error:  # a defect: whatever it raises
             log.exception("channel.defect", channel=self.name)
             self.lost(
                 f"a defect of the agent ended {self.name} ({type(error).__name__}): report it, with the agent's log"

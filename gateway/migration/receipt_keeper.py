@@ -112,7 +112,7 @@ class ReceiptKeeper(Rounds):
                 await self._deposits.leave(row, others)
             except LandbridgeError as error:
                 self._tell(id_, "deposit.not_made", error.message)
-            except Exception:
+            except Exception:  # likewise
                 log.exception("deposit.defect", migration=id_)
             else:
                 continue

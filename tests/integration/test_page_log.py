@@ -21,7 +21,7 @@ from tests.lab import Lab, WanSettings
 from tests.lab.network import node
 from tests.lab.product import GatewaySeat
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.lab
 
 # Mbit/s at which the guest's memory, compressed, takes some ten seconds.
 SLOW = WanSettings(rate=24, rtt=20)
@@ -85,6 +85,7 @@ def test_the_way_back_begins_with_what_the_way_out_has_brought(paged: Guest) -> 
 
 
 @pytest.mark.parametrize("end", ["source", "destination"])
+@pytest.mark.timeout(240)
 def test_a_gateway_killed_while_it_writes_its_log_is_in_step_again_for_the_next_move(paged: Guest, end: str) -> None:
     def kill(move: Move) -> None:
         kill_and_restart(move.lab, getattr(move, f"{end}_gateway"))
@@ -95,6 +96,7 @@ def test_a_gateway_killed_while_it_writes_its_log_is_in_step_again_for_the_next_
     assert of(back, "duplicate", "delta") > of(back, "compressed", "incompressible")
 
 
+@pytest.mark.timeout(240)
 def test_a_line_that_fails_takes_only_what_was_on_it_out_of_the_log(paged: Guest) -> None:
     def cut(move: Move) -> None:
         move.lab.wan.cut()
