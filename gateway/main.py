@@ -62,6 +62,7 @@ from gateway.migration.recording import Recorder
 from gateway.migration.reports import Reports
 from gateway.migration.runs import Runs
 from gateway.migration.succession import Succession
+from gateway.migration.survey import Survey
 from gateway.remote import AgentRemote, PeerRemote, Remote, now
 from gateway.service.admission import ByRole
 from gateway.service.identities import EnrolmentService, IdentitiesService, RenewalService
@@ -154,7 +155,9 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         stack.push_async_callback(deliveries.close)
         reports, leaving = Reports(ledger, inventory, deliveries), Leaving(evidence.journal, inventory)
         runs = Runs(ledger, inventory, tunnels, settings.patience, deliveries, reports, leaving)
-        coordinator = Coordinator(ledger, inventory, tunnels, authority, runs, reports, leaving)
+        incoming = Incoming(ledger, inventory, pump, authority, deliveries)
+        survey = Survey(ledger, inventory, tunnels, authority, incoming)
+        coordinator = Coordinator(ledger, inventory, survey, authority, runs, reports, leaving)
         witness = await keep_witness(settings, evidence.journal, stack)
         cosigning = Cosigning(evidence.journal, lambda: inventory.peers(tunnels.is_up_or_leads_nowhere), witness)
         deposits = Deposits(store, evidence.journal, cosigning.head, deliveries.followed)
@@ -170,6 +173,7 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
             coordinator,
             ledger,
             inventory,
+            survey,
             tunnels,
             limits,
             authority,
@@ -180,9 +184,8 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         await serve_operators(settings, identity, authority, gateway_service, keepers, evidence, stack)
         others = Access(Role.GATEWAY, identity.identity.home, local=False)
         peers = guarded_server(Guard(identity, {"landbridge.v1.Peer": others}, evidence.refusals.refused))
-        incoming = Incoming(ledger, inventory, pump, authority, deliveries)
         add_PeerServicer_to_server(
-            PeerService(incoming, inventory, keepers.trusting, receipts, witness, evidence.refusals), peers
+            PeerService(incoming, reports, inventory, keepers.trusting, receipts, witness, evidence.refusals), peers
         )
         await begin(peers, settings.listen.peers, identity, "peers", stack)
         tunnels.keep_up()

@@ -17,7 +17,6 @@ from gateway.migration.runs import Runs
 from gateway.migration.states import CANCELLABLE, Input, State
 from gateway.migration.survey import Asked, Preflight, Survey
 from gateway.store import Row
-from gateway.tunnel.tunnels import Tunnels
 from landbridge.errors import ApprovalNeeded, Conflict, LandbridgeError, PermissionDenied, PreflightFailed, TakenOver
 from landbridge.v1 import agent_pb2
 from landbridge.v1.authorization_pb2 import ApprovalRequest
@@ -34,15 +33,11 @@ class Coordinator:
 
     ledger: Ledger
     inventory: Inventory
-    tunnels: Tunnels
+    survey: Survey
     authority: Authority
     runs: Runs
     reports: Reports
     leaving: Leaving
-
-    def __post_init__(self) -> None:
-        """Set up what is derived: the survey."""
-        self._survey = Survey(self.ledger, self.inventory, self.tunnels, self.authority)
 
     async def migrate(
         self, wanted: str, site: str, host: str, policy: Policy, asked: Asked, request: str = ""
@@ -56,7 +51,7 @@ class Coordinator:
         if waiting is not None:
             # What was approved names a host, though the gateway chose it.
             host = host or waiting.migration.destination_host
-        found = await self._survey.preflight(wanted, site, host, policy, asked)
+        found = await self.survey.preflight(wanted, site, host, policy, asked)
         try:
             return await self._begin(found, host, waiting, request)
         except BaseException:
@@ -124,7 +119,7 @@ class Coordinator:
         theirs = found.decisions[-1]
         if theirs.verdict != Verdict.VERDICT_ALLOWED:
             # Else it has just said yes, and decides again as it takes the migration in.
-            theirs = await self._survey.ask_destination(migration, opens=True)
+            theirs = await self.survey.ask_destination(migration, opens=True)
         if theirs.verdict == Verdict.VERDICT_REFUSED and (error := refusal(theirs)):
             raise error
         waits = [refused for decision in (own, theirs) if (refused := refusal(decision)) is not None]

@@ -29,6 +29,7 @@ from landbridge.errors import Conflict, LandbridgeError, NotFound, PermissionDen
 from landbridge.v1 import agent_pb2
 from landbridge.v1.agent_pb2 import Role
 from landbridge.v1.decision_pb2 import Decision, Verdict
+from landbridge.v1.peer_pb2 import PeerGetReportRequest
 from landbridge.v1.types_pb2 import Migration, MigrationState
 
 log = structlog.get_logger()
@@ -224,6 +225,19 @@ class Incoming:
             # Once the source has heard the answer, receipts are made of what is in both logs.
             await self._deliveries.followed(migration.id)
             self._pump.forget_counts(migration.id)
+
+    async def catch_up(self, row: Row) -> None:
+        """Ask the source how a migration stands, before somebody is refused for its sake: reports of the end may be late.
+
+        What the source does not answer, or may not say, changes nothing.
+        """
+        site = row.migration.source_site
+        with contextlib.suppress(LandbridgeError):
+            remote = self._inventory.site_named(site).remote
+            asked = PeerGetReportRequest(migration=row.migration.id)
+            told = (await remote.ask(remote.stub.GetReport, asked, FACTS)).migration
+            if told.id == row.migration.id:
+                await self.report(told, site)
 
     def _expect(self, known: Migration, told: State, site: str) -> None:
         """Raises Conflict for a new state that has no way from the known one, or is one too many. States in between may be missing."""

@@ -18,9 +18,10 @@ from gateway.migration.ledger import Ledger, has_ended, state_of
 from gateway.migration.states import State
 from gateway.remote import WORK
 from gateway.store import Row
-from landbridge.errors import LandbridgeError
+from landbridge.errors import LandbridgeError, NotFound, PermissionDenied
 from landbridge.v1 import agent_pb2
 from landbridge.v1.peer_pb2 import PeerCancelRequest, PeerReportRequest
+from landbridge.v1.types_pb2 import Migration
 
 # Seconds between two rounds of telling other sites how migrations ended that they have not heard of.
 INTERVAL = 10.0
@@ -55,6 +56,15 @@ class Reports:
                 self._spawn(self._tell_later(row, told))
             case _:
                 self._spawn(self._tell(row))
+
+    async def of(self, migration: str, site: str) -> Migration:
+        """What the site that a migration goes to would be told now. Raises NotFound, or PermissionDenied for another site."""
+        row = await self._ledger.latest(migration)
+        if row is None:
+            raise NotFound(f"site {self._inventory.site} knows of no migration {migration}")
+        if not row.coordinating or row.migration.destination_site != site:
+            raise PermissionDenied(f"migration {migration} does not go from here to site {site}")
+        return row.migration
 
     async def close(self) -> None:
         """Stop telling; what was not heard is told by the next run."""

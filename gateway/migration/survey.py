@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from gateway.authorization.authority import Authority
 from gateway.authorization.request import domain_digest, mapping_digest
 from gateway.migration import estimate, preflight, proof, verdicts
+from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import PROTOCOL_VERSION, Inventory, SiteFacts, fill_offset
 from gateway.migration.ledger import Ledger, has_ended
 from gateway.remote import FACTS, WORK
@@ -65,6 +66,7 @@ class Survey:
     inventory: Inventory
     tunnels: Tunnels
     authority: Authority
+    incoming: Incoming
 
     async def preflight(self, wanted: str, site: str, host: str, policy: Policy, asked: Asked) -> Preflight:
         """Look for every reason why the migration would not work. Raises NotFound for an unknown VM, site or host.
@@ -100,10 +102,7 @@ class Survey:
         check = agent_pb2.CheckIncomingRequest(
             vm=inspected.vm, domain_xml=inspected.domain_xml, mapping=remote.mapping()
         )
-        under_way = next(
-            (r.migration.id for r in self.ledger.rows() if r.migration.vm_uuid == vm.uuid and not has_ended(r)),
-            None,
-        )
+        under_way = await self._under_way(vm)
         results = []
         for candidate in hosts:
             proposal = self.proposal(inspected.vm, inspected.domain_xml, site, candidate.name, policy, asked)
@@ -137,6 +136,16 @@ class Survey:
                 results[-1].estimating = asyncio.create_task(making, name=f"estimate of {vm.name}")
                 return results[-1]
         return results[0]
+
+    async def _under_way(self, vm: Vm) -> str | None:
+        """The migration of a VM that has not ended, by its id."""
+        for row in self.ledger.rows():
+            if row.migration.vm_uuid == vm.uuid and not has_ended(row):
+                if not row.coordinating:
+                    await self.incoming.catch_up(row)
+                if not has_ended(row):
+                    return row.migration.id
+        return None
 
     async def _facts(self, site: str) -> SiteFacts | Unreachable:
         """What the other site tells of itself, or why it does not."""

@@ -37,6 +37,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         coordinator: Coordinator,
         ledger: Ledger,
         inventory: Inventory,
+        survey: Survey,
         tunnels: Tunnels,
         limits: Limits,
         authority: Authority,
@@ -46,7 +47,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
     ) -> None:
         """`alarms` is what audit logs have shown that does not fit, by site; of this one under ""."""
         self._coordinator = coordinator
-        self._survey = Survey(ledger, inventory, tunnels, authority)
+        self._survey = survey
         self._authority = authority
         self._ledger = ledger
         self._inventory = inventory

@@ -12,6 +12,7 @@ from gateway.identities.trusting import Trusting
 from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory
 from gateway.migration.receipts import Receipts
+from gateway.migration.reports import Reports
 from landbridge.v1 import peer_pb2 as pb
 from landbridge.v1 import peer_pb2_grpc
 from landbridge.v1.audit_pb2 import AddCheckpointRequest, AddCheckpointResponse, GetProofsRequest, GetProofsResponse
@@ -23,6 +24,7 @@ class PeerService(peer_pb2_grpc.PeerServicer):
     def __init__(
         self,
         incoming: Incoming,
+        reports: Reports,
         inventory: Inventory,
         trusting: Trusting,
         receipts: Receipts,
@@ -31,6 +33,7 @@ class PeerService(peer_pb2_grpc.PeerServicer):
     ) -> None:
         self._refusals = refusals
         self._incoming = incoming
+        self._reports = reports
         self._inventory = inventory
         self._trusting = trusting
         self._receipts = receipts
@@ -71,6 +74,10 @@ class PeerService(peer_pb2_grpc.PeerServicer):
         """How it stands at the source."""
         await self._incoming.report(request.migration, caller.get().site)
         return pb.PeerReportResponse()
+
+    async def GetReport(self, request: pb.PeerGetReportRequest, context: Any) -> pb.PeerGetReportResponse:
+        """How it stands here, at the source."""
+        return pb.PeerGetReportResponse(migration=await self._reports.of(request.migration, caller.get().site))
 
     async def ExchangeTrust(self, request: pb.ExchangeTrustRequest, context: Any) -> pb.ExchangeTrustResponse:
         """Whom to believe there, and here."""

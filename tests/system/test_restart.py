@@ -7,7 +7,9 @@ import asyncio
 import pytest
 
 from agent.hypervisor.base import Presence
+from gateway.migration.incoming import Incoming
 from gateway.migration.states import State
+from landbridge.errors import Unreachable
 from landbridge.v1.types_pb2 import Migration
 from tests.system.sites import TwoSites, eventually
 
@@ -221,6 +223,31 @@ async def test_an_end_that_the_other_site_did_not_hear_of_is_told_when_it_is_bac
         return State((await two.ams.operator.migration(id_)).state) is State.SETTLED
 
     await eventually(has_heard)
+
+
+async def test_a_vm_may_go_back_at_once_though_nobody_heard_of_the_end_of_its_way_here(
+    two: TwoSites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[State] = []
+
+    async def lose(_: Incoming, migration: Migration, site: str) -> None:
+        lost.append(State(migration.state))
+        raise Unreachable(f"what site {site} reports is lost")
+
+    vm = two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
+    with monkeypatch.context() as patched:
+        patched.setattr(Incoming, "report", lose)
+        there = await two.fra.operator.migrate("web-01", "ams")
+        assert State((await two.fra.operator.ended(there)).state) is State.COMPLETED
+        await eventually(lambda: State.COMPLETED in lost)
+        assert State((await two.ams.operator.migration(there)).state) is State.PREPARING
+        refused = await two.ams.operator.preflight("web-01", "fra")
+        assert [finding.code for finding in refused.findings if finding.code == "already-migrating"]
+    # Long before the report is repeated.
+    back = await two.ams.operator.ended(await two.ams.operator.migrate("web-01", "fra"))
+    assert (State(back.state), back.reason) == (State.COMPLETED, "")
+    assert two.fra.hypervisor.presence(vm) is Presence.RUNNING
+    assert State((await two.ams.operator.migration(there)).state) is State.COMPLETED
 
 
 @pytest.mark.parametrize(("method", "state"), [("resume", "ACTIVATING"), ("destroy", "CLEANING")])

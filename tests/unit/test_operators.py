@@ -13,6 +13,7 @@ from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
 from gateway.migration.receipt_keeper import ReceiptKeeper
+from gateway.migration.survey import Survey
 from gateway.service.operators import GatewayService
 from gateway.store import TunnelLimits
 from gateway.tunnel.tunnels import Tunnels
@@ -56,6 +57,7 @@ async def told(request: SetLimitRequest) -> list[tuple[str, int | TunnelLimits |
         cast("Coordinator", limited),
         cast("Ledger", None),
         cast("Inventory", None),
+        cast("Survey", None),
         cast("Tunnels", limited),
         cast("Limits", limited),
         cast("Authority", limited),

@@ -332,6 +332,45 @@ class PeerReportResponse(_message.Message):
 Global___PeerReportResponse: _TypeAlias = PeerReportResponse  # noqa: Y015
 
 @_typing.final
+class PeerGetReportRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_FIELD_NUMBER: _builtins.int
+    migration: _builtins.str
+    def __init__(
+        self,
+        *,
+        migration: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerGetReportRequest: _TypeAlias = PeerGetReportRequest  # noqa: Y015
+
+@_typing.final
+class PeerGetReportResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def migration(self) -> _types_pb2.Migration: ...
+    def __init__(
+        self,
+        *,
+        migration: _types_pb2.Migration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerGetReportResponse: _TypeAlias = PeerGetReportResponse  # noqa: Y015
+
+@_typing.final
 class PeerAuthorizeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -75,6 +75,11 @@ class PeerStub:
                 request_serializer=landbridge_dot_v1_dot_peer__pb2.PeerReportRequest.SerializeToString,
                 response_deserializer=landbridge_dot_v1_dot_peer__pb2.PeerReportResponse.FromString,
                 _registered_method=True)
+        self.GetReport = channel.unary_unary(
+                '/landbridge.v1.Peer/GetReport',
+                request_serializer=landbridge_dot_v1_dot_peer__pb2.PeerGetReportRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_peer__pb2.PeerGetReportResponse.FromString,
+                _registered_method=True)
         self.ExchangeTrust = channel.unary_unary(
                 '/landbridge.v1.Peer/ExchangeTrust',
                 request_serializer=landbridge_dot_v1_dot_peer__pb2.ExchangeTrustRequest.SerializeToString,
@@ -146,6 +151,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetReport(self, request, context):
+        """The same, asked for by the destination, which a report may not have reached yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExchangeTrust(self, request, context):
         """What each site believes of itself, told regularly.
         """
@@ -209,6 +221,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=landbridge_dot_v1_dot_peer__pb2.PeerReportRequest.FromString,
                     response_serializer=landbridge_dot_v1_dot_peer__pb2.PeerReportResponse.SerializeToString,
+            ),
+            'GetReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReport,
+                    request_deserializer=landbridge_dot_v1_dot_peer__pb2.PeerGetReportRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_peer__pb2.PeerGetReportResponse.SerializeToString,
             ),
             'ExchangeTrust': grpc.unary_unary_rpc_method_handler(
                     servicer.ExchangeTrust,
@@ -442,6 +459,33 @@ class Peer:
             '/landbridge.v1.Peer/Report',
             landbridge_dot_v1_dot_peer__pb2.PeerReportRequest.SerializeToString,
             landbridge_dot_v1_dot_peer__pb2.PeerReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Peer/GetReport',
+            landbridge_dot_v1_dot_peer__pb2.PeerGetReportRequest.SerializeToString,
+            landbridge_dot_v1_dot_peer__pb2.PeerGetReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,8 @@ class PeerStub:
     """See Agent.Prove."""
     Report: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PeerReportRequest, _peer_pb2.PeerReportResponse]
     """How the migration stands at the source, so that both sites tell the same story."""
+    GetReport: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PeerGetReportRequest, _peer_pb2.PeerGetReportResponse]
+    """The same, asked for by the destination, which a report may not have reached yet."""
     ExchangeTrust: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ExchangeTrustRequest, _peer_pb2.ExchangeTrustResponse]
     """What each site believes of itself, told regularly."""
     GetProofs: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetProofsRequest, _audit_pb2.GetProofsResponse]
@@ -64,6 +66,8 @@ class PeerAsyncStub(PeerStub):
     """See Agent.Prove."""
     Report: _aio.UnaryUnaryMultiCallable[_peer_pb2.PeerReportRequest, _peer_pb2.PeerReportResponse]  # type: ignore[assignment]
     """How the migration stands at the source, so that both sites tell the same story."""
+    GetReport: _aio.UnaryUnaryMultiCallable[_peer_pb2.PeerGetReportRequest, _peer_pb2.PeerGetReportResponse]  # type: ignore[assignment]
+    """The same, asked for by the destination, which a report may not have reached yet."""
     ExchangeTrust: _aio.UnaryUnaryMultiCallable[_peer_pb2.ExchangeTrustRequest, _peer_pb2.ExchangeTrustResponse]  # type: ignore[assignment]
     """What each site believes of itself, told regularly."""
     GetProofs: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetProofsRequest, _audit_pb2.GetProofsResponse]  # type: ignore[assignment]
@@ -130,6 +134,14 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.PeerReportResponse, _abc.Awaitable[_peer_pb2.PeerReportResponse]]:
         """How the migration stands at the source, so that both sites tell the same story."""
+
+    @_abc_1.abstractmethod
+    def GetReport(
+        self,
+        request: _peer_pb2.PeerGetReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.PeerGetReportResponse, _abc.Awaitable[_peer_pb2.PeerGetReportResponse]]:
+        """The same, asked for by the destination, which a report may not have reached yet."""
 
     @_abc_1.abstractmethod
     def ExchangeTrust(
