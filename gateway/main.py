@@ -61,6 +61,7 @@ from gateway.migration.receipts import Receipts
 from gateway.migration.recording import Recorder
 from gateway.migration.reports import Reports
 from gateway.migration.runs import Runs
+from gateway.migration.stranded import Stranded
 from gateway.migration.succession import Succession
 from gateway.migration.survey import Survey
 from gateway.remote import AgentRemote, PeerRemote, Remote, now
@@ -156,7 +157,8 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         reports, leaving = Reports(ledger, inventory, deliveries), Leaving(evidence.journal, inventory)
         runs = Runs(ledger, inventory, tunnels, settings.patience, deliveries, reports, leaving)
         incoming = Incoming(ledger, inventory, pump, authority, deliveries)
-        survey = Survey(ledger, inventory, tunnels, authority, incoming)
+        stranded = Stranded(ledger, inventory, tunnels, authority, incoming, settings.patience.outage)
+        survey = Survey(ledger, inventory, tunnels, authority, stranded)
         coordinator = Coordinator(ledger, inventory, survey, authority, runs, reports, leaving)
         witness = await keep_witness(settings, evidence.journal, stack)
         cosigning = Cosigning(evidence.journal, lambda: inventory.peers(tunnels.is_up_or_leads_nowhere), witness)
@@ -189,7 +191,7 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         )
         await begin(peers, settings.listen.peers, identity, "peers", stack)
         tunnels.keep_up()
-        for each in (cosigning, receipt_keeper):
+        for each in (cosigning, receipt_keeper, stranded):
             each.start()
             stack.push_async_callback(each.close)
         incoming.resume()

@@ -21,7 +21,7 @@ from gateway.migration import proof
 from gateway.migration.deliveries import Deliveries
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger, has_ended
-from gateway.migration.states import ENDED, LATER, State
+from gateway.migration.states import LATER, State
 from gateway.remote import FACTS, WORK
 from gateway.store import Row
 from gateway.tunnel.pump import Pump
@@ -29,7 +29,6 @@ from landbridge.errors import Conflict, LandbridgeError, NotFound, PermissionDen
 from landbridge.v1 import agent_pb2
 from landbridge.v1.agent_pb2 import Role
 from landbridge.v1.decision_pb2 import Decision, Verdict
-from landbridge.v1.peer_pb2 import PeerGetReportRequest
 from landbridge.v1.types_pb2 import Migration, MigrationState
 
 log = structlog.get_logger()
@@ -38,6 +37,9 @@ log = structlog.get_logger()
 TOLD = frozenset(
     {"state", "reason", "updated_at", "ended_at", "progress", "summary", "silent_ms", "limit", "proof", "estimate"}
 )
+
+# States in which this site knows that it has let the VM run, whatever became of it since.
+ACTIVATED = frozenset({State.VERIFYING, State.COMPLETED, State.SETTLED})
 
 # Each migration that is let in, and each new state of one, is written to this site's audit log at once: so many of either may another site
 # cause in one go, and as many again in each minute. Apart from each other, so that many that move keep none from being let in.
@@ -90,7 +92,7 @@ class Incoming:
             if (
                 left is not None
                 and left.coordinating
-                and State(left.migration.state) in {State.VERIFYING, State.COMPLETED}
+                and State(left.migration.state) in {State.ACTIVATING, State.VERIFYING, State.COMPLETED}
             ):
                 proof.require_settleable(left.migration, "")
         return found
@@ -119,7 +121,7 @@ class Incoming:
         row = await self._ledger.latest(migration.id)
         if row is None:
             self._spend(self._admissions, source.site, "migrations", "begin this one")
-            row = Row(migration=Migration(), coordinating=False)
+            row = Row(migration=Migration(), coordinating=False, autostart=request.vm.autostart)
             row.migration.CopyFrom(migration)
             # Again, for who has skipped preflight.
             look = agent_pb2.CheckIncomingRequest(vm=request.vm, domain_xml=request.domain_xml, mapping=request.mapping)
@@ -173,9 +175,15 @@ class Incoming:
                 self._deliveries.follow(row)
 
     async def activate(self, request: agent_pb2.ActivateRequest, site: str) -> agent_pb2.ActivateResponse:
-        """Let the VM run here."""
-        agent = self._inventory.agent((await self._own(request.migration, site)).migration.destination_host)
-        return await agent.ask(agent.stub.Activate, request, FACTS)
+        """Let the VM run here; where it was before, only say so: it may have moved on, and must not start with this host again."""
+        row = await self._own(request.migration, site)
+        agent = self._inventory.agent(row.migration.destination_host)
+        if State(row.migration.state) not in ACTIVATED:
+            return await agent.ask(agent.stub.Activate, request, FACTS)
+        with contextlib.suppress(LandbridgeError):  # its host may be gone, too, or know nothing any more
+            again = agent_pb2.ActivateRequest(migration=request.migration)
+            return await agent.ask(agent.stub.Activate, again, FACTS)
+        return agent_pb2.ActivateResponse()
 
     async def prove(self, request: agent_pb2.ProveRequest, site: str) -> agent_pb2.ProveResponse:
         """Have the host hash the VM's disks."""
@@ -191,6 +199,9 @@ class Incoming:
         if await self._ledger.latest(request.migration) is None:
             return agent_pb2.CancelResponse(possession=agent_pb2.Possession.POSSESSION_ABSENT)
         row = await self._own(request.migration, site)
+        if State(row.migration.state) in ACTIVATED:
+            # Whatever its host knows by now: nobody has to look for it at the source.
+            return agent_pb2.CancelResponse(possession=agent_pb2.Possession.POSSESSION_HERE)
         agent = self._inventory.agent(row.migration.destination_host)
         stop = agent_pb2.CancelRequest(migration=request.migration, discard_arrived=request.discard_arrived)
         answer = await agent.ask(agent.stub.Cancel, stop, WORK)
@@ -212,32 +223,23 @@ class Incoming:
         if (migration.vm_uuid, migration.destination_host, migration.source_host) != identity:
             raise PermissionDenied(f"migration {migration.id} is of another VM or between other hosts than was agreed")
         self._expect(row.migration, State(migration.state), site)
+        await self.become(row, _as_let_in(row.migration, migration, self._inventory.site))
+
+    async def become(self, row: Row, news: Migration) -> None:
+        """Have a migration stand as it is known to by now, and make that durable. Raises NotRecorded, and it stands as before."""
         before = Migration()
         before.CopyFrom(row.migration)
-        row.migration.CopyFrom(_as_let_in(row.migration, migration, self._inventory.site))
+        row.migration.CopyFrom(news)
         try:
             await self._ledger.save(row)
         except BaseException:
-            # It is reported again, and must be news then.
+            # It is told again, and must be news then.
             row.migration.CopyFrom(before)
             raise
-        if State(migration.state) in ENDED:
+        if has_ended(row):
             # Once the source has heard the answer, receipts are made of what is in both logs.
-            await self._deliveries.followed(migration.id)
-            self._pump.forget_counts(migration.id)
-
-    async def catch_up(self, row: Row) -> None:
-        """Ask the source how a migration stands, before somebody is refused for its sake: reports of the end may be late.
-
-        What the source does not answer, or may not say, changes nothing.
-        """
-        site = row.migration.source_site
-        with contextlib.suppress(LandbridgeError):
-            remote = self._inventory.site_named(site).remote
-            asked = PeerGetReportRequest(migration=row.migration.id)
-            told = (await remote.ask(remote.stub.GetReport, asked, FACTS)).migration
-            if told.id == row.migration.id:
-                await self.report(told, site)
+            await self._deliveries.followed(news.id)
+            self._pump.forget_counts(news.id)
 
     def _expect(self, known: Migration, told: State, site: str) -> None:
         """Raises Conflict for a new state that has no way from the known one, or is one too many. States in between may be missing."""

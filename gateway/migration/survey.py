@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from gateway.authorization.authority import Authority
 from gateway.authorization.request import domain_digest, mapping_digest
 from gateway.migration import estimate, preflight, proof, verdicts
-from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import PROTOCOL_VERSION, Inventory, SiteFacts, fill_offset
 from gateway.migration.ledger import Ledger, has_ended
+from gateway.migration.stranded import Stranded
 from gateway.remote import FACTS, WORK
 from gateway.tunnel.tunnels import Tunnels
 from landbridge.errors import LandbridgeError, NotFound, Unreachable
@@ -66,7 +66,7 @@ class Survey:
     inventory: Inventory
     tunnels: Tunnels
     authority: Authority
-    incoming: Incoming
+    stranded: Stranded
 
     async def preflight(self, wanted: str, site: str, host: str, policy: Policy, asked: Asked) -> Preflight:
         """Look for every reason why the migration would not work. Raises NotFound for an unknown VM, site or host.
@@ -142,7 +142,7 @@ class Survey:
         for row in self.ledger.rows():
             if row.migration.vm_uuid == vm.uuid and not has_ended(row):
                 if not row.coordinating:
-                    await self.incoming.catch_up(row)
+                    await self.stranded.catch_up(row)
                 if not has_ended(row):
                     return row.migration.id
         return None
