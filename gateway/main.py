@@ -176,6 +176,7 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
             ledger,
             inventory,
             survey,
+            stranded,
             tunnels,
             limits,
             authority,

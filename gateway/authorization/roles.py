@@ -50,6 +50,8 @@ CALLS: Mapping[str, frozenset[OperatorRole]] = {
     "Migrate": _OPERATOR,
     "CancelMigration": _OPERATOR,
     "SettleMigration": _OPERATOR,
+    # Whoever does it answers for that the VM does not run twice.
+    "ActivateMigration": _ADMIN,
     # Of a migration: operators who may move its VM. Of a tunnel, which all share: see `authority.administer`.
     "SetLimit": frozenset({OperatorRole.OPERATOR, OperatorRole.ADMIN}),
     "ApproveRequest": _APPROVER,
@@ -80,6 +82,7 @@ COMMANDS: Mapping[str, str] = {
     "Migrate": "migrate",
     "CancelMigration": "cancel",
     "SettleMigration": "settle",
+    "ActivateMigration": "activate",
     "SetLimit": "limit",
     "ApproveRequest": "approve",
     "DenyRequest": "deny",

@@ -1,6 +1,7 @@
 """The command line, `landbridge`: one file for each verb, and below them what they share.
 
     sites hosts vms migrations show settle limit receipt  ask once and print
+    activate                                              likewise
     policy requests approve deny                          likewise: who may do what
     migrate watch cancel                                  and then follow a migration to its end
     audit, policy test                                    work on files, ask no gateway
@@ -40,7 +41,7 @@ _GLOBAL_OPTIONS = frozenset({"--gateway", "--identity"})
 _VERBS = frozenset(
     (
         *("sites", "hosts", "vms", "migrate", "migrations", "show", "settle", "limit", "receipt", "watch", "cancel"),
-        *("policy", "requests", "approve", "deny", "audit", "certs"),
+        *("activate", "policy", "requests", "approve", "deny", "audit", "certs"),
     )
 )
 

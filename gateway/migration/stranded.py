@@ -19,6 +19,7 @@ import structlog
 
 from certs.identity import Identity
 from gateway.authorization.authority import Authority
+from gateway.authorization.request import REASON_CHARACTERS
 from gateway.migration import proof
 from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory
@@ -28,7 +29,7 @@ from gateway.remote import FACTS, AgentRemote
 from gateway.rounds import Rounds
 from gateway.store import Row
 from gateway.tunnel.tunnels import Tunnels
-from landbridge.errors import Conflict, LandbridgeError, NotFound, ProtocolError, Unreachable
+from landbridge.errors import Conflict, LandbridgeError, NotFound, ProtocolError, Unreachable, UsageError
 from landbridge.v1.agent_pb2 import ActivateRequest, ProveRequest, Stage, WatchRequest
 from landbridge.v1.peer_pb2 import PeerGetReportRequest
 from landbridge.v1.types_pb2 import Migration, Proof, ProofOutcome
@@ -117,8 +118,11 @@ class Stranded(Rounds):
     async def activate(self, prefix: str, reason: str, who: Identity) -> Row:
         """Let a VM run here that waits for a source which is lost, as an admin says: on record with the reason, before it is done.
 
-        Raises Conflict while the source's site answers for the migration, if it has ended, or if the VM has not arrived whole.
+        Raises Conflict while the source's site answers for the migration, if it has ended, or if the VM has not arrived whole;
+        UsageError without a reason.
         """
+        if not reason.strip() or len(reason) > REASON_CHARACTERS:
+            raise UsageError(f"say how it is known that the source is lost, in at most {REASON_CHARACTERS} characters")
         row = await self._ledger.find(prefix)
         migration = row.migration
         if row.coordinating:

@@ -17,6 +17,7 @@ from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
 from gateway.migration.preflight import refuses
 from gateway.migration.receipt_keeper import ReceiptKeeper
+from gateway.migration.stranded import Stranded
 from gateway.migration.survey import Asked, Survey
 from gateway.store import TunnelLimits
 from gateway.tunnel.tunnels import Tunnels
@@ -38,6 +39,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         ledger: Ledger,
         inventory: Inventory,
         survey: Survey,
+        stranded: Stranded,
         tunnels: Tunnels,
         limits: Limits,
         authority: Authority,
@@ -48,6 +50,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         """`alarms` is what audit logs have shown that does not fit, by site; of this one under ""."""
         self._coordinator = coordinator
         self._survey = survey
+        self._stranded = stranded
         self._authority = authority
         self._ledger = ledger
         self._inventory = inventory
@@ -173,6 +176,13 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         """Remove what is left at the source."""
         row, removed = await self._coordinator.settle(request.id, caller.get(), request.without_proof.strip())
         return pb.SettleMigrationResponse(migration=row.migration, removed=removed)
+
+    async def ActivateMigration(
+        self, request: pb.ActivateMigrationRequest, context: Any
+    ) -> pb.ActivateMigrationResponse:
+        """Let a VM run here whose source is lost."""
+        row = await self._stranded.activate(request.id, request.source_is_lost, caller.get())
+        return pb.ActivateMigrationResponse(migration=row.migration)
 
     async def SetLimit(self, request: pb.SetLimitRequest, context: Any) -> pb.SetLimitResponse:
         """How much of the WAN a migration or a tunnel may use."""

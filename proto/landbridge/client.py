@@ -294,6 +294,14 @@ class Client:
         request = api.SettleMigrationRequest(id=_text(migration_id), without_proof=_text(without_proof))
         return self._ask(lambda stub: stub.SettleMigration, request, SETTLE_S)
 
+    def activate(self, migration_id: str, *, source_is_lost: str) -> Migration:
+        """Let a VM run that waits, paused, at this site, its destination, for a source that is lost for good; the reason is recorded.
+
+        If the VM does run at the source, it runs twice from now on. Conflict while the source's site answers for it.
+        """
+        request = api.ActivateMigrationRequest(id=_text(migration_id), source_is_lost=_text(source_is_lost))
+        return self._ask(lambda stub: stub.ActivateMigration, request, SETTLE_S).migration
+
     def receipt(self, migration_id: str) -> GetReceiptResponse:
         """What the audit logs of both sites say of a migration that has ended, as a file that verifies alone.
 

@@ -69,6 +69,7 @@ _EVENTS = (
     Event("M022W", "disk.unproved", "The disks at both ends were to be compared, and could not be."),
     Event("M023I", "migration.left", "A source host that did not know it is told that the VM has left for good."),
     Event("M024E", "migration.doubled", "A VM was let run by somebody where it is not, and may run twice."),
+    Event("M025W", "migration.forced", "An admin lets a VM run that has arrived whole; its source, they say, is lost."),
     # Who may do what.
     Event("S001W", "access.denied", "A caller was known, and not allowed to do what it asked for."),
     Event("S002W", "identity.refused", "A caller did not prove who it is."),

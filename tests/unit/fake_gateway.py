@@ -344,6 +344,14 @@ class FakeGateway(GatewayServicer):
         found.state = types.MIGRATION_STATE_SETTLED
         return api.SettleMigrationResponse(migration=found, removed=self.removed)
 
+    def ActivateMigration(
+        self, request: api.ActivateMigrationRequest, context: grpc.ServicerContext
+    ) -> api.ActivateMigrationResponse:
+        self._hear(f"activate {request.id}: {request.source_is_lost}", context)
+        found = self._find(request.id, context)
+        found.state = types.MIGRATION_STATE_COMPLETED
+        return api.ActivateMigrationResponse(migration=found)
+
     def SetLimit(self, request: api.SetLimitRequest, context: grpc.ServicerContext) -> api.SetLimitResponse:
         what = [f"limit {request.migration or request.site}"]
         if request.HasField("bytes_per_second"):

@@ -556,6 +556,23 @@ def test_settle_lists_what_was_removed(fake: FakeGateway, run: Run) -> None:
     assert run("settle", ID)[0] == 4
 
 
+def test_activate_warns_and_asks_how_it_is_known_that_the_source_is_lost(fake: FakeGateway, run: Run) -> None:
+    fake.know([copying_memory()])
+    code, _, err = run("activate", ID)
+    assert code == 2
+    assert "it will run twice" in err
+    assert "--source-is-lost REASON" in err
+    assert not fake.asked
+
+
+def test_activate_says_where_the_vm_runs_and_must_not_be_started(fake: FakeGateway, run: Run) -> None:
+    fake.know([copying_memory()])
+    code, out, _ = run("activate", ID, "--source-is-lost", "the hall burnt down")
+    assert (code, out) == (0, "web-01 runs at ams/host-b. See that nobody starts it at fra/host-a any more.\n")
+    assert fake.asked == [f"activate {ID}: the hall burnt down"]
+    assert objects(run("activate", ID, "--source-is-lost", "fire", "--json")[1])[0]["type"] == "migration"
+
+
 def test_ctrl_c_detaches_and_the_migration_goes_on(
     fake: FakeGateway, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,8 +45,10 @@ def test_each_verb_returns_the_messages_of_the_contract(fake: FakeGateway) -> No
         assert client.migrations() == [client.migration(ID[:4])] == [completed()]
         assert client.cancel(ID) == completed()
         assert client.settle(ID).removed == ["a disk"]
+        assert client.activate(ID, source_is_lost="it burns").id == ID
         assert client.migrate("web-01", "ams", "host-b") == requested()
     assert "migrate web-01 ams/host-b" in fake.asked
+    assert f"activate {ID}: it burns" in fake.asked
 
 
 def test_watch_gives_the_migration_now_and_each_change_and_the_end(fake: FakeGateway) -> None:

@@ -183,3 +183,15 @@ async def test_no_other_site_has_a_host_here_told_that_a_vm_has_left_it(here: He
     # Nor, by the way, of one that is not known here: that answers nothing.
     with pytest.raises(PermissionDenied):
         await here.incoming.cancel(agent_pb2.CancelRequest(migration="bbbb2222", has_left=True), "bru")
+
+
+@pytest.mark.parametrize("state", [State.VERIFYING, State.COMPLETED, State.SETTLED])
+@pytest.mark.parametrize("discards", [False, True])
+async def test_a_vm_that_was_let_run_here_is_here_whatever_its_host_knows_of_it_by_now(
+    here: Here, state: State, discards: bool
+) -> None:
+    await here.admitted("aaaa1111", state)
+    answer = await here.incoming.cancel(
+        agent_pb2.CancelRequest(migration="aaaa1111", discard_arrived=discards), "bru"
+    )  # whose host is asked for nothing: it has none
+    assert answer.possession == agent_pb2.Possession.POSSESSION_HERE

@@ -13,6 +13,7 @@ from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger
 from gateway.migration.limits import Limits
 from gateway.migration.receipt_keeper import ReceiptKeeper
+from gateway.migration.stranded import Stranded
 from gateway.migration.survey import Survey
 from gateway.service.operators import GatewayService
 from gateway.store import TunnelLimits
@@ -58,6 +59,7 @@ async def told(request: SetLimitRequest) -> list[tuple[str, int | TunnelLimits |
         cast("Ledger", None),
         cast("Inventory", None),
         cast("Survey", None),
+        cast("Stranded", None),
         cast("Tunnels", limited),
         cast("Limits", limited),
         cast("Authority", limited),

@@ -33,6 +33,7 @@ Preflight         .       x         .         .        .      .
 Migrate           .       x         .         .        .      .
 CancelMigration   .       x         .         .        .      .
 SettleMigration   .       x         .         .        .      .
+ActivateMigration .       .         .         .        x      .
 SetLimit          .       x         .         .        x      .
 ApproveRequest    .       .         x         .        .      .
 DenyRequest       .       .         x         .        .      .

@@ -544,6 +544,49 @@ class SettleMigrationResponse(_message.Message):
 Global___SettleMigrationResponse: _TypeAlias = SettleMigrationResponse  # noqa: Y015
 
 @_typing.final
+class ActivateMigrationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    SOURCE_IS_LOST_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    source_is_lost: _builtins.str
+    """How it is known that the source is lost, and the VM does not run there; it is recorded."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        source_is_lost: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "source_is_lost", b"source_is_lost"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateMigrationRequest: _TypeAlias = ActivateMigrationRequest  # noqa: Y015
+
+@_typing.final
+class ActivateMigrationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def migration(self) -> _types_pb2.Migration: ...
+    def __init__(
+        self,
+        *,
+        migration: _types_pb2.Migration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateMigrationResponse: _TypeAlias = ActivateMigrationResponse  # noqa: Y015
+
+@_typing.final
 class SetLimitRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

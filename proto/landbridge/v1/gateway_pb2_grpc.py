@@ -85,6 +85,11 @@ class GatewayStub:
                 request_serializer=landbridge_dot_v1_dot_gateway__pb2.SettleMigrationRequest.SerializeToString,
                 response_deserializer=landbridge_dot_v1_dot_gateway__pb2.SettleMigrationResponse.FromString,
                 _registered_method=True)
+        self.ActivateMigration = channel.unary_unary(
+                '/landbridge.v1.Gateway/ActivateMigration',
+                request_serializer=landbridge_dot_v1_dot_gateway__pb2.ActivateMigrationRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_gateway__pb2.ActivateMigrationResponse.FromString,
+                _registered_method=True)
         self.SetLimit = channel.unary_unary(
                 '/landbridge.v1.Gateway/SetLimit',
                 request_serializer=landbridge_dot_v1_dot_gateway__pb2.SetLimitRequest.SerializeToString,
@@ -198,6 +203,13 @@ class GatewayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ActivateMigration(self, request, context):
+        """Let a VM run that waits here, paused, for a source whose site is lost for good. Refused while that site answers for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetLimit(self, request, context):
         """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs. It holds at every gateway of
         this site within a few seconds, and over their restarts: a migration's until it ends, a tunnel's until it is set again.
@@ -305,6 +317,11 @@ def add_GatewayServicer_to_server(servicer, server):
                     servicer.SettleMigration,
                     request_deserializer=landbridge_dot_v1_dot_gateway__pb2.SettleMigrationRequest.FromString,
                     response_serializer=landbridge_dot_v1_dot_gateway__pb2.SettleMigrationResponse.SerializeToString,
+            ),
+            'ActivateMigration': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateMigration,
+                    request_deserializer=landbridge_dot_v1_dot_gateway__pb2.ActivateMigrationRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_gateway__pb2.ActivateMigrationResponse.SerializeToString,
             ),
             'SetLimit': grpc.unary_unary_rpc_method_handler(
                     servicer.SetLimit,
@@ -617,6 +634,33 @@ class Gateway:
             '/landbridge.v1.Gateway/SettleMigration',
             landbridge_dot_v1_dot_gateway__pb2.SettleMigrationRequest.SerializeToString,
             landbridge_dot_v1_dot_gateway__pb2.SettleMigrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivateMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Gateway/ActivateMigration',
+            landbridge_dot_v1_dot_gateway__pb2.ActivateMigrationRequest.SerializeToString,
+            landbridge_dot_v1_dot_gateway__pb2.ActivateMigrationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,8 @@ class GatewayStub:
     """Returns when the wish is recorded; the migration ends when both hosts are clean."""
     SettleMigration: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.SettleMigrationRequest, _gateway_pb2.SettleMigrationResponse]
     """Remove what a completed migration left at the source."""
+    ActivateMigration: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ActivateMigrationRequest, _gateway_pb2.ActivateMigrationResponse]
+    """Let a VM run that waits here, paused, for a source whose site is lost for good. Refused while that site answers for it."""
     SetLimit: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.SetLimitRequest, _gateway_pb2.SetLimitResponse]
     """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs. It holds at every gateway of
     this site within a few seconds, and over their restarts: a migration's until it ends, a tunnel's until it is set again.
@@ -88,6 +90,8 @@ class GatewayAsyncStub(GatewayStub):
     """Returns when the wish is recorded; the migration ends when both hosts are clean."""
     SettleMigration: _aio.UnaryUnaryMultiCallable[_gateway_pb2.SettleMigrationRequest, _gateway_pb2.SettleMigrationResponse]  # type: ignore[assignment]
     """Remove what a completed migration left at the source."""
+    ActivateMigration: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ActivateMigrationRequest, _gateway_pb2.ActivateMigrationResponse]  # type: ignore[assignment]
+    """Let a VM run that waits here, paused, for a source whose site is lost for good. Refused while that site answers for it."""
     SetLimit: _aio.UnaryUnaryMultiCallable[_gateway_pb2.SetLimitRequest, _gateway_pb2.SetLimitResponse]  # type: ignore[assignment]
     """How much of the WAN a migration, or the tunnel to a site, may use; at once, also while it runs. It holds at every gateway of
     this site within a few seconds, and over their restarts: a migration's until it ends, a tunnel's until it is set again.
@@ -183,6 +187,14 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.SettleMigrationResponse, _abc.Awaitable[_gateway_pb2.SettleMigrationResponse]]:
         """Remove what a completed migration left at the source."""
+
+    @_abc_1.abstractmethod
+    def ActivateMigration(
+        self,
+        request: _gateway_pb2.ActivateMigrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.ActivateMigrationResponse, _abc.Awaitable[_gateway_pb2.ActivateMigrationResponse]]:
+        """Let a VM run that waits here, paused, for a source whose site is lost for good. Refused while that site answers for it."""
 
     @_abc_1.abstractmethod
     def SetLimit(
