@@ -2,7 +2,8 @@
 
     catch_up    the source is asked how a migration stands: only a report may have been lost
     conclude    it cannot be asked, and the host here says that the VM was let run: the source has asked for that, which it does only
-                where no way leads back from, so that the migration is completed, as this host says
+                where no way leads back from, so that the migration is completed, as this host says. Where the host has given the VM
+                up, it has failed: a VM of which nothing is here is never let run here
     activate    it cannot be asked, and the VM waits here, paused: nobody here knows whether it runs at the source, where libvirt may have
                 let it go on. An admin says that the source is lost for good, and answers for that
 
@@ -24,7 +25,7 @@ from gateway.migration import proof
 from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory
 from gateway.migration.ledger import Ledger, has_ended, state_of
-from gateway.migration.states import State
+from gateway.migration.states import LATER, State
 from gateway.remote import FACTS, AgentRemote
 from gateway.rounds import Rounds
 from gateway.store import Row
@@ -99,19 +100,25 @@ class Stranded(Rounds):
         return told
 
     async def _conclude(self, row: Row, why: str) -> None:
-        """Complete a migration whose VM was let run here; of one that waits here, say what a person can do."""
+        """End a migration whose VM was let run here, or of which nothing is here; where it waits here, say what a person can do."""
         migration = row.migration
+        host, vm = migration.destination_host, migration.vm
         stage = await self._stage(migration)
         # Whoever wants the disks compared waits for the source as long as the source would for this site.
         if stage == Stage.STAGE_ACTIVE and (self._is_silent(row) or not proof.is_wanted(migration)):
-            host, vm = migration.destination_host, migration.vm
             with contextlib.suppress(NotFound):  # somebody has taken it away since
                 await self._let_run(row)
-            await self._complete(row, f"host {host} says that {vm} was let run there; nobody else can be asked: {why}")
+            await self._end(
+                row, State.COMPLETED, f"host {host} says that {vm} was let run there; nobody else can be asked: {why}"
+            )
+        elif stage == Stage.STAGE_FAILED and self._is_silent(row) and State.FAILED in LATER[state_of(row)]:
+            await self._end(
+                row, State.FAILED, f"host {host} says that nothing of {vm} is there; nobody else can be asked: {why}"
+            )
         elif stage == Stage.STAGE_ARRIVED and self._is_silent(row):
             migration.reason = (
-                f"{why}; {migration.vm} has arrived whole and waits on host {migration.destination_host}: if site "
-                f"{migration.source_site} is lost for good, an admin can let it run, with landbridge activate {migration.id[:8]}"
+                f"{why}; {vm} has arrived whole and waits on host {host}: if site {migration.source_site} is lost for good, an admin can "
+                f"let it run, with landbridge activate {migration.id[:8]}"
             )
             self._ledger.changed(row)
 
@@ -142,7 +149,9 @@ class Stranded(Rounds):
             "migration.forced", security=True, migration=migration.id, vm=migration.vm, who=str(who), reason=reason
         )
         await self._let_run(row)
-        await self._complete(row, f"let run by {who}, who says that site {migration.source_site} is lost: {reason}")
+        await self._end(
+            row, State.COMPLETED, f"let run by {who}, who says that site {migration.source_site} is lost: {reason}"
+        )
         return row
 
     async def _require_lost(self, migration: Migration) -> None:
@@ -182,9 +191,10 @@ class Stranded(Rounds):
         )
         await agent.ask(agent.stub.Activate, request, FACTS)
 
-    async def _complete(self, row: Row, reason: str) -> None:
-        """The VM was let run here, and that is the end of it. Raises NotRecorded."""
-        if proof.is_wanted(row.migration):
+    async def _end(self, row: Row, state: State, reason: str) -> None:
+        """That is the end of it, by this site's word. Raises NotRecorded."""
+        is_unproved = state is State.COMPLETED and proof.is_wanted(row.migration)
+        if is_unproved:
             agent = self._agent(row.migration)
             with contextlib.suppress(LandbridgeError):
                 await agent.ask(agent.stub.Prove, ProveRequest(migration=row.migration.id, end=True), FACTS)
@@ -192,10 +202,10 @@ class Stranded(Rounds):
             return  # the source is back
         end = Migration()
         end.CopyFrom(row.migration)
-        end.state, end.reason = State.COMPLETED.value, reason
+        end.state, end.reason = state.value, reason
         end.ClearField("silent_ms")
         end.ended_at.GetCurrentTime()
-        if proof.is_wanted(end):
+        if is_unproved:
             end.proof.CopyFrom(Proof(outcome=ProofOutcome.PROOF_OUTCOME_NOT_PROVED, reason=reason))
         await self._incoming.become(row, end)
-        log.info("stranded.completed", migration=end.id, vm=end.vm, reason=reason)
+        log.info("stranded.ended", migration=end.id, vm=end.vm, state=state.name, reason=reason)
