@@ -72,7 +72,7 @@ class Stranded(Rounds):
                         log.exception("stranded.defect", migration=row.migration.id)
 
     def _is_silent(self, row: Row) -> bool:
-        """Whether the source has told nothing of a migration for so long that it would be another state by now, or was asked."""
+        """Whether nothing was told of a migration for longer than a network may be down."""
         return datetime.now(UTC) - row.migration.updated_at.ToDatetime(UTC) > self._patience
 
     async def catch_up(self, row: Row) -> None:
@@ -108,13 +108,11 @@ class Stranded(Rounds):
         if stage == Stage.STAGE_ACTIVE and (self._is_silent(row) or not proof.is_wanted(migration)):
             with contextlib.suppress(NotFound):  # somebody has taken it away since
                 await self._let_run(row)
-            await self._end(
-                row, State.COMPLETED, f"host {host} says that {vm} was let run there; nobody else can be asked: {why}"
-            )
+            said = f"host {host} says that {vm} was let run there"
+            await self._end(row, State.COMPLETED, f"{said}; nobody else can be asked: {why}")
         elif stage == Stage.STAGE_FAILED and self._is_silent(row) and State.FAILED in LATER[state_of(row)]:
-            await self._end(
-                row, State.FAILED, f"host {host} says that nothing of {vm} is there; nobody else can be asked: {why}"
-            )
+            said = f"host {host} says that nothing of {vm} is there"
+            await self._end(row, State.FAILED, f"{said}; nobody else can be asked: {why}")
         elif stage == Stage.STAGE_ARRIVED and self._is_silent(row):
             migration.reason = (
                 f"{why}; {vm} has arrived whole and waits on host {host}: if site {migration.source_site} is lost for good, an admin can "
@@ -149,9 +147,8 @@ class Stranded(Rounds):
             "migration.forced", security=True, migration=migration.id, vm=migration.vm, who=str(who), reason=reason
         )
         await self._let_run(row)
-        await self._end(
-            row, State.COMPLETED, f"let run by {who}, who says that site {migration.source_site} is lost: {reason}"
-        )
+        said = f"let run by {who}, who says that site {migration.source_site} is lost"
+        await self._end(row, State.COMPLETED, f"{said}: {reason}")
         return row
 
     async def _require_lost(self, migration: Migration) -> None:
@@ -173,9 +170,8 @@ class Stranded(Rounds):
     async def _stage(self, migration: Migration) -> Stage.ValueType:
         """How far the host here is."""
         agent = self._agent(migration)
-        async with contextlib.aclosing(
-            agent.follow(agent.stub.Watch, WatchRequest(migration=migration.id))
-        ) as snapshots:  # type: ignore[type-var]  # an async generator
+        told = agent.follow(agent.stub.Watch, WatchRequest(migration=migration.id))
+        async with contextlib.aclosing(told) as snapshots:  # type: ignore[type-var]  # an async generator
             async for snapshot in snapshots:
                 return snapshot.stage
         return Stage.STAGE_UNKNOWN
@@ -185,10 +181,8 @@ class Stranded(Rounds):
 
     async def _let_run(self, row: Row) -> None:
         """Also where it runs: its agent may have been killed before it had it start with the host."""
-        agent, request = (
-            self._agent(row.migration),
-            ActivateRequest(migration=row.migration.id, autostart=row.autostart),
-        )
+        agent = self._agent(row.migration)
+        request = ActivateRequest(migration=row.migration.id, autostart=row.autostart)
         await agent.ask(agent.stub.Activate, request, FACTS)
 
     async def _end(self, row: Row, state: State, reason: str) -> None:
