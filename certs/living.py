@@ -1,7 +1,8 @@
 """The identity of a running program: its certificate, whom it trusts and what was revoked, all of which change while it runs.
 
-    renewed or trusting others   for every handshake from now on; what is open stays open
-    revoked                      what is open with whoever shows it is closed, and nothing of theirs is accepted any more
+    renewed or trusting more     for every handshake from now on; what is open stays open
+    revoked, or its site is not  what is open with whoever shows it is closed, and nothing of theirs is accepted any more
+    trusted any more
 
 Everything that makes or takes connections asks here at each handshake. Owned by the event loop; gRPC's threads only read `stored`.
 """
@@ -64,6 +65,9 @@ class LivingIdentity:
         fresh = load_identity(self.stored.directory, datetime.now(UTC))
         server = tls.server_context(fresh)
         self.stored, self._server, self._clients = fresh, server, {}
+        for open_one, credential in list(self._open.items()):
+            if credential.identity.home not in fresh.trust.roots:
+                self._cut(open_one, credential, f"{credential.identity} is of a site that is not trusted here any more")
 
     # For handshakes
 
@@ -119,9 +123,12 @@ class LivingIdentity:
         self.denials = Denials(self.identity.home, denials)
         for open_one, credential in list(self._open.items()):
             if refusal := self.denials.refusal(credential):
-                log.warning("identity.cut_off", identity=str(credential.identity), reason=refusal)
-                self.release(open_one)
-                open_one.abort(refusal)
+                self._cut(open_one, credential, refusal)
+
+    def _cut(self, open_one: Closable, credential: Credential, reason: str) -> None:
+        log.warning("identity.cut_off", identity=str(credential.identity), reason=reason)
+        self.release(open_one)
+        open_one.abort(reason)
 
     def refusal(self, identity: Identity) -> str:
         """Why an identity is not to be called, by the newest of its certificates that was seen here; "" if it may be.

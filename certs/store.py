@@ -273,6 +273,16 @@ def save_trust(directory: Path, trust: TrustBundles) -> None:
             _write(path, pem, replace=True)
 
 
+def remove_trust(directory: Path, site: Site) -> None:
+    """Believe a site no more: its file goes. Raises ConfigError if it stays."""
+    try:
+        remove(directory / TRUST / f"{site.site}.pem")
+    except OSError as error:
+        raise ConfigError(
+            f"{directory / TRUST / site.site}.pem cannot be removed ({error.strerror}): check the owner and mode of the directory."
+        ) from error
+
+
 def add_trust(directory: Path, ca_pem: Path) -> Site:
     """Accept another site: copy its root to trust/<site>.pem. Conflict if that holds another root already."""
     if not (directory / CERTIFICATE).exists():

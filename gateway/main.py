@@ -40,11 +40,13 @@ from gateway.audit.witness_records import Records as WitnessRecords
 from gateway.authorization.authority import Authority
 from gateway.authorization.policy_file import PolicyFile
 from gateway.authorization.requests import Requests
-from gateway.config import GatewayConfig, HostSettings, SiteSettings
+from gateway.config import GatewayConfig
+from gateway.identities.departing import Departing
 from gateway.identities.enrolment import Enrolment
 from gateway.identities.issuing import Issuing, revive
 from gateway.identities.joining import Joining
 from gateway.identities.listing import Listing
+from gateway.identities.neighbours import Neighbours
 from gateway.identities.records import Records
 from gateway.identities.trusting import Trusting
 from gateway.migration.coordinator import Coordinator
@@ -64,7 +66,7 @@ from gateway.migration.runs import Runs
 from gateway.migration.stranded import Stranded
 from gateway.migration.succession import Succession
 from gateway.migration.survey import Survey
-from gateway.remote import AgentRemote, PeerRemote, Remote, now
+from gateway.remote import AgentRemote, PeerRemote, now
 from gateway.service.admission import ByRole
 from gateway.service.identities import EnrolmentService, IdentitiesService, RenewalService
 from gateway.service.operators import GatewayService
@@ -166,7 +168,7 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         receipts = Receipts(ledger, inventory, deposits)
         directory = settings.audit.receipts or settings.audit.directory / RECEIPTS
         receipt_keeper = ReceiptKeeper(receipts, deposits, ledger, evidence.journal, evidence.refusals, directory)
-        keepers = await keep_identities(settings, identity, store, inventory, tunnels, evidence.journal)
+        keepers = await keep_identities(settings, identity, store, ledger, inventory, tunnels, evidence.journal)
         stack.push_async_callback(keepers.close)
         await watch(settings, identity, inventory, tunnels, authority, evidence, stack)
 
@@ -188,7 +190,10 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         others = Access(Role.GATEWAY, identity.identity.home, local=False)
         peers = guarded_server(Guard(identity, {"landbridge.v1.Peer": others}, evidence.refusals.refused))
         add_PeerServicer_to_server(
-            PeerService(incoming, reports, inventory, keepers.trusting, receipts, witness, evidence.refusals), peers
+            PeerService(
+                incoming, reports, inventory, keepers.trusting, keepers.departing, receipts, witness, evidence.refusals
+            ),
+            peers,
         )
         await begin(peers, settings.listen.peers, identity, "peers", stack)
         tunnels.keep_up()
@@ -389,48 +394,36 @@ class Keepers:
     enrolment: Enrolment
     joining: Joining
     listing: Listing
-    # Connections to hosts and sites that have come while this gateway ran.
-    added: list[Remote]
+    departing: Departing
+    neighbours: Neighbours
     journal: Journal
 
     def for_operators(self) -> IdentitiesService:
         """What operators ask of them."""
-        return IdentitiesService(self.enrolment, self.issuing, self.trusting, self.joining, self.listing, self.journal)
+        return IdentitiesService(
+            self.enrolment, self.issuing, self.trusting, self.joining, self.departing, self.listing, self.journal
+        )
 
     async def close(self) -> None:
         """The gateway stops."""
         await self.trusting.close()
-        await asyncio.gather(*(remote.close() for remote in self.added))
+        await self.neighbours.close()
 
 
 async def keep_identities(
     settings: GatewayConfig,
     identity: LivingIdentity,
     store: Store,
+    ledger: Ledger,
     inventory: Inventory,
     tunnels: Tunnels,
     journal: Journal,
 ) -> Keepers:
-    """Begin to renew this gateway's certificate, to follow what its site and others believe, and to know hosts and sites that come."""
+    """Begin to renew this gateway's certificate, to follow what its site and others believe, and whom it reaches."""
     records = Records(store)
     issuing = Issuing(identity, timedelta(seconds=settings.identity.lifetime))
-    added: list[Remote] = []
-
-    def know_host(host: HostSettings) -> None:
-        remote = AgentRemote(host.name, host.control, identity)
-        added.append(remote)
-        inventory.add_host(host.name, remote)
-        tunnels.know_host(host)
-
-    def join(site: SiteSettings) -> None:
-        remote = PeerRemote(site.name, site.peers, identity)
-        added.append(remote)
-        inventory.add_site(site.name, RemoteSite(remote, site))
-        tunnels.join(site)
-
-    trusting = Trusting(
-        settings, identity, records, issuing, inventory, know_host, join, tunnels.is_up_or_leads_nowhere
-    )
+    neighbours = Neighbours(identity, inventory, tunnels)
+    trusting = Trusting(settings, identity, records, issuing, inventory, neighbours)
     await trusting.start()
     return Keepers(
         issuing,
@@ -438,7 +431,8 @@ async def keep_identities(
         Enrolment(identity, records, issuing, trusting, journal),
         Joining(identity, records, trusting, journal),
         Listing(identity, records),
-        added,
+        Departing(settings, identity, records, trusting, inventory, ledger, journal),
+        neighbours,
         journal,
     )
 

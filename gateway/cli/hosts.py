@@ -1,4 +1,4 @@
-"""`landbridge hosts`, and `landbridge hosts enroll`"""
+"""`landbridge hosts`, `landbridge hosts enroll` and `landbridge hosts remove`"""
 
 import click
 
@@ -52,6 +52,40 @@ def enroll(ctx: click.Context, name: str, *, as_json: bool) -> None:
         return
     click.echo(f"On {words.safe(name)}, as root, before {words.moment(made.expires_at)}:")
     click.echo(f"landbridge-agent enroll {made.token}")
+
+
+@hosts.command()
+@click.argument("name")
+@click.option("--reason", type=arguments.REASON, default=None, help="Why; for the log.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Although it does not answer, has VMs, or has a part in migrations: VMs that run there run on, where nobody here sees "
+    "them, and a migration that still needs the host does not end.",
+)
+@arguments.as_json
+@click.pass_context
+def remove(ctx: click.Context, name: str, *, reason: str | None, force: bool, as_json: bool) -> None:
+    """Take the host NAME of this site out of service.
+
+    Its certificate is worthless within seconds, at all sites, and it is not listed any more. Refused while it has VMs,
+    cannot be asked for them, or has a part in a migration that is under way. With a new token, from `landbridge hosts
+    enroll`, it comes back.
+    """
+    with connection.connect(ctx) as gateway:
+        done = gateway.remove_host(name, reason or "", force=force)
+    if as_json:
+        json_lines.write("removed", done)
+        return
+    output.say(f"Removed host {words.safe(done.name)}: its certificate is worthless from now on.")
+    if done.vms:
+        output.say(f"It has VMs, which stay as they are: {', '.join(map(words.safe, done.vms))}.")
+    if done.unreachable:
+        output.say(f"It could not be asked which VMs it has: {words.sentence(done.unreachable)}")
+        output.say("See that it stays off: what runs there runs on, where nobody here sees it.")
+    if done.unsettled:
+        left = ", ".join(words.safe(each[:8]) for each in done.unsettled)
+        output.say(f"Not settled, so that its disks still hold what was moved away: {left}.")
 
 
 def _row(host: Host) -> output.Row:

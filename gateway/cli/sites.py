@@ -1,4 +1,4 @@
-"""`landbridge sites`, and `landbridge sites join`"""
+"""`landbridge sites`, `landbridge sites join` and `landbridge sites leave`"""
 
 import json
 import sys
@@ -77,6 +77,35 @@ def join(ctx: click.Context, site: str, addresses: str, fingerprint: str | None,
         click.echo(json.dumps({"type": "joined", "site": found.site, "fingerprint": theirs, "own_fingerprint": ours}))
     else:
         output.say(f"Joined {name}. Its tunnel comes up when {name} has joined this site too: see `landbridge sites`.")
+
+
+@sites.command()
+@click.argument("site", type=arguments.SITE)
+@click.option("--reason", type=arguments.REASON, default=None, help="Why; for the log.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Although migrations are under way between the sites: those that are being copied fail, and their VMs go on at the "
+    "source; one that is beyond that does not end before the sites are joined again.",
+)
+@arguments.as_json
+@click.pass_context
+def leave(ctx: click.Context, site: str, *, reason: str | None, force: bool, as_json: bool) -> None:
+    """End the trust in SITE, to which no VM moves then, nor from there.
+
+    All gateways of this site close their links with it, and believe nobody there any more. SITE is told, and ends its trust in
+    this one, if it answers. Refused while migrations are under way between the two. Receipts and audit logs stay as they are, and
+    can be verified. `landbridge sites join`, at both, undoes it.
+    """
+    with connection.connect(ctx) as gateway:
+        done = gateway.leave_site(site, reason or "", force=force)
+    if as_json:
+        json_lines.write("left", done)
+        return
+    output.say(f"Left {site}: nobody there is believed here any more.")
+    if done.untold:
+        output.say(f"{site} may still believe this site: {words.sentence(done.untold)}")
+        output.say(f"Have its operators run `landbridge sites leave` at {site}, with the name of this site.")
 
 
 def _fingerprint(pem: str) -> str:

@@ -57,8 +57,9 @@ class Joining:
         change: dict[str, Value] = {"subject": str(home), "after_sha256": changes.sha256(pem_of(found))}
         change["comment"] = f"joined, with the root {fingerprint(found[0])}"
         await self._journal.record("trust.changed", actor=certified(by), seen={"change": change})
-        await self._records.save_roots(str(home), pem_of([*self._identity.trust.of_site(home)] or found))
-        await self._records.save_site(home.site, addresses, places[home.site].stream if home.site in places else ())
+        pem = pem_of([*self._identity.trust.of_site(home)] or found)
+        tunnel = places[home.site].stream if home.site in places else ()
+        await self._records.join_site(str(home), pem, home.site, addresses, tunnel)
         log.warning("site.joined", site=str(home), fingerprint=fingerprint(found[0]), by=str(by))
         await self._trusting.look()
         self._trusting.hurry()
@@ -68,7 +69,7 @@ class Joining:
             if known.site == home.site and (known != home or not is_its_root):
                 raise Conflict(
                     f"A site {home.site} is joined already, with another root: if it has truly made a new CA that the old one has not "
-                    "signed off, remove its roots from every gateway first (docs/identities.md)."
+                    f"signed off, end the trust in the old one first, with `landbridge sites leave {home.site}`."
                 )
 
 

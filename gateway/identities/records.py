@@ -6,7 +6,7 @@ Whoever can write there is believed: a site's root comes from here when an opera
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from certs.identity import parse_site
 from certs.trust import Denial
-from gateway.store import Store, metadata
+from gateway.store import Store, metadata, tunnels
 from landbridge.config import Address, parse_address
 from landbridge.errors import ConfigError
 
@@ -76,6 +76,14 @@ sites = sa.Table(
     sa.Column("name", sa.String(255), primary_key=True),
     sa.Column("peers", sa.Text, nullable=False),
     sa.Column("tunnel", sa.Text, nullable=False),
+)
+
+# Sites that operators have left, by their SPIFFE IDs. They are not believed, whatever the files of a gateway say that did not run then,
+# until an operator joins them again.
+departures = sa.Table(
+    "departures",
+    metadata,
+    sa.Column("site", sa.String(512), primary_key=True),
 )
 
 # Where each gateway of this site is reached, for others to be told. JSON objects of lists.
@@ -205,8 +213,9 @@ class Records:
     # Roots
 
     async def save_roots(self, site: str, pem: bytes) -> None:
-        """What is believed of a site."""
-        await self._put(roots, {"site": site}, {"site": site, "pem": pem})
+        """What is believed of a site; nothing of one that was left, of which another gateway may not have heard yet."""
+        left = sa.select(departures.c.site).where(departures.c.site == site)
+        await self._put(roots, {"site": site}, {"site": site, "pem": pem}, unless=left)
 
     async def roots(self) -> dict[str, bytes]:
         """By site."""
@@ -236,10 +245,60 @@ class Records:
 
         return await self._store.read(read)
 
-    async def save_site(self, name: str, peers: Sequence[Address], tunnel: Sequence[Address]) -> None:
-        """A site was joined, or is reached elsewhere than before."""
-        values = {"name": name, "peers": _json(peers), "tunnel": _json(tunnel)}
-        await self._put(sites, {"name": name}, values)
+    async def remove_host(self, name: str) -> None:
+        """A host is gone; nor can it come back by a token that was made before."""
+        unused = tokens.delete().where(tokens.c.name == name, ~tokens.c.is_used)
+        gone = hosts.delete().where(hosts.c.name == name)
+
+        def write(connection: sa.Connection) -> None:
+            connection.execute(unused)
+            connection.execute(gone)
+
+        await self._store.write(write)
+
+    async def join_site(
+        self, site: str, pem: bytes, name: str, peers: Sequence[Address], tunnel: Sequence[Address]
+    ) -> None:
+        """Believe a site, known by its SPIFFE ID and by its name, and reach it there, in one step; also if it was left before."""
+        anew = departures.delete().where(departures.c.site == site)
+        place = {"name": name, "peers": _json(peers), "tunnel": _json(tunnel)}
+
+        def write(connection: sa.Connection) -> None:
+            connection.execute(anew)
+            _put(connection, roots, {"site": site}, {"site": site, "pem": pem})
+            _put(connection, sites, {"name": name}, place)
+
+        await self._write(write)
+
+    async def move_site(self, name: str, peers: Sequence[Address], tunnel: Sequence[Address]) -> None:
+        """A site that is joined is reached elsewhere than before."""
+        values = {"peers": _json(peers), "tunnel": _json(tunnel)}
+        update = sites.update().where(sites.c.name == name).values(**values)
+        await self._store.write(lambda connection: connection.execute(update))
+
+    async def leave_site(self, site: str, name: str) -> None:
+        """Believe a site no more, and forget where it is and what was set for its tunnel, in one step."""
+        gone = [
+            roots.delete().where(roots.c.site == site),
+            sites.delete().where(sites.c.name == name),
+            tunnels.delete().where(tunnels.c.site == name),
+        ]
+
+        def write(connection: sa.Connection) -> None:
+            for each in gone:
+                connection.execute(each)
+            _put(connection, departures, {"site": site}, {"site": site})
+
+        await self._write(write)
+
+    async def departures(self) -> frozenset[str]:
+        """The SPIFFE IDs of the sites that were left."""
+
+        def read() -> frozenset[str]:
+            with self._store.connect() as connection:
+                return frozenset(connection.execute(sa.select(departures.c.site)).scalars())
+
+        return await self._store.read(read)
 
     async def sites(self) -> list[Place]:
         """Those that were joined."""
@@ -280,22 +339,35 @@ class Records:
         unless: sa.Select[tuple[str]] | None = None,
     ) -> None:
         """Insert or replace a row, after `before`; with `unless`, insert it only where that finds nothing."""
-        update = table.update().where(*(table.c[name] == value for name, value in key.items())).values(**values)
 
         def write(connection: sa.Connection) -> None:
             if before is not None:
                 connection.execute(before)
-            if connection.execute(update).rowcount:
-                return
-            if unless is None or connection.execute(unless).first() is None:
-                connection.execute(table.insert().values(**values))
+            _put(connection, table, key, values, unless)
 
+        await self._write(write)
+
+    async def _write(self, write: Callable[[sa.Connection], None]) -> None:
         try:
             await self._store.write(write)
         except ConfigError as error:
             if not isinstance(error.__cause__, IntegrityError):
                 raise
             await self._store.write(write)  # another gateway has inserted the same row at the same time
+
+
+def _put(
+    connection: sa.Connection,
+    table: sa.Table,
+    key: Mapping[str, str],
+    values: Mapping[str, object],
+    unless: sa.Select[tuple[str]] | None = None,
+) -> None:
+    update = table.update().where(*(table.c[name] == value for name, value in key.items())).values(**values)
+    if connection.execute(update).rowcount:
+        return
+    if unless is None or connection.execute(unless).first() is None:
+        connection.execute(table.insert().values(**values))
 
 
 def _seconds(moment: datetime) -> int:

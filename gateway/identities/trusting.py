@@ -1,6 +1,7 @@
 """Rounds in which a gateway learns what its site and others believe, and tells them.
 
-    look        the store's denials, roots, hosts and sites are held here; what this gateway's own files have is stored for the others
+    look        the store's denials, roots, hosts and sites are held here, and what has left it is let go; what this gateway's own files
+                have is stored for the others, unless it was left
     exchange    each other site is told ours and tells its own: roots (each must be signed off by one that is known), denials, addresses
     published   whoever follows this gateway (`follow`), as its site's agents do, is told at once
 
@@ -11,19 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
 from certs import store as files
-from certs.identity import Identity, Role
+from certs.identity import Identity, Role, Site
 from certs.living import LivingIdentity
 from certs.tls import ServicerContext
 from certs.trust import Credential, Denial, TrustBundles, denials_end, load_certificates, pem_of
 from gateway.config import GatewayConfig, HostSettings, SiteSettings
 from gateway.identities.issuing import Issuing
 from gateway.identities.messages import denials_of, entries, own_records
+from gateway.identities.neighbours import Neighbours
 from gateway.identities.records import CertificateRecord, Place, Records
 from gateway.migration.inventory import Inventory
 from gateway.remote import PeerRemote
@@ -57,31 +59,24 @@ class Trusting:
         records: Records,
         issuing: Issuing,
         inventory: Inventory,
-        know_host: Callable[[HostSettings], None],
-        join: Callable[[SiteSettings], None],
-        has_tunnel: Callable[[str], bool],
+        neighbours: Neighbours,
     ) -> None:
-        """`know_host` and `join` are told of hosts and sites that have come, or are reached elsewhere.
-
-        `has_tunnel` says whether the tunnel to a site is up, or could not be, since nobody has told where it would lead.
-        """
+        """`neighbours` are told of hosts and sites that have come, are reached elsewhere, or have gone."""
         self._settings = settings
         self._identity = identity
         self._records = records
         self._issuing = issuing
         self._inventory = inventory
-        self._know_host = know_host
-        self._join = join
-        self._has_tunnel = has_tunnel
+        self._neighbours = neighbours
         self._round = 0
         # What was told, so that only what is new is told again.
         self._places: dict[tuple[str, str], Place] = {}
         self._seen: dict[Identity, Credential] = {}
         # What was looked at last, for signatures cost time that the bytes of a migration want: the store's roots with what was believed
         # then, until when that stays so; this gateway's certificates; and what each site has told.
-        self._looked_at: tuple[dict[str, bytes], TrustBundles, datetime] | None = None
+        self._looked_at: tuple[dict[str, bytes], frozenset[str], TrustBundles, datetime] | None = None
         self._recorded_of: tuple[object, int] | None = None
-        self._heard: dict[str, tuple[bytes, TrustBundles, frozenset[Denial]]] = {}
+        self._heard: dict[str, tuple[bytes, TrustBundles, frozenset[Denial], Place | None]] = {}
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
         self._refused: dict[str, str] = {}
@@ -129,7 +124,7 @@ class Trusting:
 
     def _is_worth_asking(self, site: str) -> bool:
         """A site without a tunnel hardly answers; but it may be reached elsewhere than before."""
-        return self._has_tunnel(site) or self._round % PATIENT_ROUNDS == 0
+        return self._neighbours.has_tunnel(site) or self._round % PATIENT_ROUNDS == 0
 
     def hurry(self) -> None:
         """Begin the next round now."""
@@ -146,16 +141,38 @@ class Trusting:
         self._identity.deny(denials)
         if await self._look_at_roots() or has_changed:
             self._publish()
-        configured = {each.name for each in self._settings.hosts}
-        for place in await self._records.hosts():
-            if place.name not in configured and self._is_new("host", place):
-                self._know_host(HostSettings(name=place.name, control=place.control[0], stream=place.stream[0]))
-        sites = {each.name: each for each in self._settings.sites}
-        for place in await self._records.sites():
-            known = sites.get(place.name, SiteSettings(name=place.name))
-            if not known.peers and self._is_new("site", place):
-                self._join(known.model_copy(update={"peers": place.control, "tunnel": place.stream}))
+        await self._look_at_hosts()
+        await self._look_at_sites()
         await self._record_certificates()
+
+    async def _look_at_hosts(self) -> None:
+        configured = {each.name for each in self._settings.hosts}
+        found = await self._records.hosts()
+        for place in found:
+            if place.name not in configured and self._is_new("host", place):
+                host = HostSettings(name=place.name, control=place.control[0], stream=place.stream[0])
+                self._neighbours.know_host(host)
+        for name in self._gone("host", found):
+            self._neighbours.forget_host(name)
+            log.warning("host.removed", host=name)
+
+    async def _look_at_sites(self) -> None:
+        configured = {each.name: each for each in self._settings.sites}
+        found = await self._records.sites()
+        for place in found:
+            known = configured.get(place.name, SiteSettings(name=place.name))
+            if not known.peers and self._is_new("site", place):
+                self._neighbours.join(known.model_copy(update={"peers": place.control, "tunnel": place.stream}))
+        for name in self._gone("site", found):
+            await self._neighbours.leave(name)
+            self._heard.pop(name, None)
+
+    def _gone(self, kind: str, found: Sequence[Place]) -> list[str]:
+        """The names of those that were told of, and are no more."""
+        gone = {key for key in self._places if key[0] == kind} - {(kind, place.name) for place in found}
+        for key in gone:
+            del self._places[key]
+        return sorted(name for _, name in gone)
 
     def _is_new(self, kind: str, place: Place) -> bool:
         key = (kind, place.name)
@@ -165,13 +182,13 @@ class Trusting:
     async def _look_at_roots(self) -> bool:
         """Follow what the store believes, and store what this gateway believes; whether that has changed."""
         now, before = datetime.now(UTC), self._identity.trust
-        stored = await self._records.roots()
+        stored, left = await self._records.roots(), await self._records.departures()
         if self._looked_at is not None:
-            roots, believed, until = self._looked_at
-            if roots == stored and believed is before and now < until:
+            roots, departed, believed, until = self._looked_at
+            if (roots, departed) == (stored, left) and believed is before and now < until:
                 return False
-        trust = before
-        for pem in stored.values():
+        trust = _without(before, left)
+        for pem in (pem for site, pem in stored.items() if site not in left):
             offered = load_certificates(pem)
             strangers = [each for each in TrustBundles.of(offered).roots if each not in trust.roots]
             if strangers:  # an operator has joined it
@@ -188,8 +205,11 @@ class Trusting:
                 await self._records.save_roots(str(site), pem_of(trust.of_site(site)))
         if set(trust.all()) == set(before.all()):
             until = min(before.end_of(root) for roots in before.roots.values() for root in roots)
-            self._looked_at = (stored, before, until)
+            self._looked_at = (stored, left, before, until)
             return False
+        for site in before.roots.keys() - trust.roots.keys():
+            await asyncio.to_thread(files.remove_trust, self._identity.stored.directory, site)
+            log.warning("site.left", site=str(site))
         await asyncio.to_thread(files.save_trust, self._identity.stored.directory, trust)
         self._identity.reload()
         log.info("trust.changed", sites=sorted(str(site) for site in trust.roots))
@@ -270,8 +290,8 @@ class Trusting:
         )
 
     async def _exchange(self, name: str) -> None:
-        remote: PeerRemote = self._inventory.site_named(name).remote
         try:
+            remote: PeerRemote = self._inventory.site_named(name).remote
             request = ExchangeTrustRequest(trust=await self.own_trust())
             answer = await remote.ask(remote.stub.ExchangeTrust, request)
             await self.heard(name, answer.trust)
@@ -286,8 +306,8 @@ class Trusting:
 
     async def heard(self, name: str, told: SiteTrust) -> None:
         """Another site has told what it believes of itself. Raises IdentityError, ProtocolError or ConfigError."""
-        now_told = (told.SerializeToString(deterministic=True), self._identity.trust, self._identity.denials.all)
-        if self._heard.get(name) == now_told:
+        told_bytes = told.SerializeToString(deterministic=True)
+        if self._heard.get(name) == (told_bytes, *self._held_of(name)):
             return
         if len(told.denials) > MOST_DENIALS or len(told.peers) + len(told.tunnel) > MOST_ADDRESSES:
             raise ProtocolError(f"site {name} tells more than {MOST_DENIALS} denials or {MOST_ADDRESSES} addresses")
@@ -311,7 +331,11 @@ class Trusting:
         await self._follow_addresses(name, told)
         if fresh or has_changed:
             await self.look()
-        self._heard[name] = (now_told[0], self._identity.trust, self._identity.denials.all)
+        self._heard[name] = (told_bytes, *self._held_of(name))
+
+    def _held_of(self, name: str) -> tuple[TrustBundles, frozenset[Denial], Place | None]:
+        """By what it is judged whatever a site tells; it may speak before all of this is known, just as it is joined."""
+        return self._identity.trust, self._identity.denials.all, self._places.get(("site", name))
 
     async def _follow_addresses(self, name: str, told: SiteTrust) -> None:
         """Reach a site that was joined where it says that it is."""
@@ -321,13 +345,24 @@ class Trusting:
             raise ProtocolError(f"site {name} tells an address that is none: {error}") from error
         place = self._places.get(("site", name))
         if place is not None and peers and tunnel and (place.control, place.stream) != (peers, tunnel):
-            await self._records.save_site(name, _reachable(peers, place.control), _reachable(tunnel, place.stream))
+            await self._records.move_site(name, _reachable(peers, place.control), _reachable(tunnel, place.stream))
             self.hurry()
 
     def _refuse(self, who: str, error: LandbridgeError) -> None:
         if self._refused.get(who) != error.message:
             log.error("trust.refused", who=who, reason=error.message)
         self._refused[who] = error.message
+
+
+def _without(trust: TrustBundles, left: frozenset[str]) -> TrustBundles:
+    """What is believed, but for the sites that were left."""
+
+    def stays(site: Site) -> bool:
+        return str(site) not in left
+
+    if all(map(stays, trust.roots)):
+        return trust
+    return TrustBundles.of(each for site in filter(stays, trust.roots) for each in trust.of_site(site))
 
 
 def _reachable(told: Sequence[Address], before: Sequence[Address]) -> Sequence[Address]:

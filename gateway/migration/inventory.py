@@ -52,6 +52,14 @@ class Inventory:
         """A host has come, or has a new address. Calls that are under way go on at the old one."""
         self._hosts[name] = agent
 
+    def remove_host(self, name: str) -> None:
+        """A host has gone. Calls that are under way go on."""
+        self._hosts.pop(name, None)
+
+    def remove_site(self, name: str) -> None:
+        """A site has left, or was left. Calls that are under way go on."""
+        self._sites.pop(name, None)
+
     def add_site(self, name: str, site: RemoteSite) -> None:
         """A site has joined, or has new addresses. Calls that are under way go on at the old ones."""
         self._sites[name] = site

@@ -59,7 +59,11 @@ class Outages(Rounds):
 
     async def look(self, now: datetime) -> None:
         """Record what has changed. Raises NotRecorded."""
-        for site in self._sites():
+        sites = list(self._sites())
+        for site in [each for each in self._down if each not in sites]:
+            await self._record("tunnel.closed", site, None)
+            del self._down[site]
+        for site in sites:
             is_up = self._is_up(site)
             if site not in self._down:
                 if is_up:

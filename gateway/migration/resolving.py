@@ -91,7 +91,6 @@ class Resolving:
     async def cleaning(self, row: Row) -> Outcome:
         """Have the destination remove what it made; its agent does so by itself if nobody can tell it to."""
         migration = row.migration
-        remote = self.inventory.site_named(migration.destination_site).remote
         self.tunnels.pump.close_channels(migration.id, row.cause)
         request = PeerCancelRequest(cancel=CancelRequest(migration=migration.id, discard_arrived=True))
         loop = asyncio.get_running_loop()
@@ -100,6 +99,8 @@ class Resolving:
         row.peer_pending = True
         while True:
             try:
+                # A site that was left meanwhile is one that does not answer.
+                remote = self.inventory.site_named(migration.destination_site).remote
                 there = (await remote.ask(remote.stub.Cancel, request, WORK)).cancel
             except LandbridgeError as error:
                 if loop.time() > deadline:

@@ -15,6 +15,7 @@ from gateway.audit.fields import certified
 from gateway.audit.journal import Journal
 from gateway.audit.presence import Presence
 from gateway.audit.refusals import Refusals
+from gateway.identities.departing import Departing
 from gateway.identities.enrolment import Enrolment
 from gateway.identities.issuing import Issuing
 from gateway.identities.joining import Joining
@@ -80,6 +81,7 @@ class IdentitiesService(enrolment_pb2_grpc.IdentitiesServicer):
         issuing: Issuing,
         trusting: Trusting,
         joining: Joining,
+        departing: Departing,
         listing: Listing,
         journal: Journal,
     ) -> None:
@@ -88,6 +90,7 @@ class IdentitiesService(enrolment_pb2_grpc.IdentitiesServicer):
         self._issuing = issuing
         self._trusting = trusting
         self._joining = joining
+        self._departing = departing
         self._listing = listing
 
     async def CreateToken(self, request: pb.CreateTokenRequest, context: Any) -> pb.CreateTokenResponse:
@@ -125,6 +128,14 @@ class IdentitiesService(enrolment_pb2_grpc.IdentitiesServicer):
         """Believe it."""
         await self._joining.join(request.site, request.root, list(request.peers), caller.get())
         return pb.JoinSiteResponse()
+
+    async def RemoveHost(self, request: pb.RemoveHostRequest, context: Any) -> pb.RemoveHostResponse:
+        """Out of service."""
+        return await self._departing.remove_host(request.name, caller.get(), request.reason, force=request.force)
+
+    async def LeaveSite(self, request: pb.LeaveSiteRequest, context: Any) -> pb.LeaveSiteResponse:
+        """Believe it no more."""
+        return await self._departing.leave_site(request.site, caller.get(), request.reason, force=request.force)
 
     async def RequestIssuer(self, request: pb.RequestIssuerRequest, context: Any) -> pb.RequestIssuerResponse:
         """What this gateway wants signed."""

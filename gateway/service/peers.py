@@ -8,6 +8,7 @@ from certs.guard import caller
 from gateway.audit.fields import certified
 from gateway.audit.refusals import Refusals
 from gateway.audit.witness_keeper import Witness
+from gateway.identities.departing import Departing
 from gateway.identities.trusting import Trusting
 from gateway.migration.incoming import Incoming
 from gateway.migration.inventory import Inventory
@@ -27,6 +28,7 @@ class PeerService(peer_pb2_grpc.PeerServicer):
         reports: Reports,
         inventory: Inventory,
         trusting: Trusting,
+        departing: Departing,
         receipts: Receipts,
         witness: Witness,
         refusals: Refusals,
@@ -36,6 +38,7 @@ class PeerService(peer_pb2_grpc.PeerServicer):
         self._reports = reports
         self._inventory = inventory
         self._trusting = trusting
+        self._departing = departing
         self._receipts = receipts
         self._witness = witness
 
@@ -83,6 +86,10 @@ class PeerService(peer_pb2_grpc.PeerServicer):
         """Whom to believe there, and here."""
         await self._trusting.heard(caller.get().site, request.trust)
         return pb.ExchangeTrustResponse(trust=await self._trusting.own_trust())
+
+    async def Leave(self, request: pb.LeaveRequest, context: Any) -> pb.LeaveResponse:
+        """The caller's site leaves this one."""
+        return await self._departing.left_by(caller.get())
 
     async def GetProofs(self, request: GetProofsRequest, context: Any) -> GetProofsResponse:
         """What this site's log says."""

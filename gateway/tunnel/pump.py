@@ -386,6 +386,14 @@ class Pump:
                 route.port.put(reset(channel, reason))
                 self._answer(route.tunnel, reset(channel, reason), migration)
 
+    def close_tunnel(self, tunnel: Tunnel, reason: str) -> None:
+        """Reset every channel of a tunnel that is no more."""
+        for channel, route in list(self._routes.items()):
+            if route.tunnel is tunnel:
+                self._forget(channel)
+                tunnel.drop(channel)
+                route.port.put(reset(channel, reason))
+
     def _forget_if_last(self, frame: Frame, *, is_from_opener: bool) -> None:
         # The end that was called answers each CLOSE by one, after which nobody needs the channel.
         if frame.type is FrameType.RESET or (frame.type is FrameType.CLOSE and not is_from_opener):

@@ -69,6 +69,10 @@ class Tunnels:
             f"host {host.name}", host.stream, self._identity, Role.HOST, self._site, host.name
         )
 
+    def forget_host(self, name: str) -> None:
+        """No channel leads to a host any more."""
+        self._hosts.pop(name, None)
+
     def join(self, site: SiteSettings) -> None:
         """Have a tunnel to a site, or have it lead elsewhere than before."""
         who = f"the gateway of site {site.name}"
@@ -85,6 +89,21 @@ class Tunnels:
         self.set_limits(self._limits)
         if self._keeps_up:
             self._diallers[site.name].keep_up()
+
+    async def leave(self, site: str) -> None:
+        """End all tunnels with a site, and what goes through them; the pages that were kept of it go, too."""
+        dialler = self._diallers.pop(site, None)
+        self._outgoing.pop(site, None)
+        incoming = [self._incoming.pop(key) for key in list(self._incoming) if key[0] == site]
+        codecs = {key: self._codecs.pop(key) for key in list(self._codecs) if key[0] == site}
+        for tunnel in (*([dialler.tunnel] if dialler else []), *incoming):
+            self.pump.close_tunnel(tunnel, f"site {self._site} is joined with site {site} no longer")
+            tunnel.close()
+        if dialler is not None:
+            await dialler.close()
+        for key, codec in codecs.items():
+            await codec.close()
+            self._path(*key).unlink(missing_ok=True)
 
     def keep_up(self) -> None:
         """Dial, and go on dialling."""
@@ -108,10 +127,13 @@ class Tunnels:
         if not self._pages.size:
             return None
         if (site, gateway) not in self._codecs:
-            path = self._pages.directory / f"{site}.{gateway}.pages"
+            path = self._path(site, gateway)
             size = int(self._pages.size * _GIB)
             self._codecs[site, gateway] = Codec(f"gateway {gateway} of site {site}", lambda: _open(path, size))
         return self._codecs[site, gateway]
+
+    def _path(self, site: str, gateway: str) -> Path:
+        return self._pages.directory / f"{site}.{gateway}.pages"
 
     def to_site(self, site: str) -> TunnelDialler:
         """The tunnel to a site, and its dialler. Raises NotFound."""

@@ -408,6 +408,23 @@ class Client:
         request = identities.JoinSiteRequest(site=_text(site), root=_text(root), peers=[_text(each) for each in peers])
         self._ask(lambda stub: stub.JoinSite, request)
 
+    def remove_host(self, host: str, reason: str = "", *, force: bool = False) -> identities.RemoveHostResponse:
+        """Take a host out of service: it is revoked, and not listed any more; a new token lets it come back.
+
+        Conflict while migrations from or to it are under way, while it has VMs, and for a host that stands in gateway.toml;
+        HostUnreachable if it cannot be asked. `force` is for all of these but gateway.toml: what runs there is not known here any more.
+        """
+        request = identities.RemoveHostRequest(name=_text(host), reason=_text(reason), force=force)
+        return self._ask(lambda stub: stub.RemoveHost, request)
+
+    def leave_site(self, site: str, reason: str = "", *, force: bool = False) -> identities.LeaveSiteResponse:
+        """End the trust in a site, at all gateways of this one; the other site is told, if it answers, and ends its own.
+
+        Conflict while migrations from or to it are under way, which `force` overrides, and for a site that stands in gateway.toml.
+        """
+        request = identities.LeaveSiteRequest(site=_text(site), reason=_text(reason), force=force)
+        return self._ask(lambda stub: stub.LeaveSite, request)
+
     def request_issuer(self) -> identities.RequestIssuerResponse:
         """What the gateway that answers wants signed by its site's root."""
         return self._ask(lambda stub: stub.RequestIssuer, identities.RequestIssuerRequest())

@@ -87,6 +87,10 @@ _EVENTS = (
     Event("N005W", "outage.began", "Something that migrations need does not answer."),
     Event("N006I", "outage.ended", "What did not answer answers again."),
     Event("N007W", "clock.stepped", "The clock of this machine jumped."),
+    Event(
+        "N008I", "host.removed", "A host was taken out of service: it is revoked, and belongs to its site no longer."
+    ),
+    Event("N009I", "site.left", "This site and another one are joined no longer: trust in it has ended."),
 )
 
 BY_NAME = MappingProxyType({event.name: event for event in _EVENTS})

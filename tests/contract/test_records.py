@@ -11,7 +11,7 @@ import pytest
 from certs.identity import Site
 from certs.trust import Denial
 from gateway.identities.records import CertificateRecord, Place, Records
-from gateway.store import Store
+from gateway.store import Store, TunnelLimits
 from landbridge.config import Address
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -92,7 +92,7 @@ async def test_roots_hosts_sites_and_addresses_are_those_that_were_written_last(
         await one.add_host("h1", control, there)
     assert await other.hosts() == [Place("h1", (here,), (there,))]
     for tunnel in ((), (here, there)):
-        await one.save_site("b", [here], tunnel)
+        await one.join_site(str(B), b"new", "b", [here], tunnel)
     assert await other.sites() == [Place("b", (here,), (here, there))]
     await one.save_endpoints("gw-1", {"peers": here, "enrolment": None})
     await other.save_endpoints("gw-2", {"peers": there, "enrolment": there})
@@ -104,3 +104,49 @@ async def test_two_gateways_that_write_the_same_row_at_once_both_succeed(two: tu
     denials = [Denial(f"{number:x}", A, NOW) for number in range(1, 9)]
     await asyncio.gather(*(records.add_denial(denial) for denial in denials for records in two))
     assert await two[0].denials() == set(denials)
+
+
+async def test_a_removed_host_is_gone_with_the_tokens_that_it_could_come_back_by(two: tuple[Records, Records]) -> None:
+    one, other = two
+    here, soon = Address("10.1.0.11", 7443), datetime.now(UTC) + timedelta(hours=1)
+    for name in ("h1", "h2"):
+        await one.add_host(name, here, here)
+        await one.add_token(f"of {name}", b"hash", name, "alice", soon)
+    await other.remove_host("h1")
+    assert [place.name for place in await one.hosts()] == ["h2"]
+    assert await one.token("of h1") is None
+    assert not await one.use_token("of h1")
+    assert await one.use_token("of h2")
+    await one.add_host("h1", here, here)
+    assert {place.name for place in await other.hosts()} == {"h1", "h2"}
+
+
+async def test_a_site_that_was_left_is_brought_back_by_joining_and_by_nothing_else(
+    two: tuple[Records, Records],
+) -> None:
+    one, other = two
+    here, there = Address("10.1.0.11", 7443), Address("10.1.0.12", 7443)
+    await one.join_site(str(B), b"root", "b", [here], [here])
+    await one.save_roots(str(A), b"own")
+    await other.move_site("b", [there], [there])
+    assert await one.sites() == [Place("b", (there,), (there,))]
+    for records in two:  # by both at the same time, say
+        await records.leave_site(str(B), "b")
+    # Another gateway has not heard of it, and has just followed what the site told.
+    await one.save_roots(str(B), b"newer root")
+    await one.move_site("b", [here], [here])
+    assert await one.roots() == {str(A): b"own"}
+    assert await one.sites() == []
+    assert await one.departures() == {str(B)}
+    await other.join_site(str(B), b"newest root", "b", [here], ())
+    assert await one.roots() == {str(A): b"own", str(B): b"newest root"}
+    assert (await one.sites(), await one.departures()) == ([Place("b", (here,), ())], frozenset())
+
+
+async def test_what_was_set_for_the_tunnel_to_a_site_goes_with_the_site(url: str) -> None:
+    store = await asyncio.to_thread(Store, url, "gw-1")
+    for site in ("b", "c"):
+        await store.limit_tunnel(site, TunnelLimits(1000, 2))
+    await Records(store).leave_site(str(B), "b")
+    assert list(await store.tunnel_limits()) == ["c"]
+    store.close()

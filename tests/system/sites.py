@@ -245,8 +245,9 @@ class SiteUnderTest:
         self.lifetime = 86_400.0
         self.store_url = f"sqlite:///{self.directory}/gateway.db"
         self.other: SiteUnderTest | None = None
-        # Whether the gateway's configuration names the other site.
+        # Whether the gateway's configuration names the other site, and the host.
         self.joined = True
+        self.has_host = True
         self.agent = Program(f"agent {self.host}", self._agent)
         self.gateway = Program(f"gateway {name}", functools.partial(self._gateway, "gw-1"))
         self.second_gateway = Program(f"second gateway {name}", functools.partial(self._gateway, "gw-2"))
@@ -309,7 +310,11 @@ class SiteUnderTest:
             store=StoreSettings(url=self.store_url),
             pages=PagesSettings(directory=self.directory / f"{name}-pages", size=1 / 16),
             audit=self.audit or AuditSettings(directory=self.directory / f"{name}-audit"),
-            hosts=(HostSettings(name=self.host, control=self.addresses["control"], stream=self.addresses["stream"]),),
+            hosts=(
+                (HostSettings(name=self.host, control=self.addresses["control"], stream=self.addresses["stream"]),)
+                if self.has_host
+                else ()
+            ),
             sites=(joined,) if self.joined else (),
             patience=self.patience,
             policy=PolicySettings(file=self.policy),

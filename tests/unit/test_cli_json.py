@@ -7,6 +7,7 @@ import pytest
 from google.protobuf.message import Message
 
 from gateway.cli.json_lines import as_object
+from landbridge.v1 import enrolment_pb2 as identities
 from landbridge.v1 import gateway_pb2 as api
 from landbridge.v1 import types_pb2 as types
 from landbridge.v1.authorization_pb2 import ApprovalRequest, PolicyStatus
@@ -55,6 +56,8 @@ _FIELDS: dict[type[Message], str] = {
     types.ByteRange: "offset length",
     api.SettleMigrationResponse: "migration removed",
     api.SetLimitRequest: "migration site bytes_per_second links as_configured",
+    identities.RemoveHostResponse: "name vms unreachable unsettled",
+    identities.LeaveSiteResponse: "site untold",
 }
 
 

@@ -19,7 +19,7 @@ from certs.guard import Access, Guard, caller
 from certs.guard import server as guarded_server
 from certs.identity import Identity, Role, Site
 from certs.living import LivingIdentity
-from certs.trust import Credential, Denial
+from certs.trust import Credential, Denial, TrustBundles
 from landbridge.errors import ConfigError, NotAuthenticated
 from landbridge.v1 import gateway_pb2 as pb
 from landbridge.v1 import gateway_pb2_grpc
@@ -34,10 +34,10 @@ GATEWAY = Identity(DOMAIN, "a", Role.GATEWAY, "gw1")
 class World:
     """A site, its gateway's issuer, and directories that are renewed."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, site: Site = A) -> None:
         self.directory = directory
-        self.root = authority.create(A, datetime.now(UTC))
-        self.issuer = authority.make_issuer(self.root, "gw1", datetime.now(UTC))
+        self.root = authority.create(site, datetime.now(UTC))
+        self.issuer = authority.make_issuer(self.root, "gw1" if site is A else "gw2", datetime.now(UTC))
 
     def make(self, identity: Identity) -> LivingIdentity:
         """Issued by the issuer, or by the root where that may not."""
@@ -78,8 +78,8 @@ class Service(gateway_pb2_grpc.GatewayServicer):
 
 
 @asynccontextmanager
-async def served(gateway: LivingIdentity, role: Role) -> AsyncIterator[tuple[int, Service]]:
-    guard = Guard(gateway, {"landbridge.v1.Gateway": Access(role, Site("example.org", "a"))})
+async def served(gateway: LivingIdentity, role: Role, *, local: bool = True) -> AsyncIterator[tuple[int, Service]]:
+    guard = Guard(gateway, {"landbridge.v1.Gateway": Access(role, Site("example.org", "a"), local=local)})
     server = guarded_server(guard)
     service = Service()  # type: ignore[abstract]  # what is not called is not there
     gateway_pb2_grpc.add_GatewayServicer_to_server(service, server)
@@ -161,6 +161,25 @@ async def test_a_revoked_server_is_not_called_until_it_has_come_with_a_newer_cer
         later = datetime.now(UTC) + timedelta(seconds=5)
         host._note(Credential(GATEWAY, 1, later, later + timedelta(days=1)), lambda: "unknown")
         await stub.GetMigration(pb.GetMigrationRequest(), timeout=5)
+
+
+async def test_an_answer_in_parts_ends_when_its_callers_site_is_not_trusted_any_more(world: World) -> None:
+    gateway, other = world.make(GATEWAY), World(world.directory / "other", Site(DOMAIN, "b"))
+    caller_there = other.make(replace(GATEWAY, site="b", name="gw2"))
+    for one, trusted in ((gateway, other), (caller_there, world)):
+        store.save_trust(one.stored.directory, TrustBundles.of([trusted.root.certificate]))
+        one.reload()
+    async with served(gateway, Role.GATEWAY, local=False) as (port, _), connected(port, caller_there) as stub:
+        watching = stub.WatchMigration(pb.WatchMigrationRequest())
+        await watching.read()
+        for _ in range(2):  # a file that is gone already is no trouble
+            store.remove_trust(gateway.stored.directory, other.root.site)
+        gateway.reload()
+        assert set(gateway.trust.roots) == {A}
+        with pytest.raises(aio.AioRpcError, match="is of a site that is not trusted here any more"):
+            await asyncio.wait_for(watching.read(), 5)
+        with pytest.raises(aio.AioRpcError):
+            await stub.GetMigration(pb.GetMigrationRequest(), timeout=5)
 
 
 def test_what_cannot_be_used_leaves_the_identity_as_it_was(world: World) -> None:

@@ -58,3 +58,28 @@ async def test_each_change_is_one_entry(tmp_path: Path, monkeypatch: pytest.Monk
         "since": "2026-01-31T12:00:05.000000Z",
         "duration_ms": 2000,
     }
+
+
+async def test_the_tunnel_to_a_site_that_was_left_is_closed_and_no_outage_also_when_it_is_joined_again(
+    tmp_path: Path,
+) -> None:
+    journal = await Journal.open(tmp_path, BRU)
+    sites, up = ["ams", "par"], {"ams", "par"}
+    outages = Outages(journal, "bru", lambda: sites, up.__contains__)
+    await outages.look(NOON)
+    sites.remove("ams")
+    up.remove("ams")
+    for _ in range(2):
+        await outages.look(NOON)
+    sites.append("ams")  # its tunnel is not up at once
+    await outages.look(NOON)
+    up.add("ams")
+    await outages.look(NOON)
+    await journal.close()
+    found = [(entry.event.name, entry.text("seen", "destination", "site")) for _, entry in last(Directory(tmp_path), 9)]
+    assert found == [
+        ("tunnel.opened", "ams"),
+        ("tunnel.opened", "par"),
+        ("tunnel.closed", "ams"),
+        ("tunnel.opened", "ams"),
+    ]

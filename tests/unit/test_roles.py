@@ -42,6 +42,8 @@ CreateToken       .       .         .         .        x      .
 Revoke            .       .         .         .        x      .
 LookAtSite        .       .         .         .        x      .
 JoinSite          .       .         .         .        x      .
+RemoveHost        .       .         .         .        x      .
+LeaveSite         .       .         .         .        x      .
 RequestIssuer     .       .         .         .        x      .
 InstallIssuer     .       .         .         .        x      .
 InstallRoots      .       .         .         .        x      .

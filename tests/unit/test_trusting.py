@@ -16,10 +16,12 @@ from certs.trust import pem_of
 from gateway.config import GatewayConfig
 from gateway.identities import trusting as module
 from gateway.identities.issuing import Issuing
-from gateway.identities.records import Records
+from gateway.identities.neighbours import Neighbours
+from gateway.identities.records import Place, Records
 from gateway.identities.trusting import Trusting
 from gateway.migration.inventory import Inventory
 from gateway.store import Store
+from landbridge.config import Address
 from landbridge.errors import ProtocolError
 from landbridge.v1.enrolment_pb2 import DenialEntry
 from landbridge.v1.peer_pb2 import SiteTrust
@@ -39,9 +41,7 @@ async def living(tmp_path: Path) -> AsyncIterator[tuple[LivingIdentity, Trusting
         Records(store),
         cast("Issuing", SimpleNamespace(changes=0)),
         cast("Inventory", None),
-        lambda _: None,
-        lambda _: None,
-        lambda _: True,
+        cast("Neighbours", SimpleNamespace(join=lambda _: None)),
     )
     yield identity, made
     store.close()
@@ -89,3 +89,19 @@ async def test_a_denial_of_a_host_lies_ahead_by_what_another_gateway_may_sign_me
     assert 64 <= ahead.pop(f"{A}/host/x") < 74
     # Operators are issued by the site's CA, and may be issued again at once.
     assert all(0 <= seconds < 10 for seconds in ahead.values())
+
+
+async def test_what_a_site_tells_before_it_is_known_where_it_is_counts_as_soon_as_that_is_known(
+    living: tuple[LivingIdentity, Trusting],
+) -> None:
+    identity, trusting = living
+    first, then = Address("192.0.2.1", 7443), Address("192.0.2.2", 7443)
+    said = told(identity)
+    said.peers.append(str(then))
+    said.tunnel.append(str(then))
+    await trusting.heard("b", said)
+    pem = pem_of(identity.trust.of_site(B))
+    await trusting._records.join_site(str(B), pem, "b", [first], ())
+    await trusting.look()
+    await trusting.heard("b", said)
+    assert await trusting._records.sites() == [Place("b", (then,), (then,))]

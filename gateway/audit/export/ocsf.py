@@ -71,6 +71,8 @@ _KINDS = MappingProxyType(
         "call.refused": (_API, _OTHER),
         "agent.joined": (_ENTITY, _ENROLL),
         "agent.left": (_ENTITY, _UNENROLL),
+        "host.removed": (_ENTITY, _UNENROLL),
+        "site.left": (_ENTITY, _UNENROLL),
         "tunnel.opened": (_TUNNEL, _OPEN),
         "tunnel.closed": (_TUNNEL, _CLOSE),
         "outage.began": (_TUNNEL, _OTHER),

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dlandbridge/v1/enrolment.proto\x12\rlandbridge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"b\n\x0c\x45nrolRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\t\x12\x0f\n\x07\x63ontrol\x18\x04 \x01(\t\x12\x0e\n\x06stream\x18\x05 \x01(\t\"j\n\rEnrolResponse\x12\r\n\x05\x63hain\x18\x01 \x01(\t\x12\r\n\x05roots\x18\x02 \x01(\t\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07\x63ontrol\x18\x05 \x03(\t\x12\x0e\n\x06stream\x18\x06 \x03(\t\"\x1f\n\x0cRenewRequest\x12\x0f\n\x07request\x18\x01 \x01(\t\"\x1e\n\rRenewResponse\x12\r\n\x05\x63hain\x18\x01 \x01(\t\"\x0e\n\x0cTrustRequest\"K\n\rTrustResponse\x12\r\n\x05roots\x18\x01 \x01(\t\x12+\n\x07\x64\x65nials\x18\x02 \x03(\x0b\x32\x1a.landbridge.v1.DenialEntry\"W\n\x0b\x44\x65nialEntry\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\"\n\x12\x43reateTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"T\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x88\x02\n\x10\x43\x65rtificateEntry\x12\x10\n\x08identity\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.landbridge.v1.CertificateKind\x12\x0e\n\x06serial\x18\x03 \x01(\t\x12-\n\tissued_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rrenews_itself\x18\x06 \x01(\x08\x12.\n\nrevoked_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x19\n\x17ListCertificatesRequest\"~\n\x18ListCertificatesResponse\x12\x35\n\x0c\x63\x65rtificates\x18\x01 \x03(\x0b\x32\x1f.landbridge.v1.CertificateEntry\x12+\n\x07\x64\x65nials\x18\x02 \x03(\x0b\x32\x1a.landbridge.v1.DenialEntry\"0\n\rRevokeRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\" \n\x0eRevokeResponse\x12\x0e\n\x06\x63losed\x18\x01 \x01(\r\"$\n\x11LookAtSiteRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"T\n\x12LookAtSiteResponse\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0c\n\x04root\x18\x02 \x01(\t\x12\x10\n\x08own_site\x18\x03 \x01(\t\x12\x10\n\x08own_root\x18\x04 \x01(\t\"<\n\x0fJoinSiteRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0c\n\x04root\x18\x02 \x01(\t\x12\r\n\x05peers\x18\x03 \x03(\t\"\x12\n\x10JoinSiteResponse\"\x16\n\x14RequestIssuerRequest\"9\n\x15RequestIssuerResponse\x12\x0f\n\x07gateway\x18\x01 \x01(\t\x12\x0f\n\x07request\x18\x02 \x01(\t\"+\n\x14InstallIssuerRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\"H\n\x15InstallIssuerResponse\x12/\n\x0bin_use_from\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"$\n\x13InstallRootsRequest\x12\r\n\x05roots\x18\x01 \x01(\t\"\x16\n\x14InstallRootsResponse*\xc3\x01\n\x0f\x43\x65rtificateKind\x12 \n\x1c\x43\x45RTIFICATE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x45RTIFICATE_KIND_ROOT\x10\x01\x12\x1b\n\x17\x43\x45RTIFICATE_KIND_ISSUER\x10\x02\x12\x1c\n\x18\x43\x45RTIFICATE_KIND_GATEWAY\x10\x03\x12\x19\n\x15\x43\x45RTIFICATE_KIND_HOST\x10\x04\x12\x1d\n\x19\x43\x45RTIFICATE_KIND_OPERATOR\x10\x05\x32O\n\tEnrolment\x12\x42\n\x05\x45nrol\x12\x1b.landbridge.v1.EnrolRequest\x1a\x1c.landbridge.v1.EnrolResponse2\x93\x01\n\x07Renewal\x12\x42\n\x05Renew\x12\x1b.landbridge.v1.RenewRequest\x1a\x1c.landbridge.v1.RenewResponse\x12\x44\n\x05Trust\x12\x1b.landbridge.v1.TrustRequest\x1a\x1c.landbridge.v1.TrustResponse0\x01\x32\xbf\x05\n\nIdentities\x12T\n\x0b\x43reateToken\x12!.landbridge.v1.CreateTokenRequest\x1a\".landbridge.v1.CreateTokenResponse\x12\x63\n\x10ListCertificates\x12&.landbridge.v1.ListCertificatesRequest\x1a\'.landbridge.v1.ListCertificatesResponse\x12\x45\n\x06Revoke\x12\x1c.landbridge.v1.RevokeRequest\x1a\x1d.landbridge.v1.RevokeResponse\x12Q\n\nLookAtSite\x12 .landbridge.v1.LookAtSiteRequest\x1a!.landbridge.v1.LookAtSiteResponse\x12K\n\x08JoinSite\x12\x1e.landbridge.v1.JoinSiteRequest\x1a\x1f.landbridge.v1.JoinSiteResponse\x12Z\n\rRequestIssuer\x12#.landbridge.v1.RequestIssuerRequest\x1a$.landbridge.v1.RequestIssuerResponse\x12Z\n\rInstallIssuer\x12#.landbridge.v1.InstallIssuerRequest\x1a$.landbridge.v1.InstallIssuerResponse\x12W\n\x0cInstallRoots\x12\".landbridge.v1.InstallRootsRequest\x1a#.landbridge.v1.InstallRootsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dlandbridge/v1/enrolment.proto\x12\rlandbridge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"b\n\x0c\x45nrolRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\t\x12\x0f\n\x07\x63ontrol\x18\x04 \x01(\t\x12\x0e\n\x06stream\x18\x05 \x01(\t\"j\n\rEnrolResponse\x12\r\n\x05\x63hain\x18\x01 \x01(\t\x12\r\n\x05roots\x18\x02 \x01(\t\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07\x63ontrol\x18\x05 \x03(\t\x12\x0e\n\x06stream\x18\x06 \x03(\t\"\x1f\n\x0cRenewRequest\x12\x0f\n\x07request\x18\x01 \x01(\t\"\x1e\n\rRenewResponse\x12\r\n\x05\x63hain\x18\x01 \x01(\t\"\x0e\n\x0cTrustRequest\"K\n\rTrustResponse\x12\r\n\x05roots\x18\x01 \x01(\t\x12+\n\x07\x64\x65nials\x18\x02 \x03(\x0b\x32\x1a.landbridge.v1.DenialEntry\"W\n\x0b\x44\x65nialEntry\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\"\n\x12\x43reateTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"T\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x88\x02\n\x10\x43\x65rtificateEntry\x12\x10\n\x08identity\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.landbridge.v1.CertificateKind\x12\x0e\n\x06serial\x18\x03 \x01(\t\x12-\n\tissued_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rrenews_itself\x18\x06 \x01(\x08\x12.\n\nrevoked_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x19\n\x17ListCertificatesRequest\"~\n\x18ListCertificatesResponse\x12\x35\n\x0c\x63\x65rtificates\x18\x01 \x03(\x0b\x32\x1f.landbridge.v1.CertificateEntry\x12+\n\x07\x64\x65nials\x18\x02 \x03(\x0b\x32\x1a.landbridge.v1.DenialEntry\"0\n\rRevokeRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\" \n\x0eRevokeResponse\x12\x0e\n\x06\x63losed\x18\x01 \x01(\r\"$\n\x11LookAtSiteRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"T\n\x12LookAtSiteResponse\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0c\n\x04root\x18\x02 \x01(\t\x12\x10\n\x08own_site\x18\x03 \x01(\t\x12\x10\n\x08own_root\x18\x04 \x01(\t\"<\n\x0fJoinSiteRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0c\n\x04root\x18\x02 \x01(\t\x12\r\n\x05peers\x18\x03 \x03(\t\"\x12\n\x10JoinSiteResponse\"@\n\x11RemoveHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"W\n\x12RemoveHostResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03vms\x18\x02 \x03(\t\x12\x13\n\x0bunreachable\x18\x03 \x01(\t\x12\x11\n\tunsettled\x18\x04 \x03(\t\"?\n\x10LeaveSiteRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"1\n\x11LeaveSiteResponse\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0e\n\x06untold\x18\x02 \x01(\t\"\x16\n\x14RequestIssuerRequest\"9\n\x15RequestIssuerResponse\x12\x0f\n\x07gateway\x18\x01 \x01(\t\x12\x0f\n\x07request\x18\x02 \x01(\t\"+\n\x14InstallIssuerRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\"H\n\x15InstallIssuerResponse\x12/\n\x0bin_use_from\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"$\n\x13InstallRootsRequest\x12\r\n\x05roots\x18\x01 \x01(\t\"\x16\n\x14InstallRootsResponse*\xc3\x01\n\x0f\x43\x65rtificateKind\x12 \n\x1c\x43\x45RTIFICATE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x45RTIFICATE_KIND_ROOT\x10\x01\x12\x1b\n\x17\x43\x45RTIFICATE_KIND_ISSUER\x10\x02\x12\x1c\n\x18\x43\x45RTIFICATE_KIND_GATEWAY\x10\x03\x12\x19\n\x15\x43\x45RTIFICATE_KIND_HOST\x10\x04\x12\x1d\n\x19\x43\x45RTIFICATE_KIND_OPERATOR\x10\x05\x32O\n\tEnrolment\x12\x42\n\x05\x45nrol\x12\x1b.landbridge.v1.EnrolRequest\x1a\x1c.landbridge.v1.EnrolResponse2\x93\x01\n\x07Renewal\x12\x42\n\x05Renew\x12\x1b.landbridge.v1.RenewRequest\x1a\x1c.landbridge.v1.RenewResponse\x12\x44\n\x05Trust\x12\x1b.landbridge.v1.TrustRequest\x1a\x1c.landbridge.v1.TrustResponse0\x01\x32\xe2\x06\n\nIdentities\x12T\n\x0b\x43reateToken\x12!.landbridge.v1.CreateTokenRequest\x1a\".landbridge.v1.CreateTokenResponse\x12\x63\n\x10ListCertificates\x12&.landbridge.v1.ListCertificatesRequest\x1a\'.landbridge.v1.ListCertificatesResponse\x12\x45\n\x06Revoke\x12\x1c.landbridge.v1.RevokeRequest\x1a\x1d.landbridge.v1.RevokeResponse\x12Q\n\nLookAtSite\x12 .landbridge.v1.LookAtSiteRequest\x1a!.landbridge.v1.LookAtSiteResponse\x12K\n\x08JoinSite\x12\x1e.landbridge.v1.JoinSiteRequest\x1a\x1f.landbridge.v1.JoinSiteResponse\x12Q\n\nRemoveHost\x12 .landbridge.v1.RemoveHostRequest\x1a!.landbridge.v1.RemoveHostResponse\x12N\n\tLeaveSite\x12\x1f.landbridge.v1.LeaveSiteRequest\x1a .landbridge.v1.LeaveSiteResponse\x12Z\n\rRequestIssuer\x12#.landbridge.v1.RequestIssuerRequest\x1a$.landbridge.v1.RequestIssuerResponse\x12Z\n\rInstallIssuer\x12#.landbridge.v1.InstallIssuerRequest\x1a$.landbridge.v1.InstallIssuerResponse\x12W\n\x0cInstallRoots\x12\".landbridge.v1.InstallRootsRequest\x1a#.landbridge.v1.InstallRootsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'landbridge.v1.enrolment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CERTIFICATEKIND']._serialized_start=1635
-  _globals['_CERTIFICATEKIND']._serialized_end=1830
+  _globals['_CERTIFICATEKIND']._serialized_start=1906
+  _globals['_CERTIFICATEKIND']._serialized_end=2101
   _globals['_ENROLREQUEST']._serialized_start=81
   _globals['_ENROLREQUEST']._serialized_end=179
   _globals['_ENROLRESPONSE']._serialized_start=181
@@ -70,22 +70,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOINSITEREQUEST']._serialized_end=1348
   _globals['_JOINSITERESPONSE']._serialized_start=1350
   _globals['_JOINSITERESPONSE']._serialized_end=1368
-  _globals['_REQUESTISSUERREQUEST']._serialized_start=1370
-  _globals['_REQUESTISSUERREQUEST']._serialized_end=1392
-  _globals['_REQUESTISSUERRESPONSE']._serialized_start=1394
-  _globals['_REQUESTISSUERRESPONSE']._serialized_end=1451
-  _globals['_INSTALLISSUERREQUEST']._serialized_start=1453
-  _globals['_INSTALLISSUERREQUEST']._serialized_end=1496
-  _globals['_INSTALLISSUERRESPONSE']._serialized_start=1498
-  _globals['_INSTALLISSUERRESPONSE']._serialized_end=1570
-  _globals['_INSTALLROOTSREQUEST']._serialized_start=1572
-  _globals['_INSTALLROOTSREQUEST']._serialized_end=1608
-  _globals['_INSTALLROOTSRESPONSE']._serialized_start=1610
-  _globals['_INSTALLROOTSRESPONSE']._serialized_end=1632
-  _globals['_ENROLMENT']._serialized_start=1832
-  _globals['_ENROLMENT']._serialized_end=1911
-  _globals['_RENEWAL']._serialized_start=1914
-  _globals['_RENEWAL']._serialized_end=2061
-  _globals['_IDENTITIES']._serialized_start=2064
-  _globals['_IDENTITIES']._serialized_end=2767
+  _globals['_REMOVEHOSTREQUEST']._serialized_start=1370
+  _globals['_REMOVEHOSTREQUEST']._serialized_end=1434
+  _globals['_REMOVEHOSTRESPONSE']._serialized_start=1436
+  _globals['_REMOVEHOSTRESPONSE']._serialized_end=1523
+  _globals['_LEAVESITEREQUEST']._serialized_start=1525
+  _globals['_LEAVESITEREQUEST']._serialized_end=1588
+  _globals['_LEAVESITERESPONSE']._serialized_start=1590
+  _globals['_LEAVESITERESPONSE']._serialized_end=1639
+  _globals['_REQUESTISSUERREQUEST']._serialized_start=1641
+  _globals['_REQUESTISSUERREQUEST']._serialized_end=1663
+  _globals['_REQUESTISSUERRESPONSE']._serialized_start=1665
+  _globals['_REQUESTISSUERRESPONSE']._serialized_end=1722
+  _globals['_INSTALLISSUERREQUEST']._serialized_start=1724
+  _globals['_INSTALLISSUERREQUEST']._serialized_end=1767
+  _globals['_INSTALLISSUERRESPONSE']._serialized_start=1769
+  _globals['_INSTALLISSUERRESPONSE']._serialized_end=1841
+  _globals['_INSTALLROOTSREQUEST']._serialized_start=1843
+  _globals['_INSTALLROOTSREQUEST']._serialized_end=1879
+  _globals['_INSTALLROOTSRESPONSE']._serialized_start=1881
+  _globals['_INSTALLROOTSRESPONSE']._serialized_end=1903
+  _globals['_ENROLMENT']._serialized_start=2103
+  _globals['_ENROLMENT']._serialized_end=2182
+  _globals['_RENEWAL']._serialized_start=2185
+  _globals['_RENEWAL']._serialized_end=2332
+  _globals['_IDENTITIES']._serialized_start=2335
+  _globals['_IDENTITIES']._serialized_end=3201
 # @@protoc_insertion_point(module_scope)

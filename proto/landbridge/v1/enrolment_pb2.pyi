@@ -493,6 +493,117 @@ class JoinSiteResponse(_message.Message):
 Global___JoinSiteResponse: _TypeAlias = JoinSiteResponse  # noqa: Y015
 
 @_typing.final
+class RemoveHostRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    reason: _builtins.str
+    force: _builtins.bool
+    """Although it does not answer, has VMs, or migrations from or to it are under way."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveHostRequest: _TypeAlias = RemoveHostRequest  # noqa: Y015
+
+@_typing.final
+class RemoveHostResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VMS_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
+    UNSETTLED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    unreachable: _builtins.str
+    """Why it could not be asked which VMs it has; empty if it was."""
+    @_builtins.property
+    def vms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """VMs that are there all the same."""
+
+    @_builtins.property
+    def unsettled(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of migrations from it that were not settled: what they left is still on its disks."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        vms: _abc.Iterable[_builtins.str] | None = ...,
+        unreachable: _builtins.str = ...,
+        unsettled: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "unreachable", b"unreachable", "unsettled", b"unsettled", "vms", b"vms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveHostResponse: _TypeAlias = RemoveHostResponse  # noqa: Y015
+
+@_typing.final
+class LeaveSiteRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SITE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    site: _builtins.str
+    reason: _builtins.str
+    force: _builtins.bool
+    """Although migrations from or to it are under way, or the other site says so."""
+    def __init__(
+        self,
+        *,
+        site: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "reason", b"reason", "site", b"site"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaveSiteRequest: _TypeAlias = LeaveSiteRequest  # noqa: Y015
+
+@_typing.final
+class LeaveSiteResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SITE_FIELD_NUMBER: _builtins.int
+    UNTOLD_FIELD_NUMBER: _builtins.int
+    site: _builtins.str
+    """As a SPIFFE ID."""
+    untold: _builtins.str
+    """Why the other site still believes this one; empty if it does not any more."""
+    def __init__(
+        self,
+        *,
+        site: _builtins.str = ...,
+        untold: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["site", b"site", "untold", b"untold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaveSiteResponse: _TypeAlias = LeaveSiteResponse  # noqa: Y015
+
+@_typing.final
 class RequestIssuerRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

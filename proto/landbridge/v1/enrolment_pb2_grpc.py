@@ -256,6 +256,16 @@ class IdentitiesStub:
                 request_serializer=landbridge_dot_v1_dot_enrolment__pb2.JoinSiteRequest.SerializeToString,
                 response_deserializer=landbridge_dot_v1_dot_enrolment__pb2.JoinSiteResponse.FromString,
                 _registered_method=True)
+        self.RemoveHost = channel.unary_unary(
+                '/landbridge.v1.Identities/RemoveHost',
+                request_serializer=landbridge_dot_v1_dot_enrolment__pb2.RemoveHostRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_enrolment__pb2.RemoveHostResponse.FromString,
+                _registered_method=True)
+        self.LeaveSite = channel.unary_unary(
+                '/landbridge.v1.Identities/LeaveSite',
+                request_serializer=landbridge_dot_v1_dot_enrolment__pb2.LeaveSiteRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_enrolment__pb2.LeaveSiteResponse.FromString,
+                _registered_method=True)
         self.RequestIssuer = channel.unary_unary(
                 '/landbridge.v1.Identities/RequestIssuer',
                 request_serializer=landbridge_dot_v1_dot_enrolment__pb2.RequestIssuerRequest.SerializeToString,
@@ -309,6 +319,20 @@ class IdentitiesServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RemoveHost(self, request, context):
+        """Takes a host out of service.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LeaveSite(self, request, context):
+        """Undoes JoinSite.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RequestIssuer(self, request, context):
         """What this gateway, and no other, wants its site's root to sign.
         """
@@ -356,6 +380,16 @@ def add_IdentitiesServicer_to_server(servicer, server):
                     servicer.JoinSite,
                     request_deserializer=landbridge_dot_v1_dot_enrolment__pb2.JoinSiteRequest.FromString,
                     response_serializer=landbridge_dot_v1_dot_enrolment__pb2.JoinSiteResponse.SerializeToString,
+            ),
+            'RemoveHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveHost,
+                    request_deserializer=landbridge_dot_v1_dot_enrolment__pb2.RemoveHostRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_enrolment__pb2.RemoveHostResponse.SerializeToString,
+            ),
+            'LeaveSite': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaveSite,
+                    request_deserializer=landbridge_dot_v1_dot_enrolment__pb2.LeaveSiteRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_enrolment__pb2.LeaveSiteResponse.SerializeToString,
             ),
             'RequestIssuer': grpc.unary_unary_rpc_method_handler(
                     servicer.RequestIssuer,
@@ -509,6 +543,60 @@ class Identities:
             '/landbridge.v1.Identities/JoinSite',
             landbridge_dot_v1_dot_enrolment__pb2.JoinSiteRequest.SerializeToString,
             landbridge_dot_v1_dot_enrolment__pb2.JoinSiteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Identities/RemoveHost',
+            landbridge_dot_v1_dot_enrolment__pb2.RemoveHostRequest.SerializeToString,
+            landbridge_dot_v1_dot_enrolment__pb2.RemoveHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaveSite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Identities/LeaveSite',
+            landbridge_dot_v1_dot_enrolment__pb2.LeaveSiteRequest.SerializeToString,
+            landbridge_dot_v1_dot_enrolment__pb2.LeaveSiteResponse.FromString,
             options,
             channel_credentials,
             insecure,

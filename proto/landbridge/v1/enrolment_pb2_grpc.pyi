@@ -114,6 +114,10 @@ class IdentitiesStub:
     """Asks another site's gateway for its root; nothing is believed yet."""
     JoinSite: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.JoinSiteRequest, _enrolment_pb2.JoinSiteResponse]
     """Believes it."""
+    RemoveHost: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.RemoveHostRequest, _enrolment_pb2.RemoveHostResponse]
+    """Takes a host out of service."""
+    LeaveSite: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.LeaveSiteRequest, _enrolment_pb2.LeaveSiteResponse]
+    """Undoes JoinSite."""
     RequestIssuer: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.RequestIssuerRequest, _enrolment_pb2.RequestIssuerResponse]
     """What this gateway, and no other, wants its site's root to sign."""
     InstallIssuer: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.InstallIssuerRequest, _enrolment_pb2.InstallIssuerResponse]
@@ -132,6 +136,10 @@ class IdentitiesAsyncStub(IdentitiesStub):
     """Asks another site's gateway for its root; nothing is believed yet."""
     JoinSite: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.JoinSiteRequest, _enrolment_pb2.JoinSiteResponse]  # type: ignore[assignment]
     """Believes it."""
+    RemoveHost: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.RemoveHostRequest, _enrolment_pb2.RemoveHostResponse]  # type: ignore[assignment]
+    """Takes a host out of service."""
+    LeaveSite: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.LeaveSiteRequest, _enrolment_pb2.LeaveSiteResponse]  # type: ignore[assignment]
+    """Undoes JoinSite."""
     RequestIssuer: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.RequestIssuerRequest, _enrolment_pb2.RequestIssuerResponse]  # type: ignore[assignment]
     """What this gateway, and no other, wants its site's root to sign."""
     InstallIssuer: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.InstallIssuerRequest, _enrolment_pb2.InstallIssuerResponse]  # type: ignore[assignment]
@@ -177,6 +185,22 @@ class IdentitiesServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enrolment_pb2.JoinSiteResponse, _abc.Awaitable[_enrolment_pb2.JoinSiteResponse]]:
         """Believes it."""
+
+    @_abc_1.abstractmethod
+    def RemoveHost(
+        self,
+        request: _enrolment_pb2.RemoveHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrolment_pb2.RemoveHostResponse, _abc.Awaitable[_enrolment_pb2.RemoveHostResponse]]:
+        """Takes a host out of service."""
+
+    @_abc_1.abstractmethod
+    def LeaveSite(
+        self,
+        request: _enrolment_pb2.LeaveSiteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrolment_pb2.LeaveSiteResponse, _abc.Awaitable[_enrolment_pb2.LeaveSiteResponse]]:
+        """Undoes JoinSite."""
 
     @_abc_1.abstractmethod
     def RequestIssuer(

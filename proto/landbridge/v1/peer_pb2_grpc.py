@@ -85,6 +85,11 @@ class PeerStub:
                 request_serializer=landbridge_dot_v1_dot_peer__pb2.ExchangeTrustRequest.SerializeToString,
                 response_deserializer=landbridge_dot_v1_dot_peer__pb2.ExchangeTrustResponse.FromString,
                 _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/landbridge.v1.Peer/Leave',
+                request_serializer=landbridge_dot_v1_dot_peer__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=landbridge_dot_v1_dot_peer__pb2.LeaveResponse.FromString,
+                _registered_method=True)
         self.GetProofs = channel.unary_unary(
                 '/landbridge.v1.Peer/GetProofs',
                 request_serializer=landbridge_dot_v1_dot_audit__pb2.GetProofsRequest.SerializeToString,
@@ -165,6 +170,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Leave(self, request, context):
+        """The calling site leaves this one: trust in it ends here, and in nobody else. Refused while migrations between the two are under way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetProofs(self, request, context):
         """What this site's audit log says of a migration between the two, with the proofs.
         """
@@ -231,6 +243,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.ExchangeTrust,
                     request_deserializer=landbridge_dot_v1_dot_peer__pb2.ExchangeTrustRequest.FromString,
                     response_serializer=landbridge_dot_v1_dot_peer__pb2.ExchangeTrustResponse.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=landbridge_dot_v1_dot_peer__pb2.LeaveRequest.FromString,
+                    response_serializer=landbridge_dot_v1_dot_peer__pb2.LeaveResponse.SerializeToString,
             ),
             'GetProofs': grpc.unary_unary_rpc_method_handler(
                     servicer.GetProofs,
@@ -513,6 +530,33 @@ class Peer:
             '/landbridge.v1.Peer/ExchangeTrust',
             landbridge_dot_v1_dot_peer__pb2.ExchangeTrustRequest.SerializeToString,
             landbridge_dot_v1_dot_peer__pb2.ExchangeTrustResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/landbridge.v1.Peer/Leave',
+            landbridge_dot_v1_dot_peer__pb2.LeaveRequest.SerializeToString,
+            landbridge_dot_v1_dot_peer__pb2.LeaveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class PeerStub:
     """The same, asked for by the destination, which a report may not have reached yet."""
     ExchangeTrust: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ExchangeTrustRequest, _peer_pb2.ExchangeTrustResponse]
     """What each site believes of itself, told regularly."""
+    Leave: _grpc.UnaryUnaryMultiCallable[_peer_pb2.LeaveRequest, _peer_pb2.LeaveResponse]
+    """The calling site leaves this one: trust in it ends here, and in nobody else. Refused while migrations between the two are under way."""
     GetProofs: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetProofsRequest, _audit_pb2.GetProofsResponse]
     """What this site's audit log says of a migration between the two, with the proofs."""
     AddCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_pb2.AddCheckpointRequest, _audit_pb2.AddCheckpointResponse]
@@ -70,6 +72,8 @@ class PeerAsyncStub(PeerStub):
     """The same, asked for by the destination, which a report may not have reached yet."""
     ExchangeTrust: _aio.UnaryUnaryMultiCallable[_peer_pb2.ExchangeTrustRequest, _peer_pb2.ExchangeTrustResponse]  # type: ignore[assignment]
     """What each site believes of itself, told regularly."""
+    Leave: _aio.UnaryUnaryMultiCallable[_peer_pb2.LeaveRequest, _peer_pb2.LeaveResponse]  # type: ignore[assignment]
+    """The calling site leaves this one: trust in it ends here, and in nobody else. Refused while migrations between the two are under way."""
     GetProofs: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetProofsRequest, _audit_pb2.GetProofsResponse]  # type: ignore[assignment]
     """What this site's audit log says of a migration between the two, with the proofs."""
     AddCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_pb2.AddCheckpointRequest, _audit_pb2.AddCheckpointResponse]  # type: ignore[assignment]
@@ -150,6 +154,14 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.ExchangeTrustResponse, _abc.Awaitable[_peer_pb2.ExchangeTrustResponse]]:
         """What each site believes of itself, told regularly."""
+
+    @_abc_1.abstractmethod
+    def Leave(
+        self,
+        request: _peer_pb2.LeaveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.LeaveResponse, _abc.Awaitable[_peer_pb2.LeaveResponse]]:
+        """The calling site leaves this one: trust in it ends here, and in nobody else. Refused while migrations between the two are under way."""
 
     @_abc_1.abstractmethod
     def GetProofs(
