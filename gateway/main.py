@@ -7,7 +7,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -71,7 +71,7 @@ from gateway.service.admission import ByRole
 from gateway.service.identities import EnrolmentService, IdentitiesService, RenewalService
 from gateway.service.operators import GatewayService
 from gateway.service.peers import PeerService
-from gateway.store import Store
+from gateway.store import Row, Store
 from gateway.tunnel.tunnels import Tunnels
 from landbridge import config, log, memory
 from landbridge.config import Address
@@ -168,7 +168,9 @@ async def running(settings: GatewayConfig, stored: StoredIdentity) -> AsyncItera
         receipts = Receipts(ledger, inventory, deposits)
         directory = settings.audit.receipts or settings.audit.directory / RECEIPTS
         receipt_keeper = ReceiptKeeper(receipts, deposits, ledger, evidence.journal, evidence.refusals, directory)
-        keepers = await keep_identities(settings, identity, store, ledger, inventory, tunnels, evidence.journal)
+        keepers = await keep_identities(
+            settings, identity, store, ledger, inventory, tunnels, evidence.journal, receipt_keeper.is_owed
+        )
         stack.push_async_callback(keepers.close)
         await watch(settings, identity, inventory, tunnels, authority, evidence, stack)
 
@@ -418,6 +420,7 @@ async def keep_identities(
     inventory: Inventory,
     tunnels: Tunnels,
     journal: Journal,
+    receipt_is_owed: Callable[[Row], bool],
 ) -> Keepers:
     """Begin to renew this gateway's certificate, to follow what its site and others believe, and whom it reaches."""
     records = Records(store)
@@ -431,7 +434,7 @@ async def keep_identities(
         Enrolment(identity, records, issuing, trusting, journal),
         Joining(identity, records, trusting, journal),
         Listing(identity, records),
-        Departing(settings, identity, records, trusting, inventory, ledger, journal),
+        Departing(settings, identity, records, trusting, inventory, ledger, journal, receipt_is_owed),
         neighbours,
         journal,
     )

@@ -50,6 +50,8 @@ class Departing:
     inventory: Inventory
     ledger: Ledger
     journal: Journal
+    # Whether the receipt of a migration from here, which has ended, is still to come.
+    receipt_is_owed: Callable[[Row], bool]
     # Sites that have said that they leave, and stand in the configuration: each is recorded once.
     _heard: set[Site] = field(default_factory=set)
 
@@ -122,7 +124,7 @@ class Departing:
                 f'site {name} stands in gateway.toml: delete its [[sites]], the one with name = "{name}", or peers and tunnel there, at '
                 "every gateway of this site, start them again, and leave it then"
             )
-        waits = await self._in_the_way(f"site {name}", lambda row: _needs_site(row, name))
+        waits = await self._in_the_way(f"site {name}", lambda row: self._needs_site(row, name))
         if waits and not force:
             raise Conflict(f"{waits}; --force does not wait, and what is not done by then is not done")
         comment = f"left{' by force' if force else ''}: {reason or 'no reason is given'}"
@@ -160,7 +162,7 @@ class Departing:
     async def left_by(self, caller: Identity) -> LeaveResponse:
         """Another site, whose gateway calls, leaves this one. Raises Conflict while migrations from or to it are under way."""
         home = caller.home
-        if waits := await self._in_the_way(f"site {home.site}", lambda row: _needs_site(row, home.site)):
+        if waits := await self._in_the_way(f"site {home.site}", lambda row: self._needs_site(row, home.site)):
             raise Conflict(waits)
         if not self._is_configured(home.site):
             await self._record("site.left", str(home), "it has left this site", caller)
@@ -183,6 +185,12 @@ class Departing:
 
     # Both
 
+    def _needs_site(self, row: Row, site: str) -> bool:
+        """Whether a site has something to do for a migration, be it to hear how it ended, or to say what its log has for the receipt."""
+        if site not in {row.migration.source_site, row.migration.destination_site}:
+            return False
+        return not has_ended(row) or (row.coordinating and row.peer_pending) or self.receipt_is_owed(row)
+
     async def _in_the_way(self, what: str, concerns: Callable[[Row], bool]) -> str:
         """A migration that is under way, as a sentence that says what to do; "" if there is none."""
         await self.ledger.refresh()
@@ -195,10 +203,7 @@ class Departing:
             f"{migration.vm[:80]} from {migration.source_site} to {migration.destination_site}",
         )
         if has_ended(found):
-            return (
-                f"migration {id_} of {name} has ended, but {what} has a part in its receipt, and site {migration.destination_site} has "
-                "not heard of the end yet: wait a minute"
-            )
+            return f"migration {id_} of {name} has ended, and its receipt, in which {what} has a part, is not there yet: wait a minute"
         return (
             f"migration {id_} of {name} is under way, and {what} has a part in it: wait for it, or cancel it with "
             f"`landbridge cancel {id_}` at site {migration.source_site}"
@@ -218,12 +223,6 @@ def _needs_host(row: Row, site: str, host: str) -> bool:
     if has_ended(row):
         return is_source and row.coordinating and row.peer_pending and state_of(row) is State.COMPLETED
     return is_source or is_destination
-
-
-def _needs_site(row: Row, site: str) -> bool:
-    """Whether a site has something to do for a migration, be it to hear how it ended, without which there is no receipt."""
-    is_over = has_ended(row) and not (row.coordinating and row.peer_pending)
-    return not is_over and site in {row.migration.source_site, row.migration.destination_site}
 
 
 def _named(vms: Sequence[str]) -> str:

@@ -285,9 +285,9 @@ class Records:
         ]
 
         def write(connection: sa.Connection) -> None:
+            _put(connection, departures, {"site": site}, {"site": site})
             for each in gone:
                 connection.execute(each)
-            _put(connection, departures, {"site": site}, {"site": site})
 
         await self._write(write)
 

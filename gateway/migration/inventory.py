@@ -90,10 +90,10 @@ class Inventory:
 
     async def hosts(self) -> list[Host]:
         """Every host of this site; one that does not answer says why in `unreachable`."""
-        return list(await asyncio.gather(*(self._host(name) for name in sorted(self._hosts))))
+        return list(await asyncio.gather(*(self._host(*each) for each in sorted(self._hosts.items()))))
 
-    async def _host(self, name: str) -> Host:
-        agent, asked = self._hosts[name], now()
+    async def _host(self, name: str, agent: AgentRemote) -> Host:
+        asked = now()
         try:
             host = (await agent.ask(agent.stub.GetHost, agent_pb2.GetHostRequest())).host
         except LandbridgeError as error:
@@ -103,12 +103,11 @@ class Inventory:
 
     async def vms(self) -> tuple[list[Vm], list[Host]]:
         """Every VM of this site, and the hosts that did not answer."""
-        answers = await asyncio.gather(*(self._vms(name) for name in sorted(self._hosts)))
+        answers = await asyncio.gather(*(self._vms(*each) for each in sorted(self._hosts.items())))
         found = [vm for answer in answers if isinstance(answer, list) for vm in answer]
         return found, [answer for answer in answers if isinstance(answer, Host)]
 
-    async def _vms(self, name: str) -> list[Vm] | Host:
-        agent = self._hosts[name]
+    async def _vms(self, name: str, agent: AgentRemote) -> list[Vm] | Host:
         try:
             return list((await agent.ask(agent.stub.ListVms, agent_pb2.ListVmsRequest())).vms)
         except LandbridgeError as error:

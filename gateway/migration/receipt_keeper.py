@@ -28,6 +28,7 @@ from gateway.audit.refusals import Refusals
 from gateway.migration.deposits import Deposits, site_of
 from gateway.migration.ledger import Ledger, has_ended
 from gateway.migration.receipts import Receipts
+from gateway.migration.states import State
 from gateway.rounds import Rounds
 from gateway.store import Row
 from landbridge import durable
@@ -132,6 +133,19 @@ class ReceiptKeeper(Rounds):
             self._made.add(id_)
             return False
         return True
+
+    def is_owed(self, row: Row) -> bool:
+        """Whether the receipt of a migration from this site may still come, if both sites are asked: then it is no time to part.
+
+        Of what another gateway coordinated it is not known here; and what did not complete may have nothing to say for itself.
+        """
+        if not row.coordinating or not has_ended(row):
+            return False
+        if not self._ledger.is_own(row):
+            return _age(row).total_seconds() < RETRY
+        has_completed = State(row.migration.state) in {State.COMPLETED, State.SETTLED}
+        is_late = _age(row) > (LOST if has_completed else timedelta(seconds=RETRY))
+        return not is_late and not self.path(row.migration.id).exists()
 
     async def _make(self, row: Row) -> float:
         """Make a receipt, or say after how many seconds to try again."""

@@ -62,8 +62,8 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
 
     async def ListSites(self, request: pb.ListSitesRequest, context: Any) -> pb.ListSitesResponse:
         """This site, and those it is joined with."""
-        names = self._inventory.site_names()
         alarms = await self._alarms()
+        names = self._inventory.site_names()
         own, *others = await asyncio.gather(self._own_site(), *(self._remote_site(name) for name in names))
         own.alarms.extend(alarms.get("", ()))
         for site in others:

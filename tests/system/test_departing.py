@@ -18,11 +18,12 @@ from agent.hypervisor.base import Presence
 from certs import store
 from certs.identity import Role
 from certs.living import LivingIdentity
-from gateway.audit.receipt import check
+from gateway.audit.receipt import Receipt, check
 from gateway.audit.storage import Storage
 from gateway.config import PatienceSettings
 from gateway.identities.departing import Departing
 from gateway.identities.records import Records
+from gateway.migration import receipt_keeper
 from gateway.migration.states import State
 from gateway.remote import PeerRemote, Remote
 from gateway.store import Store
@@ -41,7 +42,7 @@ from landbridge.v1 import enrolment_pb2 as pb
 from landbridge.v1.peer_pb2 import LeaveRequest, LeaveResponse
 from landbridge.v1.peer_pb2_grpc import PeerStub
 from tests.system.sites import Operator, SiteUnderTest, TwoSites, eventually
-from tests.system.test_audit import receipt
+from tests.system.test_audit import place, receipt
 from tests.system.test_audit_entries import entries, full
 from tests.system.test_identities import Admin, denied_at, enrol, new_token, renewal, tunnel_is_up
 
@@ -59,6 +60,7 @@ ROOT = "spiffe://landbridge.test/site/fra/operator/root"
 @pytest.fixture
 async def two(identities: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TwoSites]:
     """Two sites that have joined, fra with a host that has enrolled: none of that is in a configuration, and all of it in the stores."""
+    monkeypatch.setattr(receipt_keeper, "LOOK", 0.05)
     own = shutil.copytree(identities, tmp_path / "identities")
     with tempfile.TemporaryDirectory(prefix="lb-") as directory:
         sites = TwoSites(own, Path(directory))
@@ -141,8 +143,8 @@ async def move(site: SiteUnderTest, vm: str = "web-01") -> str:
 
 
 async def is_over(site: SiteUnderTest, id_: str) -> None:
-    """Its receipt can be made, and what it left is marked."""
-    await receipt(site, id_)
+    """Its receipt is kept, and what it left is marked."""
+    await eventually((place(site) / "receipts" / f"{id_}.receipt").exists)
     await eventually(lambda: any(vm.moved_by == id_ for vm in site.hypervisor.vms()))
 
 
@@ -344,15 +346,32 @@ async def test_a_gateway_that_did_not_run_when_its_site_left_another_one_does_no
 
 async def test_sites_that_were_left_join_again_and_what_was_recorded_before_stays_verifiable(two: TwoSites) -> None:
     await two.fra.second_gateway.start()
-    before = await receipt(two.fra, await move(two.fra, "web-01"))
+    moved = await move(two.fra, "web-01")
+    before = await receipt(two.fra, moved)
     await leave(two.fra)
-    assert check(before) == []
+    assert await receipt(two.fra, moved) == before
     await join(two)
     assert believes(two.fra)
     await eventually(lambda: believes(two.fra, "gw-2"))
     after = await receipt(two.fra, await move(two.fra, "web-02"))
     for each in (before, after):
         assert check(each) == []
+
+
+async def test_a_site_is_not_left_before_there_is_a_receipt_of_what_was_moved_there(
+    two: TwoSites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Receipt, "encode", full)
+        two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
+        id_ = await two.fra.operator.migrate("web-01", "ams")
+        await two.fra.operator.ended(id_)
+        said = f"migration {id_[:8]} of web-01 from fra to ams has ended, and its receipt, in which site [a-z]+ has a part, is not"
+        for here, there in ((two.fra, "ams"), (two.ams, "fra")):
+            with pytest.raises(Conflict, match=said):
+                await leave(here, there)
+    assert believes(two.fra)
+    assert believes(two.ams)
 
 
 @pytest.mark.parametrize("by", ["source", "destination"])
@@ -366,7 +385,7 @@ async def test_a_site_is_not_left_while_a_migration_is_under_way(two: TwoSites, 
     assert entries(here, "site.left") == []
     two.fra.hypervisor.hasten()
     assert State((await two.fra.operator.ended(id_)).state) is State.COMPLETED
-    await receipt(two.fra, id_)
+    await is_over(two.fra, id_)
     await leave(here, there)
 
 

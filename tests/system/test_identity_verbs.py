@@ -103,6 +103,18 @@ async def test_join_takes_the_right_fingerprint_and_no_other(own: TwoSites) -> N
     assert json.loads(right.stdout)["fingerprint"] == theirs
 
 
+async def test_what_stands_in_the_configuration_is_neither_removed_nor_left_by_a_verb(own: TwoSites) -> None:
+    for argv, said in (
+        (("hosts", "remove", "fra-1", "--force"), 'delete its [[hosts]], the one with name = "fra-1"'),
+        (("sites", "leave", "ams", "--force"), 'delete its [[sites]], the one with name = "ams"'),
+    ):
+        done = await run(own.fra, *argv)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (4, "", 1)
+        assert said in done.stderr
+    done = await run(own.fra, "hosts", "remove", "fra-9")
+    assert (done.returncode, "has no host 'fra-9'" in done.stderr) == (3, True)
+
+
 async def test_rotate_changes_the_root_and_the_operator_is_still_answered(own: TwoSites) -> None:
     ca, gateway = own.fra._identities / "ca", own.fra._identities / "gw-1"
     old = store.load_authority(ca).certificate

@@ -262,3 +262,24 @@ async def test_a_receipt_that_lacks_something_is_had_also_when_no_better_one_can
     assert (await world.keeper.receipt(ID, adam))[1] == kept
     world.missing, world.change = (), lambda part: replace(part, entries=())
     assert (await world.keeper.receipt(ID, adam))[1] == kept
+
+
+async def test_a_receipt_is_owed_until_it_is_kept_or_may_be_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipt_keeper, "RETRY", 60.0)
+    completed, other = world.ledger.rows()
+    other.coordinator = "gw-2"
+    minute = timedelta(minutes=1)
+    for age, owed in ((0 * minute, (True, True)), (2 * minute, (True, False)), (61 * minute, (False, False))):
+        world.age(age)
+        assert (world.keeper.is_owed(completed), world.keeper.is_owed(other)) == owed
+    world.age(2 * minute)
+    completed.migration.state = State.FAILED.value
+    assert not world.keeper.is_owed(completed)
+    completed.migration.state = State.COMPLETED.value
+    await world.keeper.look()
+    assert not world.keeper.is_owed(completed)
+    arrived = row("cccc3333")
+    arrived.coordinating = False
+    assert not world.keeper.is_owed(arrived)
