@@ -5,6 +5,7 @@ Channels that begin at this site go through the tunnels that it dials; what come
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,15 +96,16 @@ class Tunnels:
         dialler = self._diallers.pop(site, None)
         self._outgoing.pop(site, None)
         incoming = [self._incoming.pop(key) for key in list(self._incoming) if key[0] == site]
-        codecs = {key: self._codecs.pop(key) for key in list(self._codecs) if key[0] == site}
+        codecs = [self._codecs.pop(key) for key in list(self._codecs) if key[0] == site]
         for tunnel in (*([dialler.tunnel] if dialler else []), *incoming):
             self.pump.close_tunnel(tunnel, f"site {self._site} is joined with site {site} no longer")
             tunnel.close()
         if dialler is not None:
             await dialler.close()
-        for key, codec in codecs.items():
+        for codec in codecs:
             await codec.close()
-            self._path(*key).unlink(missing_ok=True)
+        for path in self._pages.directory.glob(f"{site}.*.pages"):
+            await asyncio.to_thread(path.unlink, missing_ok=True)
 
     def keep_up(self) -> None:
         """Dial, and go on dialling."""
@@ -127,13 +129,10 @@ class Tunnels:
         if not self._pages.size:
             return None
         if (site, gateway) not in self._codecs:
-            path = self._path(site, gateway)
+            path = self._pages.directory / f"{site}.{gateway}.pages"
             size = int(self._pages.size * _GIB)
             self._codecs[site, gateway] = Codec(f"gateway {gateway} of site {site}", lambda: _open(path, size))
         return self._codecs[site, gateway]
-
-    def _path(self, site: str, gateway: str) -> Path:
-        return self._pages.directory / f"{site}.{gateway}.pages"
 
     def to_site(self, site: str) -> TunnelDialler:
         """The tunnel to a site, and its dialler. Raises NotFound."""

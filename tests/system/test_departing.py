@@ -45,6 +45,7 @@ from tests.system.sites import Operator, SiteUnderTest, TwoSites, eventually
 from tests.system.test_audit import place, receipt
 from tests.system.test_audit_entries import entries, full
 from tests.system.test_identities import Admin, denied_at, enrol, new_token, renewal, tunnel_is_up
+from tests.system.test_identity_verbs import run
 
 if TYPE_CHECKING:  # the stubs of an aio channel exist for type checkers only
     from landbridge.v1.peer_pb2_grpc import PeerAsyncStub
@@ -160,8 +161,9 @@ async def test_a_removed_host_is_worth_nothing_and_listed_nowhere_also_after_a_r
     assert await renewal(two.fra, "gw-2")
     assert "fra-1" in await two.fra.second_operator.hosts()
     with structlog.testing.capture_logs() as logs:
-        removed = await remove(two.fra)
-        assert (removed.name, list(removed.vms), removed.unreachable) == ("fra-1", [], "")
+        done = await run(two.fra, "hosts", "remove", "fra-1", "--reason", "sold")
+        said = "Removed host fra-1: its certificate is worthless from now on.\n"
+        assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
         for gateway in ("gw-1", "gw-2"):
             with pytest.raises(NotAuthenticated, match="was revoked"):
                 await renewal(two.fra, gateway)
@@ -286,6 +288,11 @@ def believes(site: SiteUnderTest, gateway: str = "gw-1") -> bool:
     return (site._identities / gateway / "trust" / f"{site.other.name}.pem").exists()
 
 
+def pages(site: SiteUnderTest) -> list[Path]:
+    """The page logs of a site's first gateway."""
+    return list((site.directory / "gw-1-pages").glob("*"))
+
+
 async def is_alone(site: SiteUnderTest, gateway: str = "gw-1") -> bool:
     """Whether a gateway knows no other site, and believes none."""
     operator = site.operator if gateway == "gw-1" else site.second_operator
@@ -311,8 +318,9 @@ async def test_a_site_that_is_left_leaves_too_and_nobody_believes_the_other_any_
     assert believes(two.fra, "gw-2")
     await eventually(lambda: bool(entries(two.fra, "tunnel.opened")))
     with structlog.testing.capture_logs() as logs:
-        left = await leave(two.fra)
-        assert (left.site, left.untold) == ("spiffe://landbridge.test/site/ams", "")
+        done = await run(two.fra, "sites", "leave", "ams", "--reason", "sold")
+        said = "Left ams: nobody there is believed here any more.\n"
+        assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
         for site, gateway in ((two.fra, "gw-1"), (two.fra, "gw-2"), (two.ams, "gw-1")):
             await eventually(partial(is_alone, site, gateway))
     assert any(log["event"] == "link.down" for log in logs)
@@ -347,9 +355,11 @@ async def test_a_gateway_that_did_not_run_when_its_site_left_another_one_does_no
 async def test_sites_that_were_left_join_again_and_what_was_recorded_before_stays_verifiable(two: TwoSites) -> None:
     await two.fra.second_gateway.start()
     moved = await move(two.fra, "web-01")
+    assert pages(two.fra) == [two.fra.directory / "gw-1-pages" / "ams.gw-1.pages"]
     before = await receipt(two.fra, moved)
     await leave(two.fra)
     assert await receipt(two.fra, moved) == before
+    assert pages(two.fra) == pages(two.ams) == []
     await join(two)
     assert believes(two.fra)
     await eventually(lambda: believes(two.fra, "gw-2"))
