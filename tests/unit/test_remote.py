@@ -38,7 +38,7 @@ class FakePeer:
         raise NotImplementedError
 
     CheckIncoming = Authorize = Prepare = Activate = Cancel = Prove = Report = _not_asked
-    ExchangeTrust = GetProofs = AddCheckpoint = _not_asked
+    ExchangeTrust = GetProofs = AddCheckpoint = GetReport = Leave = _not_asked
 
     async def GetSite(self, request: pb.GetSiteRequest, context: Any) -> pb.GetSiteResponse:
         self.asked += 1
