@@ -267,3 +267,25 @@ def test_two_sites_join_and_hosts_come_as_the_readme_says_and_a_vm_moves(strange
     assert "web has moved from east/east-1 to west/west-1." in moved.stdout
     status = lab.landbridge("east", "certs", "status")
     assert all(who in status.stdout for who in ("root", "issuer/gw-1", "gateway/gw-1", "host/east-1", "operator/alice"))
+    part(lab)
+
+
+def part(lab: Lab) -> None:
+    """The sites and the host of the VM's source go again, and the VM runs on where it is."""
+    refused = lab.landbridge("west", "hosts", "remove", "west-1")
+    assert (refused.returncode, "host west-1 has the VM web: move them away" in refused.stderr) == (4, True)
+
+    def leaves() -> bool:
+        left = lab.landbridge("east", "sites", "leave", "west")
+        assert left.returncode == 0 or "its receipt, in which site " in left.stderr, left.stderr
+        return left.stdout == "Left west: nobody there is believed here any more.\n"
+
+    processes.wait_until(leaves, seconds=60, otherwise="the sites do not part")
+    for here, there in (("east", "west"), ("west", "east")):
+        listed = lab.landbridge(here, "sites").stdout
+        assert (here in listed, there in listed) == (True, False), listed
+    removed = lab.landbridge("east", "hosts", "remove", "east-1")
+    assert removed.returncode == 0, removed.stderr
+    assert "Not settled, so that its disks still hold what was moved away: " in removed.stdout
+    assert "east-1" not in lab.landbridge("east", "hosts").stdout
+    assert "running" in next(line for line in lab.landbridge("west", "vms").stdout.splitlines() if "web" in line)
