@@ -462,6 +462,25 @@ async def test_a_site_that_does_not_answer_is_left_all_the_same_and_ends_its_tru
     await join(two)
 
 
+async def test_a_leave_of_which_one_end_was_done_is_done_again(two: TwoSites, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = Records.leave_site
+
+    async def is_full_at_fra(self: Records, site: str, name: str) -> None:
+        if name == "ams":
+            raise ConfigError("the store cannot be written: database or disk is full")
+        await take(self, site, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "leave_site", is_full_at_fra)
+        with pytest.raises(ConfigError, match="disk is full"):
+            await leave(two.fra)
+    assert await is_alone(two.ams)
+    assert believes(two.fra)
+    assert (await leave(two.fra)).untold
+    assert await is_alone(two.fra)
+    await join(two)
+
+
 async def test_a_site_of_the_configuration_is_told_to_its_operators_once_and_stays(two: TwoSites) -> None:
     two.ams.joined = True
     await two.ams.gateway.restart()
