@@ -286,6 +286,9 @@ async def test_a_vm_that_waits_is_never_completed_and_what_a_person_can_do_is_sa
     waiting = await two.ams.operator.hears(id_, f"with landbridge activate {id_[:8]}")
     assert "web-01 has arrived whole and waits on host ams-1: if site fra is lost for good" in waiting.reason
     assert two.ams.hypervisor.presence(vm) is Presence.ARRIVED
+    monkeypatch.setattr(
+        stranded, "LOOK", PATIENCE
+    )  # else it looks once more before the source, which is back, has told the end
     await back(two)
     await completed(two.fra, id_)
     assert (await completed(two.ams, id_)).reason == ""
