@@ -3,13 +3,13 @@
 A blob is HEAD, then the columns in the order of Column. HEAD, network byte order:
 
     offset  size  field
-    0       1     version, 1
+    0       1     version, 2
     1       1     which columns are compressed: bit 0 for the first one
     2       2     count of runs
     4       2     count of pages
     6       2     count of pages that are logged: the first so many of those that are sent as a delta or whole
     8       4     length of the payload
-    12      8     xxh3-64 of the payload
+    12      8     checksum of the payload, see checksum_of
     20      8     vm: whose keys these are
     28      8     domain: within which the pages may be found
     36      8     serial of the first logged page; the others follow
@@ -25,19 +25,37 @@ import struct
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
 from gateway.stream.compress import Expander
 from gateway.stream.skeleton import TOLD_SIZE
 from landbridge.errors import ProtocolError
 from landbridge.frame import MAX_PAYLOAD, Payload
 from landbridge.hints import MOST_RUNS, PAGE
 
-VERSION = 1
+VERSION = 2
 HEAD = struct.Struct("!BBHHHIQQQQ6I")
 MOST_PAGES = MAX_PAYLOAD // PAGE
+# Frames that are encoded together.
+MOST_TOGETHER = 4
 # A blob is longer than its payload only if pages are logged with it: by its head, and by what runs and references take at worst.
 MOST_BLOB = MAX_PAYLOAD + HEAD.size + MOST_RUNS * TOLD_SIZE + MOST_PAGES * 9
 # Of what is behind the last serial of a blob: a reference to it fits into a u64.
 _MOST_FIRST = 1 << 63
+_CUT = struct.Struct("<IHH")
+_digest = xxhash.xxh3_64_digest
+
+
+def checksum_of(length: int, runs: Payload, digests: NDArray[np.uint64], rest: Payload) -> int:
+    """What a payload is verified by: xxh3-64 of all that it follows from, instead of its bytes, of which each page's were hashed already.
+
+    That is its length (4 bytes), how many bytes its runs take and how many pages they have (2 each), the runs as in SHAPE, xxh3-64 of
+    each page (8 each), and xxh3-64 of REST (8, network byte order); all others little-endian.
+    """
+    told = _CUT.pack(length, len(runs), len(digests)), runs, digests.astype("<u8", copy=False).data, _digest(rest)
+    return xxhash.xxh3_64_intdigest(b"".join(told))
 
 
 class What:

@@ -1,15 +1,21 @@
-"""What becomes of each page of a frame, by what the frame has already and by what the other gateway has."""
+"""What becomes of each page of a frame, by what the frame has already and by what the other gateway has.
+
+Several frames are worked on at once, for numpy takes hardly longer for the pages of four than for those of one.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+import itertools
+from collections.abc import Sequence
+from operator import add
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from gateway.stream import delta
-from gateway.stream.blob import MOST_PAGES, What
+from gateway.stream.blob import MOST_PAGES, MOST_TOGETHER, What
 from gateway.stream.compress import look_random, planes, steps
 from gateway.stream.page_log import Pages
 from gateway.stream.ring import Numbers
@@ -22,9 +28,9 @@ _T = TypeVar("_T", bound=np.generic)
 # By itself, as a function of ours around it takes longer than to look at a page.
 _digest = xxhash.xxh3_64_digest
 ZERO_DIGEST = int.from_bytes(_digest(bytes(PAGE)))
-_MIXED = (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB))
-_LAST_SHIFT = np.uint64(31)
-_ROWS = np.arange(MOST_PAGES)
+_FACTOR, _HALF = np.uint64(0xBF58476D1CE4E5B9), np.uint64(32)
+_ROWS = np.arange(MOST_TOGETHER * MOST_PAGES)
+_PARTS = [slice(at, at + PAGE) for at in range(0, MOST_PAGES * PAGE, PAGE)]
 _NO_ROWS, _NO_NUMBERS = _ROWS[:0], np.empty(0, np.uint64)
 
 
@@ -42,8 +48,11 @@ class History(Protocol):
     def read_many(self, references: Numbers) -> Pages | None:
         """The pages that references of ours mean."""
 
-    def append(self, pages: Pages, digests: Numbers, keys: Numbers, domain: int) -> int | None:
-        """Log new pages; the first one's serial, and the others follow. None: they are not logged."""
+    def append(self, pages: Pages, rows: Rows, digests: Numbers, keys: Numbers, domain: int) -> int | None:
+        """Log some of the pages as new; the first one's serial, and the others follow. None: they are not logged.
+
+        `rows` (n): which, in order; `digests` and `keys` are theirs.
+        """
 
     def remember_many(self, keys: Numbers, references: Numbers) -> None:
         """The last versions under the keys are what references of ours mean."""
@@ -61,123 +70,163 @@ class History(Protocol):
 
 
 def keys_of(vm: int, keys: Numbers) -> Numbers:
-    """The keys of a VM's pages among those of all VMs: different ones stay different (the finalizer of splitmix64)."""
+    """The keys of a VM's pages among those of all VMs: different ones stay different, and nothing is left of their order."""
     mixed = keys + np.uint64(vm * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
-    for shift, factor in _MIXED:
-        mixed ^= mixed >> shift
-        mixed *= factor
-    mixed ^= mixed >> _LAST_SHIFT
+    mixed *= _FACTOR
+    mixed ^= mixed >> _HALF
     return mixed
 
 
 def digests_of(pages: Pages) -> Numbers:
-    """xxh3-64 of each page."""
+    """xxh3-64 of each of the pages of a frame."""
     whole = memoryview(pages.reshape(-1).data)
-    digests = b"".join([_digest(whole[at : at + PAGE]) for at in range(0, len(whole), PAGE)])
+    digests = b"".join(map(_digest, map(whole.__getitem__, _PARTS[: len(pages)])))
     return np.frombuffer(digests, ">u8").astype(np.uint64)
 
 
-class Sorted:
-    """What becomes of the pages of one frame; `what` has a What for each."""
+class Share(NamedTuple):
+    """What one frame has of all that was sorted."""
 
-    def __init__(self, history: History, pages: Pages, keys: Numbers, domain: int) -> None:
+    # A What for each page, and how many there are of each.
+    what: bytes
+    counts: list[int]
+    # Its pages' digests.
+    digests: Numbers
+    # The serial of its first page that was logged, and how many were.
+    first: int
+    logged: int
+    # DUPLICATES and those that follow.
+    columns: list[Payload]
+
+
+class Sorted:
+    """What becomes of the pages of some frames, one behind the other; `what` has a What for each."""
+
+    def __init__(
+        self, history: History, pages: Pages, digests: Numbers, keys: Numbers, domain: int, ends: Sequence[int]
+    ) -> None:
+        """`ends`: for each frame, how many of the pages are in it and in those before."""
         self._history = history
         self._pages = pages
         self._keys = keys
         self._domain = domain
-        self._digests = digests_of(pages)
+        self._ends = ends
+        self._digests = digests
         self.what = np.full(len(pages), What.LITERAL, np.uint8)
         self._references = self._bases = _NO_NUMBERS
         self._repeated = _NO_ROWS
-        self._differences: Pages | None = None
-        rest = self._without_repeats()
-        left = rows_of(pages, rest)
-        if len(rest):
-            digests, keys_of_rest = rows_of(self._digests, rest), rows_of(keys, rest)
-            equal, last = history.known_many(domain, digests, keys_of_rest, left)
-            whole = rest
-            if np.count_nonzero(equal):
-                rest, last = self._without_references(rest, equal), last[equal == 0]
-            rest = self._without_deltas(rest, last)
-            if len(rest) < len(whole):
-                left = pages[rest]
-        self._literals, self._raws = left, left[:0]
-        are_random = look_random(left)
-        if np.count_nonzero(are_random):
-            self._raws, self._literals = left[are_random], left[~are_random]
-            self.what[rest[are_random]] = What.RAW
+        self._differences = pages[:0]
+        is_mixed = self._find_repeats()
+        equal, last = history.known_many(domain, self._digests, keys, pages)
+        if np.count_nonzero(equal):
+            self._find_references(equal)
+            is_mixed = True
+        if np.count_nonzero(last):
+            self._find_deltas(last)
+            is_mixed = True
+        self._find_random(is_mixed=is_mixed)
 
-    def _without_repeats(self) -> Rows:
-        """Find the pages that are in the frame already, or zero; returns the others."""
+    def _find_repeats(self) -> bool:
+        """Find the pages that are in their frame already, or zero; returns whether there may be any."""
         pages, digests, what = self._pages, self._digests, self.what
-        everything = _ROWS[: len(pages)]
-        seen = set(digests.tolist())
-        if len(seen) == len(pages) and ZERO_DIGEST not in seen:
-            return everything
+        # A frame is decoded alone: what another one has is none of its business.
+        told = digests.tolist()
+        seen = [set(told[start:end]) for start, end in itertools.pairwise([0, *self._ends])]
+        has_again = sum(map(len, seen)) < len(pages)
+        if not has_again and not any(ZERO_DIGEST in each for each in seen):
+            return False
         zeros = (digests == ZERO_DIGEST).nonzero()[0]
         what[zeros[~pages[zeros].any(axis=1)]] = What.ZERO
-        if len(seen) < len(digests):
-            _, firsts, which = np.unique(digests, return_index=True, return_inverse=True)
+        if has_again:
+            everything = _ROWS[: len(pages)]
+            frame_of = np.searchsorted(self._ends, everything, side="right")
+            _, firsts, which = np.unique(digests + frame_of.view(np.uint64), return_index=True, return_inverse=True)
             same_as = firsts[which]
-            again = ((same_as != everything) & (what != What.ZERO)).nonzero()[0]
+            again = ((same_as != everything) & (what != What.ZERO) & (frame_of[same_as] == frame_of)).nonzero()[0]
             again = again[(pages[again].view(np.uint64) == pages[same_as[again]].view(np.uint64)).all(axis=1)]
             what[again] = What.REPEAT
             self._repeated = same_as[again]
-        rest: Rows = (what == What.LITERAL).nonzero()[0]
-        return rest
+        return True
 
-    def _without_references(self, rest: Rows, references: Numbers) -> Rows:
-        """Take out the pages that the other gateway has; returns the others."""
-        known = references != 0
-        self.what[rest[known]] = What.REFERENCE
-        self._references = references[known]
-        left: Rows = rest[~known]
-        return left
+    def _find_references(self, references: Numbers) -> None:
+        """Find the pages that the other gateway has."""
+        known = (references * (self.what == What.LITERAL)).nonzero()[0]
+        self.what[known] = What.REFERENCE
+        self._references = rows_of(references, known)
 
-    def _without_deltas(self, rest: Rows, references: Numbers) -> Rows:
-        """Find the pages of which the changes are enough; returns the others."""
-        known = references.nonzero()[0]
-        bases = self._history.read_many(references[known]) if len(known) else None
+    def _find_deltas(self, references: Numbers) -> None:
+        """Find the pages of which the changes are enough."""
+        known = (references * (self.what == What.LITERAL)).nonzero()[0]
+        bases = self._history.read_many(rows_of(references, known)) if len(known) else None
         if bases is None:
-            return rest
-        differences = delta.difference(rows_of(self._pages, rest[known]), bases)
+            return
+        differences = delta.difference(rows_of(self._pages, known), bases)
         small = delta.are_small(differences).nonzero()[0]
         self._differences = rows_of(differences, small)
         self._bases = references[known[small]]
-        self.what[rest[known[small]]] = What.DELTA
-        is_left = np.ones(len(rest), np.bool_)
-        is_left[known[small]] = False
-        left: Rows = rest[is_left]
-        return left
+        self.what[known[small]] = What.DELTA
 
-    @property
-    def _has_duplicates(self) -> bool:
-        return len(self._references) + len(self._repeated) > 0
+    def _find_random(self, *, is_mixed: bool) -> None:
+        """Find the pages that would spoil how well the others compress."""
+        rest = (self.what == What.LITERAL).nonzero()[0] if is_mixed else _ROWS[: len(self.what)]
+        if len(rest) == len(self.what):
+            are_random = look_random(self._pages, None, self._ends)
+        else:
+            are_random = look_random(self._pages, rest, np.searchsorted(rest, self._ends).tolist())
+        if np.count_nonzero(are_random):
+            self.what[rest[are_random]] = What.RAW
 
-    def log(self) -> tuple[int, int]:
-        """Log what is sent, and remember what need not be; the first serial, and how many pages were logged."""
+    def log(self) -> list[Share]:
+        """Log what is sent, and remember what need not be; what that leaves for each frame."""
         sent = (self.what >= What.DELTA).nonzero()[0]
         first = None
         if len(sent):
             digests, keys = rows_of(self._digests, sent), rows_of(self._keys, sent)
-            first = self._history.append(rows_of(self._pages, sent), digests, keys, self._domain)
+            first = self._history.append(self._pages, sent, digests, keys, self._domain)
         logged = 0 if first is None else len(sent)
-        if self._has_duplicates:
+        if len(self._references) or len(self._repeated):
             found = references_of(self.what, self._references, self._repeated, first or 0, logged)
             known = found.nonzero()[0]
             self._history.remember_many(self._keys[known], found[known])
-        return first or 0, logged
+        return self._shares(first)
 
-    def columns(self) -> list[Payload]:
-        """DUPLICATES and those that follow."""
-        return [
-            planes(steps(self._references)) + self._repeated.astype(np.uint8).tobytes()
-            if self._has_duplicates
-            else b"",
-            b"" if self._differences is None else b"".join([planes(steps(self._bases)), self._differences.data]),
-            self._literals.reshape(-1).data,
-            self._raws.reshape(-1).data,
-        ]
+    def _shares(self, first: int | None) -> list[Share]:
+        """Divide all by frames; `first`: the first serial, None if nothing was logged."""
+        whole, shares = self.what.tobytes(), []
+        start, at = 0, [0] * What.ALL
+        for end in self._ends:
+            what = whole[start:end]
+            counts = [what.count(kind) for kind in range(What.ALL)]
+            upto = list(map(add, at, counts))
+            sent = 0 if first is None else sum(counts[What.DELTA :])
+            logged_from = first + sum(at[What.DELTA :]) if first is not None and sent else 0
+            columns = self._columns(start, end, counts, list(map(slice, at, upto)))
+            shares.append(Share(what, counts, self._digests[start:end], logged_from, sent, columns))
+            start, at = end, upto
+        return shares
+
+    def _columns(self, start: int, end: int, counts: list[int], parts: list[slice]) -> list[Payload]:
+        """DUPLICATES and those that follow of the frame that has the pages from `start` to `end`.
+
+        `parts`: which it has of those of each What, counted in all frames.
+        """
+        duplicates = deltas = b""
+        if counts[What.REFERENCE] or counts[What.REPEAT]:
+            repeated = self._repeated[parts[What.REPEAT]] - start
+            duplicates = planes(steps(self._references[parts[What.REFERENCE]])) + repeated.astype(np.uint8).tobytes()
+        if counts[What.DELTA]:
+            bases, differences = self._bases[parts[What.DELTA]], self._differences[parts[What.DELTA]]
+            deltas = b"".join([planes(steps(bases)), differences.data])
+        return [duplicates, deltas, *(self._whole(start, end, kind, counts) for kind in (What.LITERAL, What.RAW))]
+
+    def _whole(self, start: int, end: int, kind: int, counts: list[int]) -> Payload:
+        """The pages of one kind that a frame has, of which there are so many."""
+        pages = self._pages[start:end]
+        if not counts[kind]:
+            return b""
+        if counts[kind] < len(pages):
+            pages = pages[self.what[start:end] == kind]
+        return pages.reshape(-1).data
 
 
 def rows_of(values: NDArray[_T], rows: Rows) -> NDArray[_T]:

@@ -5,6 +5,7 @@ A level is what the caller turns: 0 means not to code at all, 1 is the quickest,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ _BEGINNING, _HELPED = 8 * PAGE, 0.95
 # of the bytes alone. Of what may be so far from that, in bits: 4096 +- 5.4 of the deviations of random bits, and 512 +- 3.6.
 _STEP, _WORDS = 8, PAGE // 8 // 8
 _SAMPLED, _ENOUGH = 4, 3 / 16
+# Before that, by as many words in the middle, which are near each other.
+_PIECE = slice(PAGE // 16 - _WORDS // 2, PAGE // 16 + _WORDS // 2)
 _UPPERMOST = np.uint64(0x8080808080808080)
 _MOST_OFF = 64 * _WORDS * 3 // 100
 _MOST_OFF_UPPERMOST = 8 * _WORDS * 8 // 100
@@ -74,26 +77,34 @@ class Expander:
         raise ProtocolError(f"a coded frame has a part of another size than {size} bytes")
 
 
-def look_random(pages: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def look_random(pages: NDArray[np.uint8], rows: NDArray[np.intp] | None, ends: Sequence[int]) -> NDArray[np.bool_]:
     """Which of the pages, of the shape (n, PAGE), are not worth compressing: a quick look, right nearly always.
 
-    Of many, every 4th is looked at first, and all only if enough of these are such: to send a few apart takes longer than it is worth.
-    That leaves out five of six frames of pages of files. Of frames with a quarter of random pages among text it takes four of five; with
-    those apart from the text 11 % less is left of a frame.
+    `rows`: which pages to look at, in order; None: all of them. `ends`: for each frame, how many of these are in it and in those
+    before. Of a frame with many, every 4th is looked at first, and all only if enough of these are such: to send a few apart takes
+    longer than it is worth. That leaves out five of six frames of pages of files. Of frames with a quarter of random pages among
+    text it takes four of five; with those apart from the text 11 % less is left of a frame.
     """
-    sample = pages[::_SAMPLED]
-    if len(pages) > 4 * _SAMPLED:
-        enough = _ENOUGH * len(sample)
-        # Half of the work leaves out nearly all.
-        if np.count_nonzero(_are_balanced(_words(sample))) < enough or np.count_nonzero(_are_even(sample)) < enough:
-            return np.zeros(len(pages), np.bool_)
-    return _are_even(pages)
+    words = pages.view(np.uint64)
+    sampled = slice(None, None, _SAMPLED) if rows is None else rows[::_SAMPLED]
+    balanced = _are_balanced(words[sampled, _PIECE]).tolist()
+    found = np.zeros(ends[-1], np.bool_)
+    start = 0
+    for end in ends:
+        sample = balanced[-(-start // _SAMPLED) : -(-end // _SAMPLED)]
+        enough = _ENOUGH * len(sample) if end - start > 4 * _SAMPLED else 0
+        # Each look leaves out most of what the one before has left.
+        if end > start and sum(sample) >= enough:
+            which = np.s_[start:end] if rows is None else rows[start:end]
+            if not enough or np.count_nonzero(_are_even(words[which][::_SAMPLED, ::_STEP])) >= enough:
+                found[start:end] = _are_even(words[which, ::_STEP])
+        start = end
+    return found
 
 
-def _are_even(pages: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which of the pages have about as many ones as zeros."""
-    words = _words(pages)
-    uppermost = np.bitwise_count(words & _UPPERMOST).sum(axis=1, dtype=np.int64)
+def _are_even(words: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which of the pages have about as many ones as zeros, by such words of theirs."""
+    uppermost = np.add.reduce(np.bitwise_count(words & _UPPERMOST), axis=1, dtype=np.int64)
     found = _are_balanced(words)
     found &= abs(uppermost - 4 * _WORDS) <= _MOST_OFF_UPPERMOST
     return found
@@ -101,14 +112,9 @@ def _are_even(pages: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 def _are_balanced(words: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """The same, of all of the bits only."""
-    ones = np.bitwise_count(words).sum(axis=1, dtype=np.int64)
+    ones = np.add.reduce(np.bitwise_count(words), axis=1, dtype=np.int64)
     found: NDArray[np.bool_] = abs(ones - 32 * _WORDS) <= _MOST_OFF
     return found
-
-
-def _words(pages: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """The words by which pages are judged."""
-    return pages.view(np.uint64)[:, ::_STEP]
 
 
 # Numbers compress better with their upper bytes apart from their lower ones.

@@ -25,7 +25,7 @@ import numpy as np
 
 from gateway.stream.index import Index, Slots
 from gateway.stream.log_state import MOST_CAPACITY, RingState, State
-from gateway.stream.page_log import DIGEST, DOMAIN, KEY, SERIAL, PageLog, Pages
+from gateway.stream.page_log import DIGEST, DOMAIN, KEY, SERIAL, PageLog, Pages, stretches
 from gateway.stream.ring import MARGIN_SHARE, SPAN, Kept, Numbers, Ring, runs
 from landbridge.errors import ProtocolError
 from landbridge.hints import PAGE
@@ -92,18 +92,19 @@ class History:
         pages = self.read_many(np.array([reference], np.uint64))
         return None if pages is None else memoryview(pages[0])
 
-    def append(self, pages: Pages, digests: Numbers, keys: Numbers, domain: int) -> int | None:
-        """Log new pages that a frame carries; returns the first one's serial, the others follow.
+    def append(self, pages: Pages, rows: Slots, digests: Numbers, keys: Numbers, domain: int) -> int | None:
+        """Log those of the pages as new that frames carry; returns the first one's serial, the others follow.
 
-        None: they are not logged, because the disk is full, or the other gateway was not met yet.
+        `rows` (n): which, in order; `digests` and `keys` are theirs. None: they are not logged, because the disk is full, or the other
+        gateway was not met yet.
         """
         out = self._log.out
-        first = out.next
-        if not self._has_met or len(pages) > self._log.capacity or first + len(pages) > out.first + SPAN:
+        first, count = out.next, len(rows)
+        if not self._has_met or count > self._log.capacity or first + count > out.first + SPAN:
             return None
-        if not self._log.write(out, first, pages, digests, keys, domain):
+        if not self._log.write(out, first, stretches(pages, rows), digests, keys, domain):
             return None
-        out.next += len(pages)
+        out.next += count
         return first
 
     def remember_many(self, keys: Numbers, references: Numbers) -> None:
@@ -146,7 +147,7 @@ class History:
             held = ring.are(Kept.HELD, serials)
         for start, end in runs(new):
             part = slice(start, end)
-            if self._log.write(ring, first + start, pages[part], digests[part], keys[part], domain):
+            if self._log.write(ring, first + start, [pages[part]], digests[part], keys[part], domain):
                 self._enter(ring, serials[part], digests[part], keys[part], np.uint64(domain))
                 held[part] = True
         for start, end in runs(held):

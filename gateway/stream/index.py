@@ -16,6 +16,7 @@ _WAYS = 8
 _TAG, _LAP = np.uint64(40), np.uint64(32)
 _IS_THERE = np.uint64(1 << 40)
 _SLOT = np.uint64((1 << 32) - 1)
+_ONE = np.uint64(1)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 # Hashes that may wait to be entered: of one frame it takes 85 us, of so many frames 20 us each.
 _MOST_WAITING = 2048
@@ -88,17 +89,16 @@ class Index:
     def _ways_for(self, sets: _Rows, entries: Numbers) -> _Rows:
         """Where in its set each entry is to stand: in place of one with its hash, in an empty way, or instead of another."""
         ways = self._entries.take(sets, axis=0)
-        same = (ways ^ entries[:, None]) < _IS_THERE
-        fit = ways == 0
-        if same.any():
-            again = same.any(axis=1)
-            fit[again] = same[again]
-        full = (~fit.any(axis=1)).nonzero()[0]
+        fit = _as_bytes((ways ^ entries[:, None]) < _IS_THERE)
+        others = fit == 0
+        fit[others] = _as_bytes(ways[others] == 0)
+        full = (fit == 0).nonzero()[0]
         if len(full):
-            fit[full] = ~self._are_live(ways[full])
-            still = full[~fit[full].any(axis=1)]
-            fit[still, (entries[still] & np.uint64(_WAYS - 1)).astype(np.intp)] = True
-        found: _Rows = fit.argmax(axis=1)
+            fit[full] = _as_bytes(~self._are_live(ways[full]))
+            still = full[fit[full] == 0]
+            fit[still] = _ONE << (entries[still] & np.uint64(_WAYS - 1)) * np.uint64(8)
+        # How many bits are below its lowest byte.
+        found: _Rows = (np.bitwise_count((fit & -fit) - _ONE) >> 3).astype(np.intp)
         return found
 
     def _are_live(self, entries: Numbers) -> NDArray[np.bool_]:
@@ -106,6 +106,11 @@ class Index:
         laps = (entries >> _LAP).astype(np.uint8)
         live: NDArray[np.bool_] = (self._kept[slots] == Kept.COMMON) & (self._laps[slots].astype(np.uint8) == laps)
         return live
+
+
+def _as_bytes(which: NDArray[np.bool_]) -> Numbers:
+    """For each set, a number with a byte for each of its ways, 1 or 0, the first way's the lowest."""
+    return which.view("<u8").reshape(-1)
 
 
 def _slots(entries: Numbers) -> Slots:

@@ -39,7 +39,7 @@ import contextlib
 import fcntl
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -75,6 +75,8 @@ PAUSE = 1000
 # So many mapped pages may become resident before the mapping lets go of them; they stay in the kernel's cache. A page that is read
 # makes up to _AROUND resident (the kernel's fault_around_bytes).
 _RESIDENT, _AROUND = 8192, 16
+# Pages that are not all to be written are copied first, if there are more gaps between them: a write takes as long as to copy 8 pages.
+_MOST_GAPS = 16
 
 
 def digest(page: bytes | bytearray | memoryview) -> int:
@@ -185,25 +187,30 @@ class PageLog:
             self._resident = 0
         return taken
 
-    def write(self, ring: Ring, first: int, pages: Pages, digests: Numbers, keys: Numbers, domain: int) -> bool:
-        """Write pages from the serial `first` on, at most as many as a ring has. False: they are not there, the disk is full."""
+    def write(
+        self, ring: Ring, first: int, pages: Sequence[Pages], digests: Numbers, keys: Numbers, domain: int
+    ) -> bool:
+        """Write pages from the serial `first` on, at most as many as a ring has. False: they are not there, the disk is full.
+
+        `pages`: in stretches, one behind the other; `digests` and `keys` (n) are of all of them.
+        """
         if self._pause:
             self._pause -= 1
             return False
         records = self._sealed(ring, first, digests, keys, domain)
         try:
-            for at, part in ring.parts(first, len(pages)):
+            for at, part in ring.parts(first, len(digests)):
                 count = part.stop - part.start
                 # In an empty slot is no record of this generation, or one that is older than a round, and not trusted (`drop_old`).
                 if np.count_nonzero(self.kept[at : at + count]):
                     self._put(HEAD + at * RECORD, bytes(count * RECORD))
                     self.kept[at : at + count] = Kept.EMPTY
-                self._put(self._pages_at + at * PAGE, pages[part])
+                self._put_pages(at, pages, part)
                 self._put(HEAD + at * RECORD, records[part])
         except OSError:
             self._pause = PAUSE
             return False
-        for at, part in ring.parts(first, len(pages)):
+        for at, part in ring.parts(first, len(digests)):
             count = part.stop - part.start
             self.kept[at : at + count] = Kept.HELD
             self.laps[at : at + count] = (first + part.start) // self.capacity & 0xFFFF
@@ -375,12 +382,33 @@ class PageLog:
                 found += more
         return found.ljust(size, b"\0")
 
+    def _put_pages(self, at: int, pages: Sequence[Pages], part: slice) -> None:
+        """Write a part of them to the slots from `at` on. Raises OSError."""
+        start = 0
+        for each in pages:
+            wanted = each[max(part.start - start, 0) : max(part.stop - start, 0)]
+            if len(wanted):
+                self._put(self._pages_at + at * PAGE, wanted)
+                at += len(wanted)
+            start += len(each)
+
     def _put(self, offset: int, data: bytes | NDArray[np.uint8] | Numbers) -> None:
         """Write to the file. Raises OSError."""
         left = memoryview(data if isinstance(data, bytes) else np.ascontiguousarray(data).data).cast("B")
         self._file.seek(offset)
         while left:
             left = left[self._file.write(left) :]
+
+
+def stretches(pages: Pages, rows: NDArray[np.intp]) -> list[Pages]:
+    """Some of the pages, as `PageLog.write` wants them: without a copy, unless that would be many writes."""
+    if len(rows) == len(pages):
+        return [pages]
+    gaps = (rows[1:] - rows[:-1] != 1).nonzero()[0] + 1
+    if len(gaps) > _MOST_GAPS:
+        return [pages[rows]]
+    firsts, ends = rows[[0, *gaps]].tolist(), rows[[*(gaps - 1), -1]].tolist()
+    return [pages[start : end + 1] for start, end in zip(firsts, ends, strict=True)]
 
 
 def _seal(ring: Ring, records: Numbers) -> Numbers:

@@ -15,17 +15,19 @@ refers to what is not held here, or comes out with another checksum, raises OutO
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gateway.stream import delta
-from gateway.stream.blob import HEAD, VERSION, Column, Head, What
-from gateway.stream.classify import History, Rows, Sorted, digests_of, keys_of, references_of, rows_of
-from gateway.stream.compress import Compressor, Expander, from_planes, from_steps
-from gateway.stream.page_log import Pages, digest
+from gateway.stream.blob import HEAD, MOST_TOGETHER, VERSION, Column, Head, What, checksum_of
+from gateway.stream.classify import History, Rows, Share, Sorted, digests_of, keys_of, references_of, rows_of
+from gateway.stream.compress import WORTH_TRYING, Compressor, Expander, from_planes, from_steps
+from gateway.stream.page_log import Pages
 from gateway.stream.ring import Numbers
 from gateway.stream.skeleton import TOLD_SIZE, Skeleton
 from gateway.stream.tally import Counts, Tally
@@ -59,6 +61,14 @@ class Decoded:
 # Encoding
 
 
+class Uncoded(NamedTuple):
+    """A payload of at most MAX_PAYLOAD bytes, its hints, and what is to stand before the blob, so that it need not be copied once more."""
+
+    payload: memoryview
+    hints: Payload
+    ahead: bytes = b""
+
+
 class Encoder:
     """Payloads in, blobs out. Its owner is the history's."""
 
@@ -66,53 +76,75 @@ class Encoder:
         self._history = history
         self._zstd = Compressor()
 
-    def encode(
-        self, payload: memoryview, hints: Payload, *, vm: int, domain: int, level: int, ahead: bytes = b""
-    ) -> Coded | None:
-        """The blob of a payload of at most MAX_PAYLOAD bytes, at a level of compress.LEVELS; None: send the payload as it is.
+    def encode(self, payload: memoryview, hints: Payload, *, vm: int, domain: int, level: int) -> Coded | None:
+        """The blob of one payload."""
+        return self.encode_many([Uncoded(payload, hints)], vm=vm, domain=domain, level=level)[0]
 
-        `vm` and `domain` are u64. `ahead`: what the caller puts before the blob, so that it need not be copied once more. Nothing of
-        `payload` is kept. Pages of random bytes are logged as all others, though sending them as they are would take a fifth of the
-        time: a guest that changes a word of one would have to send all of it again.
+    def encode_many(self, frames: Sequence[Uncoded], *, vm: int, domain: int, level: int) -> list[Coded | None]:
+        """The blobs of at most MOST_TOGETHER payloads, at a level of compress.LEVELS; None: send the payload as it is.
+
+        What becomes of pages is found out for all of them at once; each blob is decoded alone. `vm` and `domain` are u64. Nothing of
+        the payloads is kept. Pages of random bytes are logged as all others, though sending them as they are would take a fifth of
+        the time: a guest that changes a word of one would have to send all of it again.
         """
-        # First: the bytes are near then for all that follows.
-        checksum = digest(payload)
-        skeleton = Skeleton.of(payload, hints)
-        pages, keys = skeleton.pages(payload), keys_of(vm, skeleton.keys)
-        sorted_pages = Sorted(self._history, pages, keys, domain)
-        first, logged = sorted_pages.log()
-        what = sorted_pages.what
-        columns: list[Payload] = [skeleton.encode() + what.tobytes(), skeleton.rest(payload), *sorted_pages.columns()]
-        flags, parts = self._packed(columns, level)
+        if len(frames) > MOST_TOGETHER:
+            raise ValueError(f"{len(frames)} frames cannot be encoded together, at most {MOST_TOGETHER}")
+        cuts = [Skeleton.of(frame.payload, frame.hints) for frame in frames]
+        ends = list(itertools.accumulate(len(cut.keys) for cut in cuts))
+        pages: Pages = np.empty((ends[-1], PAGE), np.uint8)
+        digests = []
+        for frame, cut, end in zip(frames, cuts, ends, strict=True):
+            part = pages[end - len(cut.keys) : end]
+            cut.copy_pages(frame.payload, part)
+            # Now, while its pages are near.
+            digests.append(digests_of(part))
+        keys = keys_of(vm, _joined_numbers([cut.keys for cut in cuts]))
+        shares = Sorted(self._history, pages, _joined_numbers(digests), keys, domain, ends).log()
+        whose = vm, domain
+        return [self._coded(*each, whose, level) for each in zip(frames, cuts, shares, strict=True)]
+
+    def _coded(self, frame: Uncoded, cut: Skeleton, share: Share, whose: tuple[int, int], level: int) -> Coded | None:
+        """The blob of one of them."""
+        runs, rest, length = cut.encode(), cut.rest(frame.payload), len(frame.payload)
+        flags, parts = self._packed([runs + share.what, rest, *share.columns], level)
         sizes = [len(part) for part in parts]
-        if not logged and HEAD.size + sum(sizes) >= len(payload):
+        if not share.logged and HEAD.size + sum(sizes) >= length:
             return None
-        counts = skeleton.runs, len(what), logged
-        head = HEAD.pack(VERSION, flags, *counts, len(payload), checksum, vm, domain, first, *sizes)
-        return Coded(b"".join([ahead, head, *parts]), _tally(skeleton, what, sizes))
+        checksum = checksum_of(length, runs, share.digests, rest)
+        counts = cut.runs, len(share.what), share.logged
+        head = HEAD.pack(VERSION, flags, *counts, length, checksum, *whose, share.first, *sizes)
+        return Coded(b"".join([frame.ahead, head, *parts]), _tally(cut, share.counts, sizes))
 
     def _packed(self, columns: list[Payload], level: int) -> tuple[int, list[Payload]]:
         """Which of the columns are compressed, as bits, and all of them as they are sent."""
-        packed = [None, *(self._zstd.compress(column, level) for column in columns[Column.REST : Column.RAWS])]
-        packed.append(self._zstd.compress_unlikely(columns[Column.RAWS], level))
-        parts = [column if small is None else small for column, small in zip(columns, packed, strict=True)]
-        if len(columns[Column.SHAPE]) * SMALL_SHAPE > sum(map(len, parts)):
-            packed[Column.SHAPE] = self._zstd.compress(columns[Column.SHAPE], level)
-            parts[Column.SHAPE] = packed[Column.SHAPE] or columns[Column.SHAPE]
-        return sum((small is not None) << index for index, small in enumerate(packed)), parts
+        flags, parts = 0, columns.copy()
+        for index in (Column.REST, Column.DUPLICATES, Column.DELTAS, Column.LITERALS, Column.RAWS, Column.SHAPE):
+            column = columns[index]
+            if len(column) < WORTH_TRYING:
+                continue
+            if index == Column.SHAPE and len(column) * SMALL_SHAPE <= sum(map(len, parts)):
+                continue
+            compress = self._zstd.compress_unlikely if index == Column.RAWS else self._zstd.compress
+            if (small := compress(column, level)) is not None:
+                flags |= 1 << index
+                parts[index] = small
+        return flags, parts
 
 
-def _tally(skeleton: Skeleton, what: NDArray[np.uint8], sizes: Sequence[int]) -> Tally:
-    """Of a blob whose columns have these sizes."""
-    count = what.tobytes().count
-    zero_records = skeleton.zero_records * SIZES[Kind.ZERO]
+def _joined_numbers(parts: list[Numbers]) -> Numbers:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _tally(cut: Skeleton, counts: Sequence[int], sizes: Sequence[int]) -> Tally:
+    """Of a blob whose columns have these sizes; `counts`: of its pages, by What."""
+    zero_records = cut.zero_records * SIZES[Kind.ZERO]
     stream = Counts(
-        zero=count(What.ZERO) * PAGE + zero_records,
-        duplicate=(count(What.REPEAT) + count(What.REFERENCE)) * PAGE,
-        delta=count(What.DELTA) * PAGE,
-        compressed=count(What.LITERAL) * PAGE,
-        incompressible=count(What.RAW) * PAGE,
-        rest=skeleton.length - len(what) * PAGE - zero_records,
+        zero=counts[What.ZERO] * PAGE + zero_records,
+        duplicate=(counts[What.REPEAT] + counts[What.REFERENCE]) * PAGE,
+        delta=counts[What.DELTA] * PAGE,
+        compressed=counts[What.LITERAL] * PAGE,
+        incompressible=counts[What.RAW] * PAGE,
+        rest=cut.length - sum(counts) * PAGE - zero_records,
     )
     wire = Counts(
         duplicate=sizes[Column.DUPLICATES],
@@ -137,7 +169,7 @@ class Decoder:
     def decode(self, blob: memoryview) -> Decoded:
         """The payload of a blob. Raises ProtocolError, or OutOfStep; see above."""
         head = Head.of(blob)
-        skeleton, what = self._shape(head)
+        runs, skeleton, what = self._shape(head)
         count = np.bincount(what, minlength=What.ALL).tolist()
         rest = head.column(self._zstd, Column.REST, skeleton.rest_size)
         duplicates = head.column(self._zstd, Column.DUPLICATES, 8 * count[What.REFERENCE] + count[What.REPEAT])
@@ -161,20 +193,21 @@ class Decoder:
         pages = _joined(what, sent)
         if len(repeated):
             pages[what == What.REPEAT] = pages[repeated]
-        payload = skeleton.payload(pages, rest)
-        if digest(payload) != head.checksum:
+        digests = digests_of(pages)
+        if checksum_of(head.length, runs, digests, rest) != head.checksum:
             raise OutOfStep("a coded frame came out with another checksum than it was sent with")
-        self._log(head, pages, keys_of(head.vm, skeleton.keys), what, references, repeated)
-        return Decoded(payload, head.first, head.logged)
+        self._log(head, pages, digests, keys_of(head.vm, skeleton.keys), what, references, repeated)
+        return Decoded(skeleton.payload(pages, rest), head.first, head.logged)
 
-    def _shape(self, head: Head) -> tuple[Skeleton, NDArray[np.uint8]]:
-        """The runs, and what became of each page."""
+    def _shape(self, head: Head) -> tuple[Payload, Skeleton, NDArray[np.uint8]]:
+        """The runs, as they came and as they are, and what became of each page."""
         shape = head.column(self._zstd, Column.SHAPE, TOLD_SIZE * head.runs + head.pages)
-        skeleton = Skeleton.decode(shape[: TOLD_SIZE * head.runs], head.length)
+        runs = shape[: TOLD_SIZE * head.runs]
+        skeleton = Skeleton.decode(runs, head.length)
         what = np.frombuffer(shape, np.uint8, offset=TOLD_SIZE * head.runs)
         if len(skeleton.keys) != len(what) or (what >= What.ALL).any() or head.logged > (what >= What.DELTA).sum():
             raise ProtocolError("a coded frame has pages that cannot be")
-        return skeleton, what
+        return runs, skeleton, what
 
     def _read(self, references: Numbers) -> Pages:
         pages = self._history.read_many_from_peer(references)
@@ -183,13 +216,20 @@ class Decoder:
         return pages
 
     def _log(
-        self, head: Head, pages: Pages, keys: Numbers, what: NDArray[np.uint8], references: Numbers, repeated: Rows
+        self,
+        head: Head,
+        pages: Pages,
+        digests: Numbers,
+        keys: Numbers,
+        what: NDArray[np.uint8],
+        references: Numbers,
+        repeated: Rows,
     ) -> None:
         """Log what came, under the sender's serials, and remember what need not come."""
         if head.logged:
             sent = (what >= What.DELTA).nonzero()[0][: head.logged]
-            new = rows_of(pages, sent)
-            self._history.store(head.first, new, digests_of(new), rows_of(keys, sent), head.domain)
+            new, digests, keys_of_new = rows_of(pages, sent), rows_of(digests, sent), rows_of(keys, sent)
+            self._history.store(head.first, new, digests, keys_of_new, head.domain)
         if len(references) or len(repeated):
             found = references_of(what, references, repeated, head.first, head.logged)
             known = found.nonzero()[0]

@@ -66,8 +66,8 @@ class Skeleton:
             return _Few.true(payload, hints)
         return _Many.true(payload, hints)
 
-    def pages(self, payload: memoryview) -> NDArray[np.uint8]:
-        """A copy of the pages, of the shape (n, PAGE)."""
+    def copy_pages(self, payload: memoryview, pages: NDArray[np.uint8]) -> None:
+        """Copy the pages to an array of the shape (n, PAGE)."""
         raise NotImplementedError
 
     def rest(self, payload: memoryview) -> Payload:
@@ -139,18 +139,23 @@ class _Run(NamedTuple):
             return True
         if self.kind == _ZERO and np.ndarray(self.records, np.uint8, payload, self.offset + 8, (SIZE[_ZERO],)).any():
             return False
-        return self.headers(payload).tobytes() == self.follow().astype(">u8").tobytes()
+        firsts = self.headers(payload) - _PAGES[: self.records]
+        return firsts.tobytes() == self.header.to_bytes(8, "little") * self.records
 
 
 class _Few(Skeleton):
     """Runs, one at a time: quicker for so few, and most frames have one or two."""
 
     def __init__(self, length: int, runs: list[_Run]) -> None:
-        self._runs = runs
-        self._pages = [run for run in runs if run.kind != _ZERO]
-        keys = [_COUNT[: run.records] + np.uint64(run.key) for run in self._pages]
-        zeros = sum(run.records for run in runs if run.kind == _ZERO)
-        rest = length - sum(run.records * SIZE[run.kind] for run in runs)
+        self._runs, self._pages = runs, list[_Run]()
+        rest, zeros, keys = length, 0, []
+        for run in runs:
+            rest -= run.records * SIZE[run.kind]
+            if run.kind == _ZERO:
+                zeros += run.records
+            else:
+                self._pages.append(run)
+                keys.append(_COUNT[: run.records] + np.uint64(run.key))
         super().__init__(
             length, len(runs), rest, zeros, keys[0] if len(keys) == 1 else np.concatenate([_NO_KEYS, *keys])
         )
@@ -169,12 +174,11 @@ class _Few(Skeleton):
             at = end
         return cls(len(payload), [run for run in runs if run.is_true(payload)])
 
-    def pages(self, payload: memoryview) -> NDArray[np.uint8]:
-        found, at = np.empty((len(self.keys), PAGE), np.uint8), 0
+    def copy_pages(self, payload: memoryview, pages: NDArray[np.uint8]) -> None:
+        at = 0
         for run in self._pages:
-            found[at : at + run.records] = run.contents(payload)
+            pages[at : at + run.records] = run.contents(payload)
             at += run.records
-        return found
 
     def encode(self) -> bytes:
         parts = []
@@ -291,9 +295,8 @@ class _Many(Skeleton):
             wrong[run_of[are[run_of]][which]] = True
         return wrong
 
-    def pages(self, payload: memoryview) -> NDArray[np.uint8]:
-        found: NDArray[np.uint8] = _contents_view(payload)[self._page_at].view(np.uint8).reshape(-1, PAGE)
-        return found
+    def copy_pages(self, payload: memoryview, pages: NDArray[np.uint8]) -> None:
+        pages.reshape(-1).view(_CONTENTS)[:] = _contents_view(payload)[self._page_at]
 
     def encode(self) -> bytes:
         told = np.empty(self.runs, _TOLD)

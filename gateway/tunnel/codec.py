@@ -22,15 +22,17 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import structlog
 
+from gateway.stream.blob import MOST_TOGETHER
 from gateway.stream.dedup import History
 from gateway.stream.log_state import State
-from gateway.stream.pipeline import Decoder, Encoder
+from gateway.stream.pipeline import Decoder, Encoder, Uncoded
 from gateway.stream.ring import GENERATION
 from gateway.stream.tally import Tally
 from landbridge.errors import LandbridgeError, OutOfStep, ProtocolError
@@ -82,6 +84,27 @@ _Answer = Callable[[], None]
 _Job = Callable[["_Coder"], _Answer]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Encoding:
+    """A frame that is to be encoded."""
+
+    frame: Frame
+    subject: Subject
+    level: int
+    done: Sent
+
+    def plain(self) -> Frame:
+        """The frame as it goes if it is not coded."""
+        return Frame(self.frame.type, self.frame.channel, self.frame.position, self.frame.payload)
+
+    def is_like(self, other: _Encoding) -> bool:
+        """Whether the two can be encoded together."""
+        return (self.subject, self.level) == (other.subject, other.level)
+
+
+_Task = _Encoding | tuple[_Job, _Answer]
+
+
 class Codec:
     """The loop's side. Owned by the event loop."""
 
@@ -96,7 +119,7 @@ class Codec:
         self._loop = asyncio.get_running_loop()
         self._voices: list[Voice] = []
         # Jobs, and what is to be done if one fails.
-        self._jobs: queue.SimpleQueue[tuple[_Job, _Answer] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._answers: deque[_Answer] = deque()
         # Jobs that are about what the other end has said of logs.
         self._heard = 0
@@ -126,20 +149,24 @@ class Codec:
 
     def encode(self, frame: Frame, subject: Subject, level: int, done: Sent) -> None:
         """Code a frame with bytes of a stream, if that is worth it; without its hints, which are of no use further on."""
-        plain = Frame(frame.type, frame.channel, frame.position, frame.payload)
+        self._jobs.put(_Encoding(frame, subject, level, done))
 
-        def job(coder: _Coder) -> _Answer:
-            began = time.perf_counter()
-            result, tally = coder.encode(frame, subject, level) or (plain, None)
-            seconds = time.perf_counter() - began
-            return lambda: self._encoded(frame, result, tally, seconds, done)
+    def _encode(self, coder: _Coder, those: list[_Encoding]) -> list[_Answer]:
+        began = time.perf_counter()
+        results = coder.encode([each.frame for each in those], those[0].subject, those[0].level)
+        seconds = (time.perf_counter() - began) / len(those)
 
-        self._jobs.put((job, lambda: done(plain, None, 0.0)))
+        def answer(each: _Encoding, result: tuple[Frame, Tally] | None) -> _Answer:
+            return lambda: self._encoded(each, result, seconds)
 
-    def _encoded(self, frame: Frame, result: Frame, tally: Tally | None, seconds: float, done: Sent) -> None:
-        if tally is not None:
-            POOL.give(frame.payload)
-        done(result, tally, seconds)
+        return [answer(each, result) for each, result in zip(those, results, strict=True)]
+
+    def _encoded(self, each: _Encoding, result: tuple[Frame, Tally] | None, seconds: float) -> None:
+        if result is None:
+            each.done(each.plain(), None, seconds)
+            return
+        POOL.give(each.frame.payload)
+        each.done(*result, seconds)
 
     def decode(self, frame: Frame, done: Received) -> None:
         """Undo that."""
@@ -244,19 +271,36 @@ class Codec:
         except (LandbridgeError, OSError) as error:
             log.warning("page_log.unusable", peer=self.name, reason=str(error))
             coder = None
-        while (task := self._jobs.get()) is not None:
-            job, answer = task
+        for job, otherwise in self._tasks():
+            answers = otherwise
             if coder is not None:
                 try:
-                    answer = job(coder)
+                    answers = job(coder)
                 except Exception:  # the thread is to live; the frame goes as it is, or is lost like any other
                     log.exception("page_log.failed", peer=self.name)
-            self._answers.append(answer)
-            if len(self._answers) == 1:
+            self._answers += answers
+            if len(self._answers) <= len(answers):
                 with contextlib.suppress(RuntimeError):  # the loop has ended
                     self._loop.call_soon_threadsafe(self._deliver)
         if coder is not None:
             coder.history.close()
+
+    def _tasks(self) -> Iterator[tuple[Callable[[_Coder], list[_Answer]], list[_Answer]]]:
+        """Jobs, in order, and what is to be done if one fails; frames that wait one behind the other are encoded by one job."""
+        held = deque[_Task | None]()
+        while (task := held.popleft() if held else self._jobs.get()) is not None:
+            if not isinstance(task, _Encoding):
+                job, answer = task
+                yield partial(_alone, job), [answer]
+                continue
+            those = [task]
+            while not held and len(those) < MOST_TOGETHER and not self._jobs.empty():
+                following = self._jobs.get()
+                if isinstance(following, _Encoding) and following.is_like(task):
+                    those.append(following)
+                else:
+                    held.append(following)
+            yield partial(self._encode, those=those), [partial(each.done, each.plain(), None, 0.0) for each in those]
 
     def _deliver(self) -> None:
         while self._answers:
@@ -277,14 +321,20 @@ class _Coder:
         self._decoder = Decoder(history)
         self._said_at = 0.0
 
-    def encode(self, frame: Frame, subject: Subject, level: int) -> tuple[Frame, Tally] | None:
-        """The frame, coded; None if it should go as it is."""
-        payload, hints = memoryview(frame.payload), memoryview(frame.hints)
-        prefix = _PREFIX.pack(self.history.out_generation[:_TAG], self.history.in_generation[:_TAG], frame.type)
-        coded = self._encoder.encode(payload, hints, vm=subject.vm, domain=subject.domain, level=level, ahead=prefix)
-        if coded is None or len(coded.blob) > MAX_PAYLOAD:
-            return None
-        return Frame(FrameType.CODED, frame.channel, frame.position, coded.blob), coded.tally
+    def encode(self, frames: list[Frame], subject: Subject, level: int) -> list[tuple[Frame, Tally] | None]:
+        """The frames, coded; None for one that should go as it is."""
+        tags = self.history.out_generation[:_TAG], self.history.in_generation[:_TAG]
+        given = [
+            Uncoded(memoryview(frame.payload), memoryview(frame.hints), _PREFIX.pack(*tags, frame.type))
+            for frame in frames
+        ]
+        coded = self._encoder.encode_many(given, vm=subject.vm, domain=subject.domain, level=level)
+        return [
+            None
+            if each is None or len(each.blob) > MAX_PAYLOAD
+            else (Frame(FrameType.CODED, frame.channel, frame.position, each.blob), each.tally)
+            for frame, each in zip(frames, coded, strict=True)
+        ]
 
     def decode(self, frame: Frame) -> Frame | None:
         """The frame as it was; None if it was under way while a log was begun anew. Raises OutOfStep or ProtocolError."""
@@ -321,6 +371,10 @@ class _Coder:
     def state(self) -> Frame:
         """What to tell of the log."""
         return Frame(FrameType.LOG_STATE, 0, 0, self.history.state().encode())
+
+
+def _alone(job: _Job, coder: _Coder) -> list[_Answer]:
+    return [job(coder)]
 
 
 def _nothing() -> None:

@@ -21,7 +21,7 @@ from tests.unit.histories import FIRST, MemoryHistory
 
 DOCUMENTED: dict[str, type[LandbridgeError]] = {
     r"a coded frame of \d+ bytes arrived, which cannot be": ProtocolError,
-    r"a coded frame of version \d+ arrived, and this end speaks version 1; update the older end": ProtocolError,
+    r"a coded frame of version \d+ arrived, and this end speaks version 2; update the older end": ProtocolError,
     r"a coded frame has a head that contradicts itself": ProtocolError,
     r"a coded frame has a part that zstd does not understand": ProtocolError,
     r"a coded frame has a part of another size than \d+ bytes": ProtocolError,

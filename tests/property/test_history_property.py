@@ -95,7 +95,7 @@ class Gateways(RuleBasedStateMachine):
         references = references[references != 0]
         meant = end.read_many(references)
         assert meant is not None
-        first = end.append(contents, digests, keys, 1) if pages else None
+        first = end.append(contents, np.arange(len(pages)), digests, keys, 1) if pages else None
         self.send(side, Message(first=first or 0, pages=tuple(pages), references=references, meant=meant))
         if len(references) and pages:
             end.remember_many(keys[:1], references[:1])

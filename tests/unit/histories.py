@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gateway.stream.classify import Rows
 from gateway.stream.page_log import Pages
 from gateway.stream.ring import Numbers
 from landbridge.errors import ProtocolError
@@ -38,14 +39,14 @@ class MemoryHistory:
     def read_many(self, references: Numbers) -> Pages | None:
         return _stacked([self._page(reference) for reference in references.tolist()])
 
-    def append(self, pages: Pages, digests: Numbers, keys: Numbers, domain: int) -> int | None:
+    def append(self, pages: Pages, rows: Rows, digests: Numbers, keys: Numbers, domain: int) -> int | None:
         if self.is_full:
             return None
         first = self._next
-        for row, page in enumerate(pages):
-            self.out[first + row] = page.tobytes()
-            self._records[(first + row) * 2] = (domain, int(digests[row]), int(keys[row]))
-        self._next += len(pages)
+        for number, row in enumerate(rows.tolist()):
+            self.out[first + number] = pages[row].tobytes()
+            self._records[(first + number) * 2] = (domain, int(digests[number]), int(keys[number]))
+        self._next += len(rows)
         return first
 
     def remember_many(self, keys: Numbers, references: Numbers) -> None:

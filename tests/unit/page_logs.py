@@ -45,7 +45,7 @@ def numbers(*values: int) -> Numbers:
 def append(history: History, *pages: int, keys: tuple[int, ...] = (), domain: int = DOMAIN) -> int | None:
     """Append such pages; their keys are their numbers if none are given."""
     contents = some_pages(*pages)
-    return history.append(contents, digests_of(contents), numbers(*(keys or pages)), domain)
+    return history.append(contents, np.arange(len(pages)), digests_of(contents), numbers(*(keys or pages)), domain)
 
 
 def store(history: History, first: int, *pages: int, keys: tuple[int, ...] = (), domain: int = DOMAIN) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -18,26 +19,60 @@ def as_pages(data: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8).reshape(-1, PAGE)
 
 
+def of_one_frame(pages: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    return look_random(pages, None, [len(pages)])
+
+
 def test_nearly_all_random_pages_look_random() -> None:
-    assert look_random(as_pages(random.Random(1).randbytes(1000 * PAGE))).mean() > 0.99
+    assert of_one_frame(as_pages(random.Random(1).randbytes(1000 * PAGE))).mean() > 0.99
 
 
 def test_a_few_random_pages_among_many_are_not_looked_for_and_a_quarter_of_them_is() -> None:
     chance = random.Random(6)
     pages = as_pages(bytes(64 * PAGE)).copy()
     pages[[0, 32]] = as_pages(chance.randbytes(2 * PAGE))
-    assert not look_random(pages).any()
-    assert look_random(pages[:16]).sum() == 1
+    assert not of_one_frame(pages).any()
+    assert of_one_frame(pages[:16]).sum() == 1
     pages[::4] = as_pages(chance.randbytes(16 * PAGE))
-    assert look_random(pages).nonzero()[0].tolist() == list(range(0, 64, 4))
+    assert of_one_frame(pages).nonzero()[0].tolist() == list(range(0, 64, 4))
 
 
 def test_text_and_pages_that_are_half_empty_do_not_look_random() -> None:
     chance = random.Random(2)
     text = bytes(chance.choices(range(32, 127), k=100 * PAGE))
     half = b"".join(chance.randbytes(PAGE // 2) + bytes(PAGE // 2) for _ in range(100))
-    assert not look_random(as_pages(text + half)).any()
-    assert look_random(as_pages(b"")).shape == (0,)
+    assert not of_one_frame(as_pages(text + half)).any()
+    assert of_one_frame(as_pages(b"")).shape == (0,)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_frames_are_judged_together_as_each_alone(seed: int) -> None:
+    chance = random.Random(seed)
+    frames = []
+    for count in chance.choices((0, 3, 16, 17, 64), k=4):
+        share = chance.choice((0.0, 0.3, 1.0))
+        frames.append([chance.randbytes(PAGE) if chance.random() < share else bytes(PAGE) for _ in range(count)])
+    pages = as_pages(b"".join(b"".join(each) for each in frames)).copy()
+    ends = np.cumsum([len(each) for each in frames]).tolist()
+    expected = [row for start, end in itertools.pairwise([0, *ends]) for row in looked_at(pages, start, end)]
+    assert look_random(pages, None, ends).nonzero()[0].tolist() == expected
+    # The same pages, scattered among others.
+    rows = np.sort(np.array(chance.sample(range(2 * len(pages) + 1), len(pages)), np.intp))
+    among = np.zeros((2 * len(pages) + 1, PAGE), np.uint8)
+    among[rows] = pages
+    assert look_random(among, rows, ends).nonzero()[0].tolist() == expected
+
+
+def looked_at(pages: NDArray[np.uint8], start: int, end: int) -> list[int]:
+    """The pages of a frame that look random, where every 4th of all is looked at first."""
+    sampled = [row for row in range(start, end) if row % 4 == 0]
+    even = (start + of_one_frame_each(pages[start:end]).nonzero()[0]).tolist()
+    is_enough = end - start <= 16 or len(set(sampled) & set(even)) >= len(sampled) * 3 / 16
+    return even if is_enough else []
+
+
+def of_one_frame_each(pages: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    return look_random(pages, None, list(range(1, len(pages) + 1))) if len(pages) else np.zeros(0, np.bool_)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -327,7 +327,7 @@ def test_the_index_finds_nearly_all_of_a_full_log(tmp_path: Path) -> None:
     pages = np.zeros((2048, 4096), np.uint8)
     pages.view(np.uint64)[:, 0] = np.arange(2048)
     digests, keys = digests_of(pages), np.arange(5000, 7048, dtype=np.uint64)
-    first = pair.here.append(pages, digests, keys, DOMAIN)
+    first = pair.here.append(pages, np.arange(len(pages)), digests, keys, DOMAIN)
     assert first is not None
     pair.here.acknowledged([(first, first + 2048)])
     young = slice(2048 // MARGIN_SHARE, 2048)

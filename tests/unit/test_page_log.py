@@ -40,7 +40,7 @@ def write(log: PageLog, first: int, *pages: int, ring: Ring | None = None) -> bo
     """Write pages into OUT, if no ring is named."""
     contents = some_pages(*pages)
     ring = ring or log.out
-    if not log.write(ring, first, contents, digests_of(contents), numbers(*pages), 0):
+    if not log.write(ring, first, [contents], digests_of(contents), numbers(*pages), 0):
         return False
     ring.next = max(ring.next, first + len(pages))
     return True
