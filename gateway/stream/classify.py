@@ -128,25 +128,26 @@ class Sorted:
 
     def _find_repeats(self) -> bool:
         """Find the pages that are in their frame already, or zero; returns whether there may be any."""
-        pages, digests, what = self._pages, self._digests, self.what
+        pages, told = self._pages, self._digests.tolist()
+        zeros, again, same_as = list[int](), list[int](), list[int]()
         # A frame is decoded alone: what another one has is none of its business.
-        told = digests.tolist()
-        seen = [set(told[start:end]) for start, end in itertools.pairwise([0, *self._ends])]
-        has_again = sum(map(len, seen)) < len(pages)
-        if not has_again and not any(ZERO_DIGEST in each for each in seen):
-            return False
-        zeros = (digests == ZERO_DIGEST).nonzero()[0]
-        what[zeros[~pages[zeros].any(axis=1)]] = What.ZERO
-        if has_again:
-            everything = _ROWS[: len(pages)]
-            frame_of = np.searchsorted(self._ends, everything, side="right")
-            _, firsts, which = np.unique(digests + frame_of.view(np.uint64), return_index=True, return_inverse=True)
-            same_as = firsts[which]
-            again = ((same_as != everything) & (what != What.ZERO) & (frame_of[same_as] == frame_of)).nonzero()[0]
-            again = again[(pages[again].view(np.uint64) == pages[same_as[again]].view(np.uint64)).all(axis=1)]
-            what[again] = What.REPEAT
-            self._repeated = same_as[again]
-        return True
+        for start, end in itertools.pairwise([0, *self._ends]):
+            seen = set(told[start:end])
+            if ZERO_DIGEST in seen:
+                zeros += [row for row in range(start, end) if told[row] == ZERO_DIGEST and not pages[row].any()]
+            if len(seen) < end - start:
+                firsts = dict(zip(reversed(told[start:end]), range(end - 1, start - 1, -1), strict=True))
+                repeating = [row for row in range(start, end) if firsts[told[row]] != row and told[row] != ZERO_DIGEST]
+                again += repeating
+                same_as += [firsts[told[row]] for row in repeating]
+        if zeros:
+            self.what[zeros] = What.ZERO
+        if again:
+            rows, firsts_of = np.array(again), np.array(same_as)
+            are_same = (pages[rows].view(np.uint64) == pages[firsts_of].view(np.uint64)).all(axis=1)
+            self.what[rows[are_same]] = What.REPEAT
+            self._repeated = firsts_of[are_same]
+        return bool(zeros or again)
 
     def _find_references(self, references: Numbers) -> None:
         """Find the pages that the other gateway has."""

@@ -24,12 +24,12 @@ WORTH_TRYING = 48
 # Of what looks random so much is tried first, and all of it if that is left with less than such a share.
 _BEGINNING, _HELPED = 8 * PAGE, 0.95
 
-# How a page is judged: by each 8th of its words of 8 bytes. Of random ones half of the bits are ones, also among the uppermost bits
-# of the bytes alone. Of what may be so far from that, in bits: 4096 +- 5.4 of the deviations of random bits, and 512 +- 3.6.
-_STEP, _WORDS = 8, PAGE // 8 // 8
+# How a page is judged: by each 8th of its words of 8 bytes, some at each of some places, so that they are in few lines of the cache.
+# Of random ones half of the bits are ones, also among the uppermost bits of the bytes alone. Of what may be so far from that, in bits:
+# 4096 +- 5.4 of the deviations of random bits, and 512 +- 3.6.
+_PLACES, _AT_EACH = 8, 8
+_WORDS = _PLACES * _AT_EACH
 _SAMPLED, _ENOUGH = 4, 3 / 16
-# Before that, by as many words in the middle, which are near each other.
-_PIECE = slice(PAGE // 16 - _WORDS // 2, PAGE // 16 + _WORDS // 2)
 _UPPERMOST = np.uint64(0x8080808080808080)
 _MOST_OFF = 64 * _WORDS * 3 // 100
 _MOST_OFF_UPPERMOST = 8 * _WORDS * 8 // 100
@@ -85,35 +85,26 @@ def look_random(pages: NDArray[np.uint8], rows: NDArray[np.intp] | None, ends: S
     longer than it is worth. That leaves out five of six frames of pages of files. Of frames with a quarter of random pages among
     text it takes four of five; with those apart from the text 11 % less is left of a frame.
     """
-    words = pages.view(np.uint64)
-    sampled = slice(None, None, _SAMPLED) if rows is None else rows[::_SAMPLED]
-    balanced = _are_balanced(words[sampled, _PIECE]).tolist()
+    words = pages.view(np.uint64).reshape(-1, _PLACES, PAGE // 8 // _PLACES)[:, :, :_AT_EACH]
+    even = _are_even(words[::_SAMPLED] if rows is None else words[rows[::_SAMPLED]]).tolist()
     found = np.zeros(ends[-1], np.bool_)
     start = 0
     for end in ends:
-        sample = balanced[-(-start // _SAMPLED) : -(-end // _SAMPLED)]
-        enough = _ENOUGH * len(sample) if end - start > 4 * _SAMPLED else 0
-        # Each look leaves out most of what the one before has left.
-        if end > start and sum(sample) >= enough:
-            which = np.s_[start:end] if rows is None else rows[start:end]
-            if not enough or np.count_nonzero(_are_even(words[which][::_SAMPLED, ::_STEP])) >= enough:
-                found[start:end] = _are_even(words[which, ::_STEP])
+        sample = even[-(-start // _SAMPLED) : -(-end // _SAMPLED)]
+        if end > start and (end - start <= 4 * _SAMPLED or sum(sample) >= _ENOUGH * len(sample)):
+            found[start:end] = _are_even(words[start:end] if rows is None else words[rows[start:end]])
         start = end
     return found
 
 
 def _are_even(words: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which of the pages have about as many ones as zeros, by such words of theirs."""
-    uppermost = np.add.reduce(np.bitwise_count(words & _UPPERMOST), axis=1, dtype=np.int64)
-    found = _are_balanced(words)
-    found &= abs(uppermost - 4 * _WORDS) <= _MOST_OFF_UPPERMOST
-    return found
-
-
-def _are_balanced(words: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """The same, of all of the bits only."""
-    ones = np.add.reduce(np.bitwise_count(words), axis=1, dtype=np.int64)
+    """Which of the pages have about as many ones as zeros, by those of their words (n, _PLACES, _AT_EACH)."""
+    near = np.ascontiguousarray(words).reshape(-1, _WORDS)
+    ones, uppermost = (
+        np.add.reduce(np.bitwise_count(each), axis=1, dtype=np.int64) for each in (near, near & _UPPERMOST)
+    )
     found: NDArray[np.bool_] = abs(ones - 32 * _WORDS) <= _MOST_OFF
+    found &= abs(uppermost - 4 * _WORDS) <= _MOST_OFF_UPPERMOST
     return found
 
 

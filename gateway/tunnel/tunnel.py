@@ -21,12 +21,13 @@ from typing import Protocol
 
 import structlog
 
+from gateway.stream.blob import MOST_TOGETHER
 from gateway.stream.tally import Tally
 from gateway.tunnel.codec import Codec, Subject
 from gateway.tunnel.level import Level
 from gateway.tunnel.schedule import Scheduler
 from landbridge.errors import ProtocolError
-from landbridge.frame import BULK_TYPES, CODED_TYPES, LOG_TYPES, Frame, FrameType
+from landbridge.frame import BULK_TYPES, CODED_TYPES, LOG_TYPES, MAX_PAYLOAD, Frame, FrameType
 from landbridge.link import Link
 
 log = structlog.get_logger()
@@ -34,8 +35,10 @@ log = structlog.get_logger()
 # Bytes of urgent frames that may wait: those of one or two calls of libvirt. Whoever sends is held back at half of it, and what
 # comes nevertheless is dropped, as any frame may be.
 MOST_URGENT = 1 << 20
-# Frames of a channel that may be with the codec, which is one at work and one to go on with.
-MOST_CODING = 2
+# Frames of a channel that may be with the codec: one at work and one to go on with; and over quicker links, what these would take as it
+# is in CODING_TIME (seconds), up to what the codec encodes together and as much to go on with. Slow links wait for no codec.
+LEAST_CODING, MOST_CODING = 2, 2 * MOST_TOGETHER
+CODING_TIME = 0.025
 # Bytes of coded frames that may wait to be decoded, before the links are read no further.
 MOST_DECODING = 4 << 20
 
@@ -62,6 +65,8 @@ class _Coding:
     """What of a channel is with the codec."""
 
     frames: int = 0
+    # From how many on its sender is held back.
+    most: int = LEAST_CODING
     # Whether its sender is held back until there is less.
     holds: bool = False
     is_dropped: bool = False
@@ -199,7 +204,8 @@ class Tunnel:
             codec.encode(frame, cargo.subject, level, done)
         else:
             codec.pass_on(lambda: done(frame, None, 0.0))
-        coding.holds = coding.frames >= MOST_CODING
+        coding.most = _most_coding(rate)
+        coding.holds = coding.frames >= coding.most
         return coding.holds or self.scheduler.is_full(channel)
 
     def _is_to_be_coded(self, codec: Codec, frame: Frame, cargo: Cargo) -> bool:
@@ -215,7 +221,7 @@ class Tunnel:
             stream = len(frame.payload) if tally is None else tally.stream.total
             self._level.coded(stream, frame.size(), seconds)
         self._queue(frame, cargo, tally)
-        if coding.holds and coding.frames < MOST_CODING:
+        if coding.holds and coding.frames < coding.most:
             coding.holds = False
             if not self.scheduler.is_full(frame.channel):
                 self._user.channels_released([frame.channel])
@@ -353,6 +359,11 @@ class Tunnel:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _most_coding(rate: float) -> int:
+    """Frames of a channel that may be with the codec, with links that drain so many bytes per second."""
+    return int(min(max(rate * CODING_TIME / MAX_PAYLOAD, LEAST_CODING), MOST_CODING))
 
 
 def _uncounted(size: int) -> None:

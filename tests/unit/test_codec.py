@@ -24,7 +24,7 @@ from gateway.tunnel.codec import (
     Subject,
     _Coder,
 )
-from gateway.tunnel.tunnel import MOST_CODING, Cargo, Tunnel
+from gateway.tunnel.tunnel import LEAST_CODING, Cargo, Tunnel
 from landbridge import hints
 from landbridge.errors import ProtocolError
 from landbridge.frame import Frame, FrameType
@@ -195,10 +195,10 @@ async def test_what_follows_a_frame_that_is_being_coded_stays_behind_it(pair: Pa
 
 
 async def test_a_sender_with_enough_at_the_codec_is_held_back_and_released(pair: Pair) -> None:
-    held = [pair.fra.put(hinted(PAGES, position=n * 16 * PAGE)) for n in range(MOST_CODING)]
-    assert held == [False] * (MOST_CODING - 1) + [True]
+    held = [pair.fra.put(hinted(PAGES, position=n * 16 * PAGE)) for n in range(LEAST_CODING)]
+    assert held == [False] * (LEAST_CODING - 1) + [True]
     await until(lambda: pair.fra.released == [1])
-    await until(lambda: len(pair.ams.came) == MOST_CODING)
+    await until(lambda: len(pair.ams.came) == LEAST_CODING)
 
 
 async def test_a_channel_that_is_dropped_leaves_nothing_behind(pair: Pair) -> None:
