@@ -42,6 +42,10 @@ class History(Protocol):
 
     # For the encoder; a reference's ring is 0 for what this gateway has sent.
 
+    @property
+    def margin(self) -> int:
+        """Pages that may be logged without overwriting what is referred to at the same time."""
+
     def known_many(self, domain: int, digests: Numbers, keys: Numbers, pages: Pages) -> tuple[Numbers, Numbers]:
         """References to what the other gateway has within the domain: equal pages, and the last versions under the keys."""
 

@@ -50,6 +50,11 @@ class History:
 
     # The sender of a frame
 
+    @property
+    def margin(self) -> int:
+        """Pages of OUT that may be logged before the oldest that is referred to is overwritten."""
+        return self._window // MARGIN_SHARE
+
     def known_many(self, domain: int, digests: Numbers, keys: Numbers, pages: Pages) -> tuple[Numbers, Numbers]:
         """For each page, references to what the receiver has of it within the domain, or NONE.
 
@@ -250,7 +255,7 @@ class History:
         """The same, for slots of one ring."""
         ring = (self._log.out, self._log.incoming)[number]
         serials = ring.serials(slots - ring.base)
-        young = serials >= np.uint64(ring.oldest(self._window - self._window // MARGIN_SHARE))
+        young = serials >= np.uint64(ring.oldest(self._window - self.margin))
         young &= ring.are(Kept.COMMON, serials)
         return (serials << np.uint64(1) | np.uint64(number)) * young
 

@@ -34,7 +34,7 @@ class Index:
         self._kept, self._laps = kept, laps
         sets = max(len(kept) * 3 // _WAYS, 1)
         self._sets = np.uint64(sets)
-        self._entries: Numbers = np.zeros((sets, _WAYS), np.uint64)
+        self._entries = _aligned(sets)
         self._waiting: list[tuple[Numbers, Slots]] = []
         self._waits = 0
 
@@ -106,6 +106,13 @@ class Index:
         laps = (entries >> _LAP).astype(np.uint8)
         live: NDArray[np.bool_] = (self._kept[slots] == Kept.COMMON) & (self._laps[slots].astype(np.uint8) == laps)
         return live
+
+
+def _aligned(sets: int) -> Numbers:
+    """An empty table of the shape (sets, _WAYS), each set in one line of the cache."""
+    whole = np.zeros((sets + 1) * _WAYS, np.uint64)
+    start = -whole.ctypes.data % (8 * _WAYS) // 8
+    return whole[start : start + sets * _WAYS].reshape(sets, _WAYS)
 
 
 def _as_bytes(which: NDArray[np.bool_]) -> Numbers:

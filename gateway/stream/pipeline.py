@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.stream import delta
-from gateway.stream.blob import HEAD, MOST_TOGETHER, VERSION, Column, Head, What, checksum_of
+from gateway.stream.blob import HEAD, MOST_PAGES, MOST_TOGETHER, VERSION, Column, Head, What, checksum_of
 from gateway.stream.classify import History, Rows, Share, Sorted, digests_of, keys_of, references_of, rows_of
 from gateway.stream.compress import WORTH_TRYING, Compressor, Expander, from_planes, from_steps
 from gateway.stream.page_log import Pages
@@ -81,14 +81,19 @@ class Encoder:
         return self.encode_many([Uncoded(payload, hints)], vm=vm, domain=domain, level=level)[0]
 
     def encode_many(self, frames: Sequence[Uncoded], *, vm: int, domain: int, level: int) -> list[Coded | None]:
-        """The blobs of at most MOST_TOGETHER payloads, at a level of compress.LEVELS; None: send the payload as it is.
+        """The blobs of some payloads, at a level of compress.LEVELS; None: send the payload as it is.
 
-        What becomes of pages is found out for all of them at once; each blob is decoded alone. `vm` and `domain` are u64. Nothing of
-        the payloads is kept. Pages of random bytes are logged as all others, though sending them as they are would take a fifth of
+        What becomes of pages is found out for up to MOST_TOGETHER at once; each blob is decoded alone. `vm` and `domain` are u64. Nothing
+        of the payloads is kept. Pages of random bytes are logged as all others, though sending them as they are would take a fifth of
         the time: a guest that changes a word of one would have to send all of it again.
         """
-        if len(frames) > MOST_TOGETHER:
-            raise ValueError(f"{len(frames)} frames cannot be encoded together, at most {MOST_TOGETHER}")
+        # The last of them may refer to what the first would overwrite.
+        count = max(min(MOST_TOGETHER, self._history.margin // MOST_PAGES), 1)
+        parts = [frames[at : at + count] for at in range(0, len(frames), count)]
+        return [coded for part in parts for coded in self._encoded(part, (vm, domain), level)]
+
+    def _encoded(self, frames: Sequence[Uncoded], whose: tuple[int, int], level: int) -> list[Coded | None]:
+        """The same, for so many that this can be done at once."""
         cuts = [Skeleton.of(frame.payload, frame.hints) for frame in frames]
         ends = list(itertools.accumulate(len(cut.keys) for cut in cuts))
         pages: Pages = np.empty((ends[-1], PAGE), np.uint8)
@@ -98,22 +103,16 @@ class Encoder:
             cut.copy_pages(frame.payload, part)
             # Now, while its pages are near.
             digests.append(digests_of(part))
+        vm, domain = whose
         keys = keys_of(vm, _joined_numbers([cut.keys for cut in cuts]))
         shares = Sorted(self._history, pages, _joined_numbers(digests), keys, domain, ends).log()
-        whose = vm, domain
-        return [self._coded(*each, whose, level) for each in zip(frames, cuts, shares, strict=True)]
-
-    def _coded(self, frame: Uncoded, cut: Skeleton, share: Share, whose: tuple[int, int], level: int) -> Coded | None:
-        """The blob of one of them."""
-        runs, rest, length = cut.encode(), cut.rest(frame.payload), len(frame.payload)
-        flags, parts = self._packed([runs + share.what, rest, *share.columns], level)
-        sizes = [len(part) for part in parts]
-        if not share.logged and HEAD.size + sum(sizes) >= length:
-            return None
-        checksum = checksum_of(length, runs, share.digests, rest)
-        counts = cut.runs, len(share.what), share.logged
-        head = HEAD.pack(VERSION, flags, *counts, length, checksum, *whose, share.first, *sizes)
-        return Coded(b"".join([frame.ahead, head, *parts]), _tally(cut, share.counts, sizes))
+        told = [_told(*each) for each in zip(frames, cuts, shares, strict=True)]
+        # One behind the other, and what is Python before and after: each finds the caches as its like has left them.
+        packed = [self._packed(columns, level) for columns, _ in told]
+        return [
+            _blob(frame, cut, share, whose, checksum, *each)
+            for frame, cut, share, (_, checksum), each in zip(frames, cuts, shares, told, packed, strict=True)
+        ]
 
     def _packed(self, columns: list[Payload], level: int) -> tuple[int, list[Payload]]:
         """Which of the columns are compressed, as bits, and all of them as they are sent."""
@@ -129,6 +128,30 @@ class Encoder:
                 flags |= 1 << index
                 parts[index] = small
         return flags, parts
+
+
+def _told(frame: Uncoded, cut: Skeleton, share: Share) -> tuple[list[Payload], int]:
+    """What is told of a frame: its columns, and its checksum."""
+    runs, rest = cut.encode(), cut.rest(frame.payload)
+    return [runs + share.what, rest, *share.columns], checksum_of(cut.length, runs, share.digests, rest)
+
+
+def _blob(
+    frame: Uncoded,
+    cut: Skeleton,
+    share: Share,
+    whose: tuple[int, int],
+    checksum: int,
+    flags: int,
+    parts: Sequence[Payload],
+) -> Coded | None:
+    """A blob of columns as they are sent, some of them compressed; None if it is not worth it."""
+    sizes = [len(part) for part in parts]
+    if not share.logged and HEAD.size + sum(sizes) >= cut.length:
+        return None
+    counts = cut.runs, len(share.what), share.logged
+    head = HEAD.pack(VERSION, flags, *counts, cut.length, checksum, *whose, share.first, *sizes)
+    return Coded(b"".join([frame.ahead, head, *parts]), _tally(cut, share.counts, sizes))
 
 
 def _joined_numbers(parts: list[Numbers]) -> Numbers:

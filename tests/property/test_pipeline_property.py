@@ -10,10 +10,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.stream.blob import MOST_BLOB
+from gateway.stream.blob import MOST_BLOB, MOST_TOGETHER
 from gateway.stream.compress import LEVELS, from_planes, from_steps, planes, steps
 from gateway.stream.page_log import Pages
-from gateway.stream.pipeline import Decoder, Encoder
+from gateway.stream.pipeline import Decoder, Encoder, Uncoded
 from gateway.stream.skeleton import Skeleton, _Few, _Many
 from landbridge import hints
 from landbridge.errors import OutOfStep, ProtocolError
@@ -87,6 +87,12 @@ def some_frame(chance: random.Random, known: list[bytes]) -> tuple[bytes, bytes]
     return bytes(payload), section
 
 
+def some_frames(chance: random.Random, known: list[bytes]) -> list[Uncoded]:
+    """What is to be encoded together."""
+    made = [some_frame(chance, known) for _ in range(chance.choice((1, 1, 2, 3, MOST_TOGETHER + 1)))]
+    return [Uncoded(memoryview(payload), section) for payload, section in made]
+
+
 @settings(max_examples=40, deadline=None)
 @given(seeds)
 def test_whatever_becomes_of_frames_each_that_comes_out_is_the_one_that_went_in(seed: int) -> None:
@@ -98,14 +104,16 @@ def test_whatever_becomes_of_frames_each_that_comes_out_is_the_one_that_went_in(
     was_lost = False
     for _ in range(30):
         here = chance.randrange(2)
-        payload, section = some_frame(chance, known)
+        given = some_frames(chance, known)
         level = chance.choice(list(LEVELS))
         vm, domain = chance.randrange(2), chance.randrange(2)
-        coded = encoders[here].encode(memoryview(payload), section, vm=vm, domain=domain, level=level)
-        if coded is not None:
-            assert coded.tally.stream.total == len(payload)
-            assert coded.tally.wire.total == len(coded.blob) <= MOST_BLOB
-            under_way.append((here, payload, coded.blob))
+        for frame, coded in zip(
+            given, encoders[here].encode_many(given, vm=vm, domain=domain, level=level), strict=True
+        ):
+            if coded is not None:
+                assert coded.tally.stream.total == len(frame.payload)
+                assert coded.tally.wire.total == len(coded.blob) <= MOST_BLOB
+                under_way.append((here, bytes(frame.payload), coded.blob))
         chance.shuffle(under_way)
         for _ in range(chance.randrange(4)):
             if not under_way:
@@ -131,16 +139,16 @@ def test_whatever_becomes_of_frames_each_that_comes_out_is_the_one_that_went_in(
 def test_page_logs_in_files_stay_in_step_however_small_and_whatever_is_lost(seed: int) -> None:
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as directory:
-        pair = Pair(Path(directory), capacity=chance.choice((8, 64, 256)))
+        pair = Pair(Path(directory), capacity=chance.choice((8, 64, 256, 2048)))
         ends = [pair.here, pair.there]
         coders = [(Encoder(each), Decoder(each)) for each in ends]
         known: list[bytes] = []
         for _ in range(40):
             here = chance.randrange(2)
-            payload, section = some_frame(chance, known)
-            coded = coders[here][0].encode(memoryview(payload), section, vm=1, domain=1, level=1)
-            if coded is not None and chance.random() < 0.8:
-                assert coders[1 - here][1].decode(memoryview(coded.blob)).payload == payload
+            given = some_frames(chance, known)
+            for frame, coded in zip(given, coders[here][0].encode_many(given, vm=1, domain=1, level=1), strict=True):
+                if coded is not None and chance.random() < 0.8:
+                    assert coders[1 - here][1].decode(memoryview(coded.blob)).payload == frame.payload
             if chance.random() < 0.7:
                 ends[here].acknowledged(ends[1 - here].take_received())
             if chance.random() < 0.1:

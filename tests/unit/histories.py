@@ -21,6 +21,9 @@ class MemoryHistory:
         self.out: dict[int, bytes] = {}
         self.incoming: dict[int, bytes] = {}
         self.is_full = False
+        self.margin = 1 << 20
+        # How many pages came with each call of `append`.
+        self.appended: list[int] = []
         self._next = FIRST
         self._common: set[int] = set()
         self._records: dict[int, tuple[int, int, int]] = {}  # of a reference: domain, digest, key
@@ -43,6 +46,7 @@ class MemoryHistory:
         if self.is_full:
             return None
         first = self._next
+        self.appended.append(len(rows))
         for number, row in enumerate(rows.tolist()):
             self.out[first + number] = pages[row].tobytes()
             self._records[(first + number) * 2] = (domain, int(digests[number]), int(keys[number]))

@@ -8,10 +8,13 @@ import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from math import inf
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gateway.stream.blob import MOST_TOGETHER
 from gateway.stream.dedup import History
 from gateway.stream.page_log import PageLog
 from gateway.stream.tally import Tally
@@ -24,7 +27,7 @@ from gateway.tunnel.codec import (
     Subject,
     _Coder,
 )
-from gateway.tunnel.tunnel import LEAST_CODING, Cargo, Tunnel
+from gateway.tunnel.tunnel import LEAST_CODING, Cargo, Tunnel, _most_coding
 from landbridge import hints
 from landbridge.errors import ProtocolError
 from landbridge.frame import Frame, FrameType
@@ -199,6 +202,54 @@ async def test_a_sender_with_enough_at_the_codec_is_held_back_and_released(pair:
     assert held == [False] * (LEAST_CODING - 1) + [True]
     await until(lambda: pair.fra.released == [1])
     await until(lambda: len(pair.ams.came) == LEAST_CODING)
+
+
+async def test_quick_links_let_more_frames_of_a_channel_wait_for_the_codec_than_slow_ones() -> None:
+    most = [_most_coding(rate) for rate in (0.0, 12e6, 60e6, 120e6, 1e12, inf)]
+    assert most[:2] == [LEAST_CODING] * 2
+    assert most == sorted(most)
+    assert most[2] < most[3] < most[4] == most[5] == 2 * MOST_TOGETHER
+
+
+async def test_frames_that_wait_for_the_codec_are_encoded_together_if_they_are_alike(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, together = _Coder.encode, list[int]()
+
+    def counted(coder: _Coder, frames: list[Frame], *args: Any) -> Any:
+        together.append(len(frames))
+        return encode(coder, frames, *args)
+
+    monkeypatch.setattr(_Coder, "encode", counted)
+    came: list[int] = []
+    given = [(WEB, 2)] * (MOST_TOGETHER + 2) + [(WEB, 1), (Subject(2, 1), 1), (Subject(2, 1), 1)]
+    with _busy(pair.fra.codec):
+        for number, (subject, level) in enumerate(given):
+            frame = hinted(PAGES[:2], position=number)
+            pair.fra.codec.encode(frame, subject, level, lambda coded, *_: came.append(coded.position))
+        pair.fra.codec.pass_on(lambda: came.append(-1))
+        pair.fra.codec.encode(hinted(PAGES), WEB, 1, lambda coded, *_: came.append(coded.position))
+    await until(lambda: len(came) == len(given) + 2)
+    assert came == [*range(len(given)), -1, 0]
+    assert together == [MOST_TOGETHER, 2, 1, 2, 1]
+
+
+async def test_frames_that_cannot_be_encoded_go_as_they_are_in_order(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(_Coder, "encode", broken)
+    with _busy(pair.fra.codec):
+        frames = [hinted(PAGES[:3], position=number * 3 * PAGE) for number in range(3)]
+        for frame in frames:
+            pair.fra.put(frame)
+    await until(lambda: len(pair.ams.came) == 3)
+    assert [frame.position for frame in pair.ams.came] == [frame.position for frame in frames]
+    assert {frame.type for frame in pair.ams.came} == {FrameType.DATA}
+    monkeypatch.undo()
+    await pair.send(hinted(PAGES))
 
 
 async def test_a_channel_that_is_dropped_leaves_nothing_behind(pair: Pair) -> None:

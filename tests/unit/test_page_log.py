@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gateway.stream.dedup import History
-from gateway.stream.page_log import FIELDS, HEAD, PAUSE, RECORD, SERIAL, PageLog, capacity_of, pages_at
+from gateway.stream.page_log import FIELDS, HEAD, PAUSE, RECORD, SERIAL, PageLog, capacity_of, pages_at, stretches
 from gateway.stream.ring import MARGIN_SHARE, SPAN, Kept, Ring, first_of
 from landbridge.errors import ConfigError
 from landbridge.hints import PAGE
@@ -222,6 +222,25 @@ def test_a_log_is_one_process_s(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_opened_is_said_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone/log cannot be used: No such file or directory; name another file"):
         open_log(tmp_path / "gone" / "log", CAPACITY)
+
+
+@pytest.mark.parametrize(
+    ("rows", "count"),
+    [([0, 1, 2, 3], 1), ([1, 2], 1), ([0, 2, 3], 2), ([3], 1), (list(range(0, 40, 2)), 1), (list(range(0, 8, 2)), 4)],
+)
+def test_pages_are_written_in_stretches_or_copied_if_these_are_many(
+    tmp_path: Path, rows: list[int], count: int
+) -> None:
+    pages = some_pages(*range(4 if max(rows) < 4 else 40))
+    found = stretches(pages, np.array(rows))
+    assert len(found) == count
+    log = open_log(tmp_path / "log", 64)
+    # Over the end of the ring.
+    first = FIRST + 64 - FIRST % 64 - 2
+    assert log.write(log.out, first, found, digests_of(pages[rows]), numbers(*rows), 0)
+    slots = (first + np.arange(len(rows))) % 64
+    assert (log.pages(slots) == pages[rows]).all()
+    log.close()
 
 
 def test_the_capacity_fills_the_size(tmp_path: Path) -> None:

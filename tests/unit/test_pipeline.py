@@ -7,10 +7,10 @@ import random
 import numpy as np
 import pytest
 
-from gateway.stream.blob import HEAD, MOST_BLOB, Column
+from gateway.stream.blob import HEAD, MOST_BLOB, MOST_PAGES, Column
 from gateway.stream.classify import keys_of
 from gateway.stream.compress import LEVELS
-from gateway.stream.pipeline import Coded, Decoder, Encoder
+from gateway.stream.pipeline import Coded, Decoder, Encoder, Uncoded
 from gateway.stream.tally import Counts, Tally
 from landbridge import hints
 from landbridge.errors import OutOfStep, ProtocolError
@@ -88,6 +88,62 @@ def test_a_frame_of_everything_comes_out_as_it_went_in(level: int) -> None:
     )
     assert coded.tally.wire.incompressible == PAGE
     assert 0 < coded.tally.wire.compressed < 2 * PAGE
+
+
+def together(encoder: Encoder, *frames: tuple[bytes, list[Run]]) -> list[Coded]:
+    given = [Uncoded(memoryview(payload), hints.encode(runs)) for payload, runs in frames]
+    coded = [each for each in encoder.encode_many(given, vm=VM, domain=DOMAIN, level=2) if each is not None]
+    assert len(coded) == len(frames), "not worth it"
+    return coded
+
+
+def some_frames() -> list[tuple[bytes, list[Run]]]:
+    """A frame of each sort: of text, of noise, of zeros and repeats, of nothing but bytes, of both, and without a byte of a page."""
+    return [
+        pages(list(range(20)), [text(i) for i in range(20)]),
+        pages(list(range(20, 40)), [noise() for _ in range(20)]),
+        pages([50, 51, 52, 53], [text(50), bytes(PAGE), text(50), bytes(PAGE)]),
+        (text(60) + text(61), []),
+        pages(list(range(70, 90)), [noise() if i % 3 else text(i) for i in range(70, 90)]),
+        (b"".join(zero(number * PAGE) for number in range(30)), [Run(0, 30, Kind.ZERO, SPACE)]),
+    ]
+
+
+def test_frames_that_are_encoded_together_become_what_each_becomes_alone() -> None:
+    ends, others = Ends(), Ends()
+    frames = some_frames()
+    for _ in range(3):
+        coded = together(ends.encoder, *frames)
+        assert coded == [others.coded(*each) for each in frames]
+        for end in (ends, others):
+            for (payload, _), each in zip(frames, coded, strict=True):
+                assert end.decoder.decode(memoryview(each.blob)).payload == payload
+            end.here.acknowledged(end.there)
+        # Next time some of the pages are known, and some have changed.
+        frames = [(payload.replace(b"1", b"2", 30), runs) for payload, runs in frames]
+
+
+def test_each_of_the_frames_that_are_encoded_together_is_decoded_without_the_others() -> None:
+    ends = Ends()
+    # The same pages in each: within a frame they would be repeats.
+    frames = [pages([10 * n + 1, 10 * n + 2], [text(1), text(1)]) for n in range(4)]
+    coded = together(ends.encoder, *frames)
+    for (payload, _), each in reversed(list(zip(frames, coded, strict=True))):
+        decoded = Decoder(MemoryHistory()).decode(memoryview(each.blob))
+        assert decoded.payload == payload
+        assert decoded.logged == 1
+    assert [each.tally.stream.duplicate for each in coded] == [PAGE] * 4
+    firsts = [ends.decoder.decode(memoryview(each.blob)).first for each in coded]
+    assert firsts == list(range(FIRST, FIRST + 4))
+
+
+def test_no_more_frames_are_encoded_at_once_than_the_log_has_room_for() -> None:
+    ends = Ends()
+    ends.here.margin = 2 * MOST_PAGES + 1
+    frames = some_frames()
+    coded = together(ends.encoder, *frames)
+    assert ends.here.appended == [20 + 20, 1, 20]
+    assert [ends.decoder.decode(memoryview(each.blob)).payload for each in coded] == [each for each, _ in frames]
 
 
 def test_a_frame_of_zero_records_becomes_a_hundred_bytes() -> None:
