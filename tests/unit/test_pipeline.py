@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gateway.stream.blob import HEAD, MOST_BLOB, MOST_PAGES, Column
+from gateway.stream.blob import HEAD, MOST_BLOB, MOST_PAGES, MOST_TOGETHER, Column
 from gateway.stream.classify import keys_of
 from gateway.stream.compress import LEVELS
 from gateway.stream.pipeline import Coded, Decoder, Encoder, Uncoded
+from gateway.stream.ring import MARGIN_SHARE
 from gateway.stream.tally import Counts, Tally
 from landbridge import hints
 from landbridge.errors import OutOfStep, ProtocolError
 from landbridge.frame import MAX_PAYLOAD
 from landbridge.hints import PAGE, Kind, Run
 from tests.unit.histories import FIRST, MemoryHistory
+from tests.unit.page_logs import Pair
 
 SPACE = hints.space(b"pc.ram")
 CONTINUED_PAGE, CONTINUED_ZERO = 0x28, 0x22
@@ -144,6 +147,22 @@ def test_no_more_frames_are_encoded_at_once_than_the_log_has_room_for() -> None:
     coded = together(ends.encoder, *frames)
     assert ends.here.appended == [20 + 20, 1, 20]
     assert [ends.decoder.decode(memoryview(each.blob)).payload for each in coded] == [each for each, _ in frames]
+
+
+def test_what_is_encoded_together_overwrites_nothing_that_it_refers_to_however_small_the_log(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, capacity=16 * MOST_PAGES)
+    encoder, decoder = Encoder(pair.here), Decoder(pair.there)
+    known = [chance.randbytes(PAGE) for _ in range(pair.capacity)]
+    parts = [known[at : at + 64] for at in range(0, len(known), 64)]
+    new = [[chance.randbytes(PAGE) for _ in range(64)] for _ in range(MOST_TOGETHER - 1)]
+    # The oldest that can be referred to at first.
+    oldest = known[pair.capacity // MARGIN_SHARE :][:64]
+    for group in (*([part] for part in parts), [*new, oldest]):
+        frames = [pages([1000 * n + i for i in range(len(contents))], contents) for n, contents in enumerate(group)]
+        coded = together(encoder, *frames)
+        assert [decoder.decode(memoryview(each.blob)).payload for each in coded] == [payload for payload, _ in frames]
+        pair.here.acknowledged(pair.there.take_received())
+    pair.close()
 
 
 def test_a_frame_of_zero_records_becomes_a_hundred_bytes() -> None:
