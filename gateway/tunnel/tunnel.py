@@ -38,7 +38,7 @@ MOST_URGENT = 1 << 20
 # Frames of a channel that may be with the codec: one at work and one to go on with; and over quicker links, what these would take as it
 # is in CODING_TIME (seconds), up to what the codec encodes together and as much to go on with. Slow links wait for no codec.
 LEAST_CODING, MOST_CODING = 2, 2 * MOST_TOGETHER
-CODING_TIME = 0.025
+CODING_TIME = 0.04
 # Bytes of coded frames that may wait to be decoded, before the links are read no further.
 MOST_DECODING = 4 << 20
 
