@@ -89,9 +89,8 @@ class Index:
     def _ways_for(self, sets: _Rows, entries: Numbers) -> _Rows:
         """Where in its set each entry is to stand: in place of one with its hash, in an empty way, or instead of another."""
         ways = self._entries.take(sets, axis=0)
-        fit = _as_bytes((ways ^ entries[:, None]) < _IS_THERE)
-        others = fit == 0
-        fit[others] = _as_bytes(ways[others] == 0)
+        same = _as_bytes((ways ^ entries[:, None]) < _IS_THERE)
+        fit = np.where(same, same, _as_bytes(ways == 0))
         full = (fit == 0).nonzero()[0]
         if len(full):
             fit[full] = _as_bytes(~self._are_live(ways[full]))

@@ -46,6 +46,7 @@ _NO_KEYS = np.empty(0, np.uint64)
 # As many as a run may have records.
 _COUNT = np.arange(1 << 16, dtype=np.uint64)
 _PAGES = _COUNT * _PAGE
+_HEADER = np.dtype(">u8")
 _CONTENTS = np.dtype(f"V{PAGE}")
 
 
@@ -123,7 +124,7 @@ class _Run(NamedTuple):
 
     def headers(self, payload: memoryview) -> NDArray[np.uint64]:
         """A view of the headers in a payload; of a PLAIN run, which has none, an empty one."""
-        return np.ndarray(self.records * (self.kind != _PLAIN), ">u8", payload, self.offset, (SIZE[self.kind],))
+        return np.ndarray(self.records * (self.kind != _PLAIN), _HEADER, payload, self.offset, (SIZE[self.kind],))
 
     def contents(self, payload: memoryview) -> NDArray[np.uint8]:
         """A view of its pages in a payload."""
