@@ -38,7 +38,7 @@ from landbridge.hints import MOST_RUNS, PAGE
 VERSION = 2
 HEAD = struct.Struct("!BBHHHIQQQQ6I")
 MOST_PAGES = MAX_PAYLOAD // PAGE
-# Frames that are encoded together: of 8, each takes about as long as zstd and half of what it takes alone beside zstd (ADR 8, "Speed").
+# Frames that are encoded together. All but zstd takes two thirds, for each of eight, of what it takes for one (ADR 8, "Speed").
 MOST_TOGETHER = 8
 # A blob is longer than its payload only if pages are logged with it: by its head, and by what runs and references take at worst.
 MOST_BLOB = MAX_PAYLOAD + HEAD.size + MOST_RUNS * TOLD_SIZE + MOST_PAGES * 9
