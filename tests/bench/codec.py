@@ -2,8 +2,8 @@
 
     hint     agent.stream finds the pages in a stream
     code     gateway.stream encodes frames of 256 KiB and decodes them, at level 2, with page logs in files; beside zstd at its
-             level 1 alone, in the same pieces. `encode`: as many frames at a time as wait where the codec is what all wait for
-             (MOST_TOGETHER), and `single`: one at a time, as over links that it keeps up with
+             level 1 alone, in the same pieces. `encode`, and the ratio: MOST_TOGETHER frames at a time, the most that are encoded
+             together where all wait for the codec; `single`: one at a time, as over links that it keeps up with
 
 Streams (tests.bench.memory_stream), in frames as an agent makes them:
 
