@@ -8,7 +8,7 @@ the other agent has. It is given up when it is reset, when its bytes arrive alte
 for longer than the migration's outage limit; its local socket is then closed (at the source after LOST_GRACE), so that libvirt
 sees a lost connection and lets the guest run on at the source.
 
-What waits on this host: at most `landbridge.channel.CEILING` in each direction of a channel, and on an rpc channel MOST_WAITING
+What waits on this host: at most `landbridge.receiving.CEILING` in each direction of a channel, and on an rpc channel MOST_WAITING
 and one message of libvirt's.
 """
 
@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -28,19 +28,12 @@ from agent.stream.hinter import Hinter
 from agent.stream.libvirt_rpc import Message
 from agent.stream.nbd_flush import FlushHider
 from agent.stream.rpc_end import RpcEnd
-from landbridge.channel import (
-    LARGEST_SEGMENT,
-    Accepted,
-    Channel,
-    ChannelState,
-    Data,
-    EndOfData,
-    Event,
-    Reset,
-)
+from landbridge.channel import Accepted, Channel, ChannelState, Event, Reset
 from landbridge.errors import AlteredError, LandbridgeError, PermissionDenied, ProtocolError
+from landbridge.estimator import LARGEST_SEGMENT
 from landbridge.frame import Frame, FrameType, Payload, reason_of
 from landbridge.link import POOL, Link
+from landbridge.receiving import Data, EndOfData
 from landbridge.v1.agent_pb2 import Delivered
 
 log = structlog.get_logger()
@@ -67,7 +60,7 @@ HEARD_LATELY = 3.0
 TICK = 0.5
 # Seconds for which the beginning of a page waits for its end: QEMU writes a page in one piece, but a socket may hold a part of it.
 TAIL_PATIENCE = 0.005
-# Bytes of messages that may wait for libvirtd before the other agent is held back: below `landbridge.channel.CEILING`, so that
+# Bytes of messages that may wait for libvirtd before the other agent is held back: below `landbridge.receiving.CEILING`, so that
 # the longest message can arrive behind them.
 MOST_WAITING = 8 << 20
 
@@ -536,7 +529,7 @@ class Carrier:
             return
         self._after()
 
-    def _handle(self, events: list[Event], now: float) -> None:
+    def _handle(self, events: Sequence[Event], now: float) -> None:
         for event in events:
             match event:
                 case Data(data):

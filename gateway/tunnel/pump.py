@@ -31,10 +31,10 @@ from certs.links import WAITING_ON_LAN, Target, dial
 from gateway.stream.tally import Counts, Tally
 from gateway.tunnel.codec import Subject
 from gateway.tunnel.tunnel import Cargo, Tunnel
-from landbridge.channel import CEILING, MOST_SEGMENTS
 from landbridge.errors import LandbridgeError, ProtocolError
 from landbridge.frame import BULK_TYPES, CODED_TYPES, MAX_REASON, Frame, FrameType, reset
 from landbridge.link import Link
+from landbridge.receiving import CEILING, MOST_SEGMENTS
 from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
 from landbridge.v1.types_pb2 import Fate, Saving
 

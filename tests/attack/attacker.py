@@ -28,11 +28,13 @@ from certs.living import LivingIdentity
 from certs.store import load_identity
 from gateway.remote import WORK, AgentRemote
 from landbridge import log
-from landbridge.channel import LARGEST_SEGMENT, Accepted, Channel, Data, Reset
+from landbridge.channel import Accepted, Channel, Reset
 from landbridge.config import parse_address
 from landbridge.errors import LandbridgeError
+from landbridge.estimator import LARGEST_SEGMENT
 from landbridge.frame import Frame
 from landbridge.link import Link
+from landbridge.receiving import Data
 from landbridge.ticket import SECRET_SIZE, ticket
 from landbridge.v1 import agent_pb2 as pb
 from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen

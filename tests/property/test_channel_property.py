@@ -19,19 +19,10 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from landbridge.channel import (
-    CEILING,
-    MOST_SEGMENTS,
-    Accepted,
-    Channel,
-    ChannelState,
-    Data,
-    EndOfData,
-    Event,
-    Reset,
-)
+from landbridge.channel import Accepted, Channel, ChannelState, Event, Reset
 from landbridge.errors import AlteredError, ProtocolError
 from landbridge.frame import DIGEST_SIZE, Frame, FrameDecoder, FrameType
+from landbridge.receiving import CEILING, MOST_SEGMENTS, Data, EndOfData
 
 PATTERN = bytes(range(251)) * 4000  # its period is a prime number, so that no slip goes unseen
 IDENTITY = 7

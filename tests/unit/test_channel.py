@@ -8,30 +8,12 @@ from itertools import pairwise
 import pytest
 from blake3 import blake3
 
-from landbridge.channel import (
-    CEILING,
-    CHECKPOINT,
-    KEEPALIVE,
-    LARGEST_SEGMENT,
-    LOSS_DELAY,
-    MOST_SEGMENTS,
-    PROBE_DELAY,
-    PROBES,
-    SMALLEST_SEGMENT,
-    UNSENT,
-    Accepted,
-    Channel,
-    ChannelState,
-    Data,
-    EndOfData,
-    Estimator,
-    Event,
-    Incoming,
-    Outgoing,
-    Reset,
-)
+from landbridge.channel import KEEPALIVE, PROBE_DELAY, Accepted, Channel, ChannelState, Event, Reset
 from landbridge.errors import AlteredError, ProtocolError
+from landbridge.estimator import LARGEST_SEGMENT, LOSS_DELAY, SMALLEST_SEGMENT, Estimator
 from landbridge.frame import HEADER, MAX_RANGES, RECORD, Acknowledgement, Frame, FrameType, reason_of
+from landbridge.receiving import CEILING, MOST_SEGMENTS, Data, EndOfData, Incoming
+from landbridge.sending import CHECKPOINT, PROBES, UNSENT, Outgoing
 
 K = FrameType
 # Seconds for a frame to reach the other end, and after which one that was overtaken counts as lost then.
@@ -62,7 +44,7 @@ def bytes_of(frames: list[Frame]) -> list[tuple[int, bytes]]:
 
 def give(frames: list[Frame], receiver: Channel, now: float = 0.0) -> list[Event]:
     """Let frames arrive, and answer each OPEN."""
-    events = []
+    events: list[Event] = []
     for frame in frames:
         events += receiver.receive_frame(frame, now)
         if frame.type is K.OPEN:

@@ -14,9 +14,11 @@ from agent import relay
 from agent.relay import Carrier, Traffic
 from agent.stream.libvirt_rpc import Keepalive, MessageType, Procedure, keepalive
 from landbridge import hints
-from landbridge.channel import CEILING, UNSENT, Channel
+from landbridge.channel import Channel
 from landbridge.frame import Acknowledgement, Frame, FrameType, reason_of, reset
 from landbridge.link import Link
+from landbridge.receiving import CEILING
+from landbridge.sending import UNSENT
 from tests.unit.locals import Local
 from tests.unit.rpc_made import prepared
 from tests.unit.test_libvirt_rpc import EVENT, PREPARE, message
