@@ -23,7 +23,9 @@ from pathlib import Path
 import structlog
 from google.protobuf.message import DecodeError
 
-from agent.relay import FAREWELL, KINDS, Carrier, Traffic
+from agent.farewell import FAREWELL
+from agent.relay import Carrier
+from agent.traffic import KINDS, Traffic
 from certs.links import Target, dial
 from landbridge.channel import Channel, ChannelState
 from landbridge.errors import LandbridgeError, ProtocolError, Unreachable

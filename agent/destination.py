@@ -25,11 +25,11 @@ from agent.hypervisor import domain_xml as definitions
 from agent.hypervisor.base import Presence, VmChange, VmEvent
 from agent.journal import BitmapState, Passage, Record
 from agent.move import ENDED, HostContext, Move, call, end
-from agent.relay import Traffic
 from agent.source import remove_moved
 from agent.storing import Storing
 from agent.stream.firewall import Action, Approval, Firewall, Refusal, Verdict
 from agent.stream.libvirt_rpc import Message, Procedure, Status
+from agent.traffic import Traffic
 from landbridge import ticket
 from landbridge.errors import (
     AlreadyExists,

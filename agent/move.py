@@ -15,7 +15,7 @@ from agent.channels import Gateways
 from agent.config import FirewallSettings
 from agent.hypervisor.base import Hypervisor
 from agent.journal import Journal, Record
-from agent.relay import KINDS, Traffic
+from agent.traffic import KINDS, Traffic
 from landbridge.errors import NotRecorded
 from landbridge.v1.agent_pb2 import (
     CancelResponse,

@@ -17,8 +17,8 @@ from agent.approval import refusals
 from agent.destination import DestinationMove
 from agent.journal import Record
 from agent.move import ENDED, HostContext, Move, call
-from agent.relay import Traffic
 from agent.source import SourceMove
+from agent.traffic import Traffic
 from landbridge.errors import Conflict, LandbridgeError, NotFound, NotRecorded, UsageError
 from landbridge.v1 import agent_pb2 as pb
 from landbridge.v1 import agent_pb2_grpc

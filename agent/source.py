@@ -25,9 +25,9 @@ from agent.hypervisor.base import MoveRequest, Presence, VmChange, VmEvent
 from agent.journal import Record
 from agent.move import ENDED, HostContext, Move, call, end
 from agent.paused_instance import PausedInstance
-from agent.relay import Traffic
 from agent.stream.libvirt_rpc import Message
 from agent.stream.rpc_calls import FinishWatch
+from agent.traffic import Traffic
 from landbridge.errors import Conflict, HypervisorError, LandbridgeError, NotFound, NotRecorded
 from landbridge.v1.agent_pb2 import (
     CancelResponse,

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from agent.hypervisor import nbd_client
-from agent.relay import Traffic
+from agent.traffic import Traffic
 from landbridge.errors import HypervisorError
 
 log = structlog.get_logger()
@@ -43,13 +43,13 @@ class Storing:
         """Whether all is stored; None while that is not known, and then it is under way. Channels must have brought all they had."""
         self._begin()
         # A move that is given up ends its QEMU, and then a flush fails that nobody wants: no cause of anything.
-        if self._result is False and any(carrier.rpc and carrier.rpc.is_held for carrier in self._traffic.carriers):
+        if self._result is False and any(each.calls and each.calls.is_held for each in self._traffic.carriers):
             log.warning("disks.not_flushed", error=self._problem)
             self._traffic.fail(f"the disks could not be written to stable storage on {self._name}: {self._problem}")
         return self._result
 
     def _begin(self) -> None:
-        hidden = [each for each in self._traffic.carriers if each.promise is not None and each.promise.has_hidden]
+        hidden = [each for each in self._traffic.carriers if each.pages and each.pages.has_hidden_flushes]
         if len(hidden) != self._channels:
             self._channels, self._result = len(hidden), None
             self._flushing = asyncio.create_task(self._flush(len(hidden)), name=f"flush of {self._socket}")

@@ -82,7 +82,8 @@ class Channel:
         # Whether this end opened it, and opens it again when its way is lost.
         self.opened_by_us = opening is not None
         self._opening = opening or b""
-        self._has_been_open = False
+        # Whether the far end was connected once.
+        self.has_been_open = False
         self._opened_at = float("-inf")
         # The RESET that this end has sent; and whether the other end has said that it knows of the end.
         self._farewell: Frame | None = None
@@ -134,7 +135,7 @@ class Channel:
         self._say(self.incoming.acknowledgement().frame(FrameType.ACCEPT, self.identity))
         if self.state is ChannelState.OPENING:
             self.state = ChannelState.OPEN
-        self._has_been_open = True
+        self.has_been_open = True
         self.outgoing.overtake_all()
         self._heard(now)
         self._progressed(now)
@@ -158,9 +159,8 @@ class Channel:
             if not was_outstanding:
                 self._progressed(now)
 
-    def delivered(self, length: int, now: float) -> None:
+    def delivered(self, length: int) -> None:
         """Say that `length` bytes of Data events were handed to the local socket: they are acknowledged now."""
-        del now
         self.incoming.delivered += length
         self.incoming.owes_acknowledgement = True
 
@@ -209,7 +209,7 @@ class Channel:
         """The next frame for the link, or None if there is nothing to send. What it returns counts as sent."""
         if self._control:
             return self._control.popleft()
-        if self.state is ChannelState.RESET or (self.state is ChannelState.OPENING and not self._has_been_open):
+        if self.state is ChannelState.RESET or (self.state is ChannelState.OPENING and not self.has_been_open):
             return None
         if self.incoming.owes_acknowledgement:
             return self.incoming.acknowledgement().frame(FrameType.ACK, self.identity)
@@ -320,7 +320,7 @@ class Channel:
                 self._say(Frame(FrameType.CLOSE, self.identity))
             return []
         self.state = ChannelState.OPEN
-        is_first, self._has_been_open, self._opened_at = not self._has_been_open, True, now
+        is_first, self.has_been_open, self._opened_at = not self.has_been_open, True, now
         self._acknowledged(frame, now)
         self.outgoing.lose_all()
         self._progressed(now)

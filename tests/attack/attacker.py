@@ -127,7 +127,7 @@ class HostileChannel:
                 case Data(data):
                     for message in self._reader.receive_data(data):
                         self._messages.put_nowait(message)
-                    self._channel.delivered(len(data), now)
+                    self._channel.delivered(len(data))
                 case Reset(reason):
                     self._messages.put_nowait(CutOffError(reason))
         link.kick()

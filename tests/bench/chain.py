@@ -23,7 +23,7 @@ import click
 import structlog
 
 from agent.channels import Gateways, Incoming, LocalSockets, Way, make_directory
-from agent.relay import Traffic
+from agent.traffic import Traffic
 from certs.guard import Access
 from certs.identity import Role
 from certs.links import Target, listen

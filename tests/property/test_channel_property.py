@@ -81,7 +81,7 @@ class Side:
                     self.received += part
                     if rest:
                         self.events.appendleft(Data(rest))
-                    self.channel.delivered(len(part), now)
+                    self.channel.delivered(len(part))
                     most -= len(part)
                 case EndOfData():
                     assert not self.at_end
@@ -467,7 +467,7 @@ def test_a_far_end_that_sends_anything_gets_protocol_errors_and_nothing_else(our
         for event in events:
             if isinstance(event, Data):
                 received += len(event.data)
-                channel.delivered(len(event.data), now)
+                channel.delivered(len(event.data))
             elif isinstance(event, EndOfData):
                 channel.delivered_eof(now)
         assert channel.incoming.delivered == received + channel.incoming.is_ended or channel.state is ChannelState.RESET

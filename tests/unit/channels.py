@@ -99,7 +99,7 @@ def timed_pair() -> tuple[Channel, Channel]:
         opener.send_data(b"x", now)
         for event in carry(opener, acceptor, now):
             assert isinstance(event, Data)
-            acceptor.delivered(len(event.data), now)
+            acceptor.delivered(len(event.data))
         give(frames_of(acceptor, now), opener, now + 2 * TRIP)
     assert opener.outgoing.estimator.round_trip == pytest.approx(2 * TRIP)
     assert opener.outgoing.estimator.loss_delay == OVERDUE

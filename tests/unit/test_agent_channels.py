@@ -14,13 +14,13 @@ from typing import cast
 import pytest
 import pytest_asyncio
 
-from agent import channels, destination, relay
+from agent import channels, destination, farewell, relay
 from agent.channels import Gateways, Incoming, LocalSockets, Way, make_directory
 from agent.destination import DestinationMove
 from agent.hypervisor.base import Hypervisor
 from agent.journal import Journal, Record
 from agent.move import HostContext
-from agent.relay import KINDS, Traffic
+from agent.traffic import KINDS, Traffic
 from certs.links import Target
 from landbridge.errors import Conflict, LandbridgeError, PermissionDenied, Unreachable
 from landbridge.frame import Acknowledgement, Frame, FrameType, reason_of, reset
@@ -42,7 +42,7 @@ WAY = Way("m-1", "fra", "fra-1", "ams", "ams-1", SECRET)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "BACK_OFF", (0.01, 0.05))
     monkeypatch.setattr(channels, "FAREWELL", 0.05)
-    monkeypatch.setattr(relay, "FAREWELL", 0.02)
+    monkeypatch.setattr(farewell, "FAREWELL", 0.02)
     monkeypatch.setattr(relay, "TICK", 0.01)
 
 
@@ -144,7 +144,9 @@ class Source:
         frame = await gateway.next()
         assert frame.type is FrameType.OPEN
         gateway.send(said(FrameType.ACCEPT, frame.channel))
-        await until(lambda: any(c._is_accepted and c.channel.identity == frame.channel for c in self.traffic.carriers))
+        await until(
+            lambda: any(c.channel.has_been_open and c.channel.identity == frame.channel for c in self.traffic.carriers)
+        )
         return local, gateway, frame.channel
 
     async def close(self) -> None:
@@ -276,7 +278,7 @@ async def test_a_channel_that_is_given_up_while_no_gateway_answers_is_told_to_th
 
 
 async def test_so_is_one_whose_gateway_has_lost_the_other_site(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "HEARD_LATELY", 0.0)
+    monkeypatch.setattr(farewell, "HEARD_LATELY", 0.0)
     _, gateway, _ = await source.opened()
     closing = asyncio.create_task(source.sockets.close())
     for _ in range(2):

@@ -137,11 +137,11 @@ def test_bytes_arrive_in_order_and_are_acknowledged_only_when_they_were_handed_o
     assert carry(opener, acceptor) == [Data(b"one"), Data(b"two")]
     give(frames_of(acceptor), opener)
     assert opener.outgoing.acknowledged == 0
-    acceptor.delivered(4, 1.0)
+    acceptor.delivered(4)
     give(frames_of(acceptor, 1.0), opener)
     assert opener.outgoing.acknowledged == 4
     assert opener.outgoing.is_outstanding
-    acceptor.delivered(2, 1.0)
+    acceptor.delivered(2)
     give(frames_of(acceptor, 1.0), opener)
     assert not opener.outgoing.is_outstanding
 
@@ -292,7 +292,7 @@ def test_both_ends_finish_when_both_have_ended_and_all_is_handed_on() -> None:
     opener.send_data(b"call", 0.0)
     opener.send_eof(0.0)
     assert carry(opener, acceptor) == [Data(b"call"), EndOfData()]
-    acceptor.delivered(4, 0.0)
+    acceptor.delivered(4)
     acceptor.send_eof(0.0)
     assert carry(acceptor, opener) == [EndOfData()]
     opener.delivered_eof(0.0)

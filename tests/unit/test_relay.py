@@ -10,9 +10,11 @@ import pytest
 import pytest_asyncio
 from blake3 import blake3
 
-from agent import relay
-from agent.relay import Carrier, Traffic
+from agent import calls, farewell, relay
+from agent.relay import Carrier
+from agent.stream.hinter import Hinter
 from agent.stream.libvirt_rpc import Keepalive, MessageType, Procedure, keepalive
+from agent.traffic import Traffic
 from landbridge import hints
 from landbridge.channel import Channel
 from landbridge.frame import Acknowledgement, Frame, FrameType, reason_of, reset
@@ -103,7 +105,7 @@ class Host:
         side.connect()
         assert (await side.far.next()).type is FrameType.OPEN
         side.far.send(accept())
-        await until(lambda: side.carrier._is_accepted)
+        await until(lambda: side.carrier.channel.has_been_open)
         return side
 
     async def destination(self, kind: str = "ram") -> Side:
@@ -121,8 +123,8 @@ class Host:
 
 @pytest_asyncio.fixture
 async def host(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Host]:
-    for name, seconds in (("FAREWELL", 0.02), ("LOST_GRACE", 0.05), ("TICK", 0.01)):
-        monkeypatch.setattr(relay, name, seconds)
+    for module, name, seconds in ((farewell, "FAREWELL", 0.02), (relay, "LOST_GRACE", 0.05), (relay, "TICK", 0.01)):
+        monkeypatch.setattr(module, name, seconds)
     with no_exceptions():
         async with nothing_left():
             made = Host()
@@ -408,7 +410,7 @@ async def test_a_defect_where_bytes_are_read_ends_the_channel_and_both_ends_are_
     host: Host, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     side = await host.source(kind)
-    monkeypatch.setattr(side.carrier.hinter, "hold", None)
+    monkeypatch.setattr(Hinter, "hold", None)
     await side.local.send(b"bytes")
     told = await side.far.next_of(FrameType.RESET)
     assert "a defect of the agent ended" in (reason_of(told) or "")
@@ -578,7 +580,7 @@ async def test_whoever_watches_is_told_of_each_message_in_either_direction(host:
 async def test_more_messages_than_may_wait_for_libvirtd_hold_the_other_agent_back(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "MOST_WAITING", 1 << 20)
+    monkeypatch.setattr(calls, "MOST_WAITING", 1 << 20)
     side = await host.source("rpc")
     each = message(1, MessageType.REPLY, 1, payload=bytes((1 << 16) - 28))
     stream = each * 64

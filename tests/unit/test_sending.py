@@ -283,7 +283,7 @@ def test_an_acknowledgement_that_is_old_or_comes_twice_takes_nothing_back() -> N
     for piece in (b"one", b"two", b"three"):
         opener.send_data(piece, 0.0)
         carry(opener, acceptor)
-        acceptor.delivered(len(piece), 0.0)
+        acceptor.delivered(len(piece))
         said += frames_of(acceptor)
     give([said[2], said[0], said[1], said[2]], opener)
     assert opener.outgoing.acknowledged == 11

@@ -9,20 +9,21 @@ from typing import Any, cast
 
 import pytest
 
-from agent.relay import Carrier, Traffic
+from agent.relay import Carrier
 from agent.storing import Storing
+from agent.traffic import Traffic
 from landbridge.errors import HypervisorError
 
 SECONDS = 10.0
 
 
 @dataclass
-class Promise:
-    has_hidden: bool = True
+class Pages:
+    has_hidden_flushes: bool = True
 
 
 @dataclass
-class Rpc:
+class Calls:
     is_held: bool = True
 
 
@@ -31,16 +32,16 @@ class Channel:
     """As much of a carrier as is looked at."""
 
     kind: str = "disk"
-    promise: Promise | None = field(default_factory=Promise)
+    pages: Pages | None = field(default_factory=Pages)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
-    rpc: Rpc | None = None
+    calls: Calls | None = None
     has_arrived: bool = True
     is_broken: bool = False
     whole: list[bool] = field(default_factory=list)
 
     def pass_gate(self, whole: bool) -> None:
-        assert self.rpc is not None
-        self.rpc.is_held = False
+        assert self.calls is not None
+        self.calls.is_held = False
         self.whole.append(whole)
 
 
@@ -48,7 +49,7 @@ class Disks:
     """A destination whose flushes the test lets end."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *channels: Channel) -> None:
-        self.rpc = Channel("rpc", None, rpc=Rpc())
+        self.rpc = Channel("rpc", None, calls=Calls())
         self.traffic = Traffic(carriers=cast("list[Carrier]", [self.rpc, *channels]))
         self.storing = Storing(self.traffic, Path("/run/m/disk.sock"), "host east-1")
         self.traffic.is_stored = self.storing.is_done
@@ -119,14 +120,14 @@ async def test_disks_that_cannot_be_flushed_close_the_gate_and_are_the_cause(mon
 
 async def test_a_flush_that_fails_since_the_move_is_given_up_is_no_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     disks = Disks(monkeypatch, Channel())
-    disks.rpc.rpc = Rpc(is_held=False)
+    disks.rpc.calls = Calls(is_held=False)
     disks.storing._begin()
     await disks.ends(HypervisorError("Its QEMU hung up."))
     assert disks.traffic.failure is None
 
 
 async def test_nothing_is_flushed_where_the_source_may_do_so_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    disks = Disks(monkeypatch, Channel(promise=Promise(has_hidden=False)), Channel("ram", None))
+    disks = Disks(monkeypatch, Channel(pages=Pages(has_hidden_flushes=False)), Channel("ram", None))
     disks.traffic.look_at_gate()
     assert disks.rpc.whole == [True]
     assert disks.storing._flushing is None
