@@ -18,28 +18,19 @@ from pathlib import Path
 
 import structlog
 
-from agent import approval
-from agent.channels import NAMES, make_directory, remove_directory
+from agent import approval, preparing
+from agent.admission import Admission
+from agent.channels import make_directory, remove_directory
 from agent.disk_proof import DestinationProof
-from agent.hypervisor import domain_xml as definitions
 from agent.hypervisor.base import Presence, VmChange, VmEvent
-from agent.journal import BitmapState, Passage, Record
+from agent.journal import Passage, Record
 from agent.move import ENDED, HostContext, Move, call, end
-from agent.source import remove_moved
+from agent.refusals import Refusals, tell
 from agent.storing import Storing
 from agent.stream.firewall import Action, Approval, Firewall, Refusal, Verdict
 from agent.stream.libvirt_rpc import Message, Procedure, Status
 from agent.traffic import Traffic
-from landbridge import ticket
-from landbridge.errors import (
-    AlreadyExists,
-    Conflict,
-    LandbridgeError,
-    NotFound,
-    NotRecorded,
-    PermissionDenied,
-    ProtocolError,
-)
+from landbridge.errors import Conflict, LandbridgeError, NotFound, NotRecorded, ProtocolError
 from landbridge.v1.agent_pb2 import (
     ActivateResponse,
     CancelResponse,
@@ -47,20 +38,15 @@ from landbridge.v1.agent_pb2 import (
     PrepareRequest,
     ProveRequest,
     ProveResponse,
-    RefusedCall,
-    Role,
     Stage,
     WatchResponse,
 )
-from landbridge.v1.channel_pb2 import ChannelKind, ChannelOpen
-from landbridge.v1.types_pb2 import Vm, VmState
+from landbridge.v1.channel_pb2 import ChannelOpen
 
 log = structlog.get_logger()
 
 # Seconds that a prepared migration waits for its first channel before it is given up.
 PREPARED_LEASE = 300.0
-# Channels of one migration: more than a VM has disks.
-MOST_CHANNELS = 512
 # Seconds that libvirt gets to end an incoming VM whose rpc channel has ended.
 AUTODESTROY_PATIENCE = 10.0
 # How a VM that came whole is seen: libvirt forgets why it is paused when it is restarted.
@@ -74,33 +60,8 @@ OWN = {
     Passage.PREPARED: ARRIVED | {Presence.INCOMING, Presence.SHUT_OFF},
     Passage.ARRIVED: frozenset(Presence),
 }
-# Seconds that libvirt at the source gets to leave in good order after one of its calls was refused.
-REFUSED_PATIENCE = 5.0
-# Refused calls that are shown, of one migration.
-MOST_REFUSED_CALLS = 16
 # A pool with less free space than this, in bytes, is full for every practical purpose.
 FULL_POOL = 4 << 20
-
-
-def _tell_security(*, enforced: bool, **facts: object) -> None:
-    """A security event: what was refused, or would have been."""
-    log.warning("firewall.refused" if enforced else "firewall.would_refuse", security=True, **facts)
-
-
-def _not_approved(host: HostContext, request: PrepareRequest, clause: str, *, enforces: bool) -> None:
-    """Raises PermissionDenied, if the rules are enforced."""
-    reason = f"{host.name} does not take {request.vm.name} in: {clause}"
-    _tell_security(
-        enforced=enforces,
-        migration=request.migration,
-        vm=request.vm.name,
-        source=f"{request.source_site}/{request.source_host}",
-        call="Prepare",
-        part=clause,
-        reason=reason,
-    )
-    if enforces:
-        raise PermissionDenied(reason)
 
 
 class _Witness(Firewall):
@@ -140,11 +101,8 @@ class DestinationMove(Move):
         self.traffic.on_refused = self._on_refused
         self._storing = Storing(self.traffic, self.directory / "disk.sock", host.name)
         self.traffic.is_stored = self._storing.is_done
-        # What its channels are opened with, and who they are said to be between; none is opened after a restart.
-        self._secret = b""
-        self._ends = ("", "", "", "")
-        # The tickets that have opened a channel, by kind and index.
-        self._tickets: set[tuple[int, int]] = set()
+        self._admission = Admission(record.migration, host.name)
+        self._refusals = Refusals(self.traffic)
         # Whether libvirt at the source has begun to finish or to stop the move; what ends here after that is no cause.
         self._finishing = False
         # Whether it has asked libvirtd here to hang up; else libvirtd does not, unless it ends.
@@ -152,10 +110,6 @@ class DestinationMove(Move):
         self._cause = ""
         # Whether what was made here is being removed: libvirtd is asked for nothing any more.
         self._is_given_up = False
-        # What the firewall has refused first; what ends those who stay all the same; and what those who watch are shown of it.
-        self._refused = ""
-        self._refused_calls: list[RefusedCall] = []
-        self._leaving: asyncio.TimerHandle | None = None
         self._watchdog: asyncio.Task[None] | None = None
         self._removing: asyncio.Task[None] | None = None
         self._proof = DestinationProof(host, record)
@@ -165,41 +119,10 @@ class DestinationMove(Move):
     @classmethod
     async def prepare(cls, host: HostContext, request: PrepareRequest) -> DestinationMove:
         """Make the images and the directory in which QEMU will listen."""
-        vm, hypervisor = request.vm, host.hypervisor
-        if unreadable := approval.unreadable(request.domain_xml):
-            _not_approved(host, request, unreadable, enforces=True)
-        left = await cls._left_here(host, vm)
-        record = Record(
-            migration=request.migration,
-            role=Role.ROLE_DESTINATION,
-            vm=vm.name,
-            vm_uuid=vm.uuid,
-            cold=request.cold,
-            domain_xml=await call(hypervisor.localize, request.domain_xml, request.mapping, vm),
-        )
-        images = await call(hypervisor.image_paths, vm, request.mapping)
-        check = await call(hypervisor.check_incoming, vm, request.domain_xml, request.mapping)
-        replaced = set() if left is None else {disk.path for disk in left.disks if not disk.read_only}
-        if taken := [image for image in check.existing_images if image not in replaced]:
-            raise AlreadyExists(f"{host.name} already has the image {taken[0]}; remove or rename it")
-        rules = approval.allowed(host.firewall, check.host, vm, request.mapping, images)
-        enforces = host.firewall.mode == "enforce"
-        files = [] if left is None else approval.made_files(await call(hypervisor.migratable_xml, left.uuid))
-        found = await call(approval.problems, record.domain_xml, vm, rules, may_replace=files)
-        for problem in (*approval.not_granted(host.firewall, vm, request.mapping), *found):
-            # Whoever it is said to be is not for the host's settings: all that is done here goes by it.
-            is_another = problem.where in {"domain/name", "domain/uuid"}
-            _not_approved(host, request, str(problem), enforces=enforces or is_another)
-        if left is not None:
-            # Only now that all is well: one that may not come must not take away what may be the VM's last copy.
-            log.info("move.superseded", vm=vm.name, migration=left.moved_by)
-            await remove_moved(host, left)
-        record.keep_disks(definitions.facts(record.domain_xml))
-        record.bitmap = BitmapState.WANTED if request.verify_disks else BitmapState.NONE
-        record.images, record.files = images, approval.made_files(record.domain_xml)
+        record, rules = await preparing.examine(host, request)
         move = cls(host, record)
-        approved = approval.approve(record.domain_xml, vm, rules, move.directory)
-        move.traffic.firewall = _Witness(move, approved, enforces=enforces)
+        approved = approval.approve(record.domain_xml, request.vm, rules, move.directory)
+        move.traffic.firewall = _Witness(move, approved, enforces=host.firewall.mode == "enforce")
         move.agree(request)
         move.advance(Stage.STAGE_PREPARED)
         try:
@@ -209,19 +132,6 @@ class DestinationMove(Move):
             raise
         move._watchdog = asyncio.create_task(move._expire(), name=f"lease of {record.migration}")
         return move
-
-    @staticmethod
-    async def _left_here(host: HostContext, vm: Vm) -> Vm | None:
-        """What a VM that comes back once left here. Raises AlreadyExists for any other VM with its name or UUID."""
-        left = None
-        for other in await call(host.hypervisor.vms):
-            if other.uuid == vm.uuid and other.state == VmState.VM_STATE_MOVED:
-                left = other
-            elif other.uuid == vm.uuid or other.name == vm.name:
-                raise AlreadyExists(
-                    f"{host.name} has a VM {other.name} with UUID {other.uuid}; rename or remove one of the two"
-                )
-        return left
 
     async def _make_room(self, request: PrepareRequest) -> None:
         try:
@@ -235,42 +145,20 @@ class DestinationMove(Move):
     def snapshot(self) -> WatchResponse:
         """What those who watch are shown."""
         response = super().snapshot()
-        response.refused.extend(self._refused_calls)
+        response.refused.extend(self._refusals.shown)
         return response
 
     def agree(self, request: PrepareRequest) -> None:
         """Take over what the coordinator says of the channels, as long as none was opened."""
-        if not self._tickets:
+        if not self._admission.has_begun:
             self.traffic.outage_limit = request.outage_limit_ms / 1000
-            self._secret = request.channel_secret
-            self._ends = (request.source_site, request.source_host, request.destination_site, request.destination_host)
+            self._admission.agree(request)
 
     def admit(self, opening: ChannelOpen, libvirtd: str) -> tuple[str, Traffic]:
         """Where to connect a new channel. Raises PermissionDenied for one without a good and unused ticket, or Conflict."""
         if self.stage != Stage.STAGE_PREPARED:
             raise Conflict(f"migration {self.record.migration} takes no channels on {self.host.name} any more")
-        ends = (opening.source_site, opening.source_host, opening.destination_site, opening.destination_host)
-        if ends != self._ends or not ticket.is_good(self._secret, opening):
-            raise PermissionDenied(
-                f"host {opening.source_host} of site {opening.source_site} opened a channel of migration {self.record.migration} "
-                f"on {self.host.name} without a ticket for it"
-            )
-        if (opening.kind, opening.index) in self._tickets:
-            # Also by the same channel, once it is forgotten: what it carried has arrived, and could be written over.
-            raise PermissionDenied(
-                f"a ticket of migration {self.record.migration} was used a second time on {self.host.name}"
-            )
-        if opening.kind == ChannelKind.CHANNEL_KIND_RPC and opening.index:
-            # The firewall follows one conversation: a second one could prepare a second time.
-            raise PermissionDenied(
-                f"migration {self.record.migration} has one rpc channel on {self.host.name}, not more"
-            )
-        if len(self._tickets) >= MOST_CHANNELS:
-            raise Conflict(
-                f"migration {self.record.migration} has {MOST_CHANNELS} channels on {self.host.name} already"
-            )
-        self._tickets.add((opening.kind, opening.index))
-        kind = NAMES[opening.kind]
+        kind = self._admission.admit(opening)
         return (libvirtd if kind == "rpc" else str(self.directory / f"{kind}.sock")), self.traffic
 
     def require_going(self) -> None:
@@ -326,29 +214,9 @@ class DestinationMove(Move):
             self._finishing = True
 
     def _on_refused(self, refusal: Refusal) -> None:
-        """A security event. Whoever sent this is told, may leave in good order, and is cut off if it does not."""
-        _tell_security(
-            enforced=refusal.enforced,
-            migration=self.record.migration,
-            vm=self.record.vm,
-            source=f"{self._ends[0]}/{self._ends[1]}",
-            call=refusal.call,
-            part=refusal.part,
-            reason=refusal.sentence,
-        )
-        if len(self._refused_calls) < MOST_REFUSED_CALLS:
-            self._refused_calls.append(
-                RefusedCall(call=refusal.call, part=refusal.part, reason=refusal.sentence, enforced=refusal.enforced)
-            )
+        tell(refusal, migration=self.record.migration, vm=self.record.vm, source=self._admission.source)
+        if self._refusals.add(refusal):
             self.changed()
-        if refusal.enforced and not self._refused:
-            self._refused = refusal.sentence
-            self._leaving = asyncio.get_running_loop().call_later(REFUSED_PATIENCE, self._cut_off)
-
-    def _cut_off(self) -> None:
-        for carrier in self.traffic.carriers:
-            if not carrier.ended.is_set():
-                carrier.lost(self._refused)
 
     def _note_dead_qemu(self) -> None:
         """QEMU hangs up first only if it has ended, or is told to by a FINISH call."""
@@ -401,8 +269,8 @@ class DestinationMove(Move):
 
     async def _explain(self) -> str:
         """What this host saw go wrong; empty if nothing."""
-        if self._refused:
-            return self._refused
+        if self._refusals.cause:
+            return self._refusals.cause
         with contextlib.suppress(LandbridgeError):
             host = await call(self.host.hypervisor.host)
             full = [
@@ -447,9 +315,7 @@ class DestinationMove(Move):
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
-        if self._leaving is not None:
-            self._leaving.cancel()
-            self._leaving = None
+        self._refusals.end()
 
     async def activate(self, *, autostart: bool) -> ActivateResponse:
         """Let the VM run, or shut it off if it came so. The caller knows that the source has released it."""

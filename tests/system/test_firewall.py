@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from agent import destination
+from agent import refusals
 from agent.config import FirewallSettings
 from agent.hypervisor import domain_xml as definitions
 from agent.hypervisor.base import Presence
@@ -131,7 +131,7 @@ class Attacked:
 async def test_whoever_stays_after_a_refusal_is_cut_off_and_nothing_is_left(
     two: TwoSites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(destination, "REFUSED_PATIENCE", 0.2)
+    monkeypatch.setattr(refusals, "REFUSED_PATIENCE", 0.2)
     attacked = Attacked(two)
     vm = two.fra.hypervisor.add_vm("web-01")
     await attacked.prepare(two.fra.hypervisor.migratable_xml(vm))

@@ -14,7 +14,7 @@ from typing import cast
 import pytest
 import pytest_asyncio
 
-from agent import channels, destination, farewell, relay
+from agent import admission, channels, farewell, relay
 from agent.channels import Gateways, Incoming, LocalSockets, Way, make_directory
 from agent.destination import DestinationMove
 from agent.hypervisor.base import Hypervisor
@@ -638,7 +638,7 @@ def test_once_a_channel_was_opened_nothing_else_is_agreed_on(move: DestinationMo
 
 
 def test_a_migration_has_a_most_of_channels(move: DestinationMove, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(destination, "MOST_CHANNELS", 2)
+    monkeypatch.setattr(admission, "MOST_CHANNELS", 2)
     for index in range(2):
         move.admit(WAY.opening("disk", index), "/run/libvirt.sock")
     assert isinstance(refusal(move, WAY.opening("disk", 2)), Conflict)
