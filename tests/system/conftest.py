@@ -7,8 +7,10 @@ import gc
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from agent import disk_proof, relay, renewal, service, source
 from gateway.audit import changes, cosigning, presence
@@ -16,7 +18,7 @@ from gateway.authorization import policy_file
 from gateway.identities import trusting
 from gateway.migration import proofs, reports, steps, succession
 from gateway.tunnel import dial
-from tests.system.sites import TwoSites, make_identities
+from tests.system.sites import Operator, TwoSites, make_identities
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +70,22 @@ async def two(identities: Path) -> AsyncIterator[TwoSites]:
     # A server of gRPC uses its event loop once more when it is collected: better now than when the loop is closed.
     gc.collect()
     await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def carol(two: TwoSites) -> AsyncIterator[Operator]:
+    async with two.fra.person("carol") as carol:
+        yield carol
+
+
+@pytest.fixture
+async def dave(two: TwoSites) -> AsyncIterator[Operator]:
+    async with two.fra.person("dave") as dave:
+        yield dave
+
+
+@pytest.fixture
+def logged() -> Iterator[list[dict[str, Any]]]:
+    """What agents and gateways log."""
+    with capture_logs() as entries:
+        yield entries  # type: ignore[misc]  # structlog has a type of its own for them

@@ -18,6 +18,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import pytest
+
 import agent.main
 import gateway.main
 from agent.config import AgentSettings, FirewallSettings, GatewaySettings, LibvirtSettings, PathSettings
@@ -43,6 +45,7 @@ from gateway.config import (
 )
 from gateway.migration.states import ENDED, State
 from gateway.remote import Remote
+from gateway.store import Store
 from landbridge.config import Address
 from landbridge.v1 import gateway_pb2 as api
 from landbridge.v1.audit_pb2 import GetReceiptRequest
@@ -70,6 +73,10 @@ OPERATORS = {
 STRANGER = "nobody"
 # Seconds in which anything awaited here has to happen.
 PATIENCE = 15.0
+# Of a VM that takes some seconds to move, at so many bytes per second.
+DISK = bytes(range(256)) * 1024
+MEMORY = bytes(range(255, -1, -1)) * 4096
+WALK = 400_000
 
 # Below the range from which the kernel takes ports for outgoing connections; each of up to 8 workers of pytest-xdist has its own.
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
@@ -522,3 +529,37 @@ async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
             if await found if isinstance(found, Awaitable) else found:
                 return
             await asyncio.sleep(0.01)
+
+
+async def has_gone(site: SiteUnderTest, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """The first gateway of a site ends, and does not come back."""
+    if how == "killed":
+
+        async def say_nothing(_: Store) -> None:
+            pass
+
+        monkeypatch.setattr(Store, "leave", say_nothing)
+    await site.gateway.stop()
+
+
+async def coordinated_by(site: SiteUnderTest, id_: str, gateway: str) -> None:
+    """The store names this gateway, soon."""
+    store = Store(site.store_url, "test")
+
+    async def is_named() -> bool:
+        return [row.coordinator for row, _ in await store.load([id_])] == [gateway]
+
+    with contextlib.closing(store):
+        await eventually(is_named)
+
+
+async def take_over(two: TwoSites, monkeypatch: pytest.MonkeyPatch, how: str) -> tuple[str, str]:
+    """A move of which the other gateway at the source takes over while disks are copied; its id, and the VM's UUID."""
+    vm = two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
+    two.fra.hypervisor.rate = WALK
+    id_ = await two.fra.operator.migrate("web-01", "ams")
+    await two.fra.operator.until(id_, State.COPYING_DISKS)
+    await eventually(lambda: two.ams.hypervisor.presence(vm) is Presence.INCOMING)
+    await has_gone(two.fra, monkeypatch, how)
+    await coordinated_by(two.fra, id_, "gw-2")
+    return id_, vm

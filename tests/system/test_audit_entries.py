@@ -25,9 +25,9 @@ from landbridge.errors import ApprovalNeeded, LandbridgeError, NotRecorded, Perm
 from landbridge.v1.enrolment_pb2 import CreateTokenRequest, RevokeRequest
 from landbridge.v1.enrolment_pb2_grpc import IdentitiesStub
 from landbridge.v1.peer_pb2 import GetSiteRequest
+from tests.system.policies import ALWAYS, GLASS, TWO, give, person
 from tests.system.sites import SiteUnderTest, TwoSites, eventually
 from tests.system.test_audit import DISK, MEMORY, place, receipt
-from tests.system.test_policy import ALWAYS, GLASS, TWO, give, person
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -18,8 +18,8 @@ from gateway.migration.states import State
 from landbridge.errors import ApprovalNeeded, PermissionDenied, PolicyRefused
 from tests import newcomer
 from tests.lab.day import RULES
+from tests.system.policies import give
 from tests.system.sites import TwoSites, eventually
-from tests.system.test_policy import give
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from agent.hypervisor.base import Presence
 from certs import tls
@@ -307,13 +306,6 @@ async def attacker(
     monkeypatch.setattr(Pump, "_open_from_agent", listen_in)
     yield made
     await made.close()
-
-
-@pytest.fixture
-def logged() -> Iterator[list[dict[str, Any]]]:
-    """What agents and gateways log."""
-    with capture_logs() as entries:
-        yield entries  # type: ignore[misc]  # structlog has a type of its own for them
 
 
 async def told(two: TwoSites, id_: str, lines: list[Migration]) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from agent.hypervisor.base import Presence
 from gateway.audit.files import Directory, Still
 from gateway.audit.reading import last
 from gateway.audit.receipt import Receipt, check
@@ -15,8 +14,7 @@ from gateway.audit.walk import RECEIPTS
 from gateway.migration import receipt_keeper
 from gateway.migration.states import State
 from landbridge.errors import Conflict
-from tests.system.sites import SiteUnderTest, TwoSites, eventually
-from tests.system.test_take_over import DISK, MEMORY, WALK, coordinated_by, has_gone
+from tests.system.sites import DISK, MEMORY, WALK, SiteUnderTest, TwoSites, eventually, take_over
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -53,13 +51,7 @@ def held(receipt: Receipt) -> dict[str, list[int]]:
 async def taken_over(two: TwoSites, monkeypatch: pytest.MonkeyPatch, how: str) -> str:
     """A migration that the source's first gateway has begun and the second one brings to its end; the first is gone."""
     await two.fra.second_gateway.start()
-    vm = two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
-    two.fra.hypervisor.rate = WALK
-    id_ = await two.fra.operator.migrate("web-01", "ams")
-    await two.fra.operator.until(id_, State.COPYING_DISKS)
-    await eventually(lambda: two.ams.hypervisor.presence(vm) is Presence.INCOMING)
-    await has_gone(two.fra, monkeypatch, how)
-    await coordinated_by(two.fra, id_, "gw-2")
+    id_, _ = await take_over(two, monkeypatch, how)
     assert State((await two.fra.second_operator.ended(id_)).state) is State.COMPLETED
     return id_
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import pytest
 
@@ -13,15 +12,19 @@ from gateway.migration.succession import Succession
 from gateway.store import Row, Store
 from landbridge.errors import Conflict, TakenOver
 from landbridge.v1.types_pb2 import Migration
-from tests.system.sites import SiteUnderTest, TwoSites, eventually
+from tests.system.sites import (
+    DISK,
+    MEMORY,
+    TwoSites,
+    coordinated_by,
+    eventually,
+    has_gone,
+    take_over,
+)
 
 pytestmark = pytest.mark.timeout(30)
 
-DISK = bytes(range(256)) * 1024
-MEMORY = bytes(range(255, -1, -1)) * 4096
 CRAWL = 50_000
-# Bytes per second with which a move takes some seconds.
-WALK = 400_000
 
 
 @pytest.fixture
@@ -62,28 +65,6 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-async def has_gone(site: SiteUnderTest, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """The first gateway of a site ends, and does not come back."""
-    if how == "killed":
-
-        async def say_nothing(_: Store) -> None:
-            pass
-
-        monkeypatch.setattr(Store, "leave", say_nothing)
-    await site.gateway.stop()
-
-
-async def coordinated_by(site: SiteUnderTest, id_: str, gateway: str) -> None:
-    """The store names this gateway, soon."""
-    store = Store(site.store_url, "test")
-
-    async def is_named() -> bool:
-        return [row.coordinator for row, _ in await store.load([id_])] == [gateway]
-
-    with contextlib.closing(store):
-        await eventually(is_named)
-
-
 async def ended(two: TwoSites, id_: str, state: State) -> Migration:
     """The migration as the second gateway tells that it ended; the other site tells the same."""
     told = await two.fra.second_operator.ended(id_)
@@ -96,13 +77,7 @@ async def ended(two: TwoSites, id_: str, state: State) -> Migration:
 async def test_while_disks_are_copied_the_other_gateway_brings_it_to_an_end(
     three: TwoSites, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    vm = three.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
-    three.fra.hypervisor.rate = WALK
-    id_ = await three.fra.operator.migrate("web-01", "ams")
-    await three.fra.operator.until(id_, State.COPYING_DISKS)
-    await eventually(lambda: three.ams.hypervisor.presence(vm) is Presence.INCOMING)
-    await has_gone(three.fra, monkeypatch, how)
-    await coordinated_by(three.fra, id_, "gw-2")
+    id_, vm = await take_over(three, monkeypatch, how)
     await ended(three, id_, State.COMPLETED)
     assert three.ams.hypervisor.memory(vm) == MEMORY
 
