@@ -43,6 +43,7 @@ from landbridge.v1.types_pb2 import (
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+_Wanted = TypeVar("_Wanted", api.PreflightRequest, api.MigrateRequest)
 
 ANSWER_S = 30.0
 # Preflight asks two gateways and both agents, which ask their hypervisors.
@@ -197,15 +198,8 @@ class Client:
         purpose: str = "",
     ) -> api.PreflightResponse:
         """Whether `vm` (name, UUID or HOST/NAME) could move to `site`, and all findings; touches nothing."""
-        request = api.PreflightRequest(
-            vm=_text(vm),
-            destination_site=_text(site),
-            destination_host=_text(host),
-            policy=policy,
-            break_glass=_text(break_glass),
-            purpose=_text(purpose),
-        )
-        return self._ask(lambda stub: stub.Preflight, request, PREFLIGHT_S)
+        wanted = _wanted(api.PreflightRequest, vm, site, host, policy, break_glass, purpose)
+        return self._ask(lambda stub: stub.Preflight, wanted, PREFLIGHT_S)
 
     def migrate(
         self,
@@ -227,15 +221,8 @@ class Client:
         the one that fits is used. `purpose`: why the VM is to move; some policies demand it, and approvals are bound to it.
         After Unreachable it may have begun: look at `migrations` before trying again.
         """
-        wanted = api.MigrateRequest(
-            vm=_text(vm),
-            destination_site=_text(site),
-            destination_host=_text(host),
-            policy=policy,
-            break_glass=_text(break_glass),
-            purpose=_text(purpose),
-            request=_text(request),
-        )
+        wanted = _wanted(api.MigrateRequest, vm, site, host, policy, break_glass, purpose)
+        wanted.request = _text(request)
         doubt = "; the migration may have begun all the same, so look at the list of migrations first"
         return self._ask(lambda stub: stub.Migrate, wanted, PREFLIGHT_S, doubt).migration
 
@@ -508,6 +495,19 @@ def _error(target: str, error: grpc.RpcError, doubt: str = "") -> LandbridgeErro
         case other:
             sentence = f"{where} answered {other}: {said[:200]}"
     return from_status(status.name, sentence, trailing)
+
+
+def _wanted(
+    kind: type[_Wanted], vm: str, site: str, host: str, policy: Policy | None, break_glass: str, purpose: str
+) -> _Wanted:
+    return kind(
+        vm=_text(vm),
+        destination_site=_text(site),
+        destination_host=_text(host),
+        policy=policy,
+        break_glass=_text(break_glass),
+        purpose=_text(purpose),
+    )
 
 
 def _text(text: str) -> str:
