@@ -7,7 +7,7 @@ import pytest
 from landbridge.channel import Accepted, Channel, Event
 from landbridge.estimator import LOSS_DELAY
 from landbridge.frame import Acknowledgement, Frame, FrameType
-from landbridge.receiving import Data
+from landbridge.receiving import Data, EndOfData
 
 K = FrameType
 # Seconds for a frame to reach the other end, and after which one that was overtaken counts as lost then.
@@ -105,3 +105,12 @@ def timed_pair() -> tuple[Channel, Channel]:
     assert opener.outgoing.estimator.loss_delay == OVERDUE
     assert not opener.outgoing.is_outstanding
     return opener, acceptor
+
+
+def finish(opener: Channel, acceptor: Channel, now: float = 0.0) -> None:
+    """End both directions, up to the opener's last words."""
+    for one in (opener, acceptor):
+        one.send_eof(now)
+    for sender, receiver in ((opener, acceptor), (acceptor, opener)):
+        assert carry(sender, receiver, now) == [EndOfData()]
+        receiver.delivered_eof(now)

@@ -20,6 +20,7 @@ from tests.unit.channels import (
     carry,
     data,
     ends,
+    finish,
     frames_of,
     give,
     next_timeout,
@@ -33,15 +34,6 @@ from tests.unit.channels import (
 
 def is_open(channel: Channel) -> bool:
     return channel.state is ChannelState.OPEN
-
-
-def finish(opener: Channel, acceptor: Channel, now: float = 0.0) -> None:
-    """End both directions, up to the opener's last words."""
-    for one in (opener, acceptor):
-        one.send_eof(now)
-    for sender, receiver in ((opener, acceptor), (acceptor, opener)):
-        assert carry(sender, receiver, now) == [EndOfData()]
-        receiver.delivered_eof(now)
 
 
 # Opening

@@ -1,0 +1,109 @@
+"""What stands between QEMU's socket and its channel: whole pages out, and what is delivered when it was written."""
+
+from __future__ import annotations
+
+from agent.pages import Pages
+from landbridge import hints
+from landbridge.channel import Channel
+from landbridge.frame import RECORD, FrameType
+from landbridge.link import POOL
+from tests.unit.channels import bytes_of, frames_of, pair
+from tests.unit.test_nbd_flush import FLAGS, edited, said
+
+# QEMU's stream: one block of memory, and the one page in it, with its head.
+BLOCK = (
+    b"QEVM\0\0\0\3\1" + bytes(4) + b"\3ram" + bytes(4) + b"\0\0\0\4"
+    + (hints.PAGE | 4).to_bytes(8, "big") + b"\6pc.ram" + hints.PAGE.to_bytes(8, "big")
+)  # fmt: skip
+PAGE = (0 | 8).to_bytes(8, "big") + b"\6pc.ram" + bytes(range(256)) * 16
+STREAM = BLOCK + PAGE
+
+
+def read(pages: Pages, said: bytes) -> None:
+    """Have the socket say something, as whoever reads it does: into a large buffer, behind the tail."""
+    room = POOL.take(4 * RECORD)
+    length = len(pages.tail) + len(said)
+    room[:length] = pages.tail + said
+    assert pages.from_local(room, length, 0.0) is False
+
+
+def opened(kind: str = "ram", *, hides_flushes: bool = False) -> tuple[Pages, Channel]:
+    """Between a socket and a channel that is open; at the destination, if it hides flushes."""
+    opener, acceptor = pair()
+    channel = acceptor if hides_flushes else opener
+    frames_of(channel)
+    return Pages(channel, kind, hides_flushes=hides_flushes), channel
+
+
+def sent(channel: Channel) -> list[tuple[int, bytes, int]]:
+    """Frames with bytes: their position, the bytes, and how many of them have hints."""
+    return [
+        (frame.position, bytes(frame.payload), len(hints.decode(frame.hints, len(frame.payload))))
+        for frame in frames_of(channel)
+        if frame.type is FrameType.DATA
+    ]
+
+
+def test_the_beginning_of_a_page_waits_for_its_end_and_takes_of_the_room() -> None:
+    pages, channel = opened()
+    room = pages.room
+    read(pages, STREAM[:-1000])
+    assert sent(channel) == [(0, BLOCK, 0)]
+    assert pages.tail == PAGE[:-1000]
+    assert pages.room == room - len(pages.tail)
+    read(pages, STREAM[-1000:])
+    assert sent(channel) == [(len(BLOCK), PAGE, 1)]
+    assert pages.tail == b""
+
+
+def test_a_tail_that_waits_no_longer_goes_without_a_hint() -> None:
+    pages, channel = opened()
+    read(pages, STREAM[:-1000])
+    frames_of(channel)
+    pages.send_tail(0.0)
+    pages.send_tail(0.0)
+    read(pages, STREAM[-1000:])
+    assert [count for _, _, count in sent(channel)] == [0, 0]
+    assert pages.hinter.unhinted_bytes == len(STREAM)
+
+
+def test_what_is_written_in_part_is_delivered_in_part() -> None:
+    pages, channel = opened()
+    for piece in (b"sector", b"more"):
+        pages.from_channel(piece, 0.0)
+    seen = []
+    for count in (2, 4, 4):
+        seen.append(bytes(pages.next_for_local() or b""))
+        pages.written(count)
+    assert seen == [b"sector", b"ctor", b"more"]
+    assert pages.next_for_local() is None
+    assert channel.incoming.delivered == 10
+
+
+def test_what_was_lost_is_neither_written_nor_sent() -> None:
+    pages, channel = opened()
+    read(pages, STREAM[:-1000])
+    pages.from_channel(b"sector", 0.0)
+    frames_of(channel)
+    pages.forget_all()
+    pages.send_tail(0.0)
+    assert pages.next_for_local() is None
+    assert bytes_of(frames_of(channel)) == []
+
+
+def test_the_promise_to_flush_is_taken_out_of_however_few_bytes_are_read() -> None:
+    pages, channel = opened("disk", hides_flushes=True)
+    answer, came = said(FLAGS), b""
+    for at in range(0, len(answer), 7):
+        read(pages, answer[at : at + 7])
+        came += b"".join(content for _, content in bytes_of(frames_of(channel)))
+    assert came == edited(answer)[0] != answer
+    assert pages.has_hidden_flushes
+
+
+def test_where_flushes_are_not_hidden_what_is_said_of_them_passes() -> None:
+    _, channel = pair()
+    pages = Pages(channel, "disk", hides_flushes=False)
+    read(pages, said(FLAGS))
+    assert b"".join(content for _, content in bytes_of(frames_of(channel))) == said(FLAGS)
+    assert not pages.has_hidden_flushes
