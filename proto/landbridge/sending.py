@@ -80,6 +80,8 @@ class Outgoing:
         self.position = 0
         self.acknowledged = 0
         self.is_ended = False
+        # When the next segment is lost, as far as is known.
+        self.loss_at: float | None = None
         # Bytes sent again, for whoever wants to know.
         self.repeated_bytes = 0
         # Told of data that is kept no longer, and that no link can still be at work on, whatever the far end says: it was sent
@@ -102,8 +104,6 @@ class Outgoing:
         # Segments and PROBEs that were sent; what was sent before `newest` is overtaken.
         self._order = 0
         self._newest = 0
-        # When the next of those that are overtaken is lost, if any is.
-        self.loss_at: float | None = None
 
     @property
     def end(self) -> int:

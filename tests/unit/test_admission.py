@@ -105,6 +105,12 @@ def test_a_ticket_for_another_kind_or_number_is_refused(move: DestinationMove) -
     assert isinstance(refusal(move, opening), PermissionDenied)
 
 
+def test_a_migration_has_one_conversation_with_libvirtd(move: DestinationMove) -> None:
+    refused = refusal(move, WAY.opening("rpc", 1))
+    assert isinstance(refused, PermissionDenied)
+    assert "one rpc channel" in refused.message
+
+
 def test_a_migration_that_is_not_prepared_any_more_takes_no_channels(move: DestinationMove) -> None:
     move.record.stage = Stage.STAGE_ARRIVED
     assert isinstance(refusal(move, WAY.opening("ram", 0)), Conflict)

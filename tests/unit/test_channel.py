@@ -276,6 +276,14 @@ def test_what_was_sent_before_a_cut_may_still_arrive_after_it() -> None:
     assert give([old[0], *new, *old], acceptor, 1.0) == [Data(b"one"), Data(b"two")]
 
 
+def test_while_there_is_no_way_nothing_is_waited_for() -> None:
+    opener, _ = timed_pair()
+    send(opener, b"lost", b"arrives", now=5.0)
+    opener.receive_frame(ack(40, 40, 0, (44, 51)), 5.1)
+    opener.disconnect()
+    assert opener.next_timeout() is None
+
+
 # The end
 
 
@@ -551,6 +559,9 @@ def test_the_end_that_was_called_accepts_nobody_elses_accept() -> None:
 
 
 def not_sent(acceptor: Channel) -> None:
+    """All has come, and what goes has ended, but was not sent."""
+    give([Frame(K.FIN, 7, 0, blake3().digest())], acceptor)
+    acceptor.delivered_eof(0.0)
     acceptor.send_data(b"x", 0.0)
     acceptor.send_eof(0.0)
 

@@ -449,6 +449,18 @@ async def test_libvirtd_is_not_left_with_half_a_message_when_its_channel_is_lost
     assert await side.local.receive(len(long)) == long
 
 
+async def test_qemu_is_given_nothing_more_when_its_channel_is_lost(host: Host) -> None:
+    host.traffic.on_lost = lambda: None
+    side = await host.destination("disk")
+    sectors = bytes(1 << 20)
+    for at in range(0, len(sectors), 1 << 16):
+        side.far.send(data(sectors[at : at + (1 << 16)], at))
+    await until(lambda: side.carrier._is_writing)
+    side.far.send(reset(1, "the WAN is down"))
+    await until(lambda: host.traffic.failure is not None)
+    assert len(await side.local.receive(len(sectors))) < len(sectors)
+
+
 async def test_bytes_that_are_altered_end_the_channel_at_both_ends_with_their_range(host: Host) -> None:
     side = await host.destination("disk")
     side.far.send(data(b"sector"), Frame(FrameType.FIN, 1, 6, bytes(32)))

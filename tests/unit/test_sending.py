@@ -252,6 +252,18 @@ def test_probes_that_nobody_answers_are_not_kept_for_ever() -> None:
     assert len(opener.outgoing._probes) == PROBES
 
 
+def test_what_is_lost_with_its_way_is_not_waited_for_any_more() -> None:
+    outgoing = Outgoing()
+    for _ in range(2):
+        outgoing.take(b"x", b"")
+        outgoing.next_frame(7, 0.0)
+    outgoing.acknowledge(Acknowledgement(0, 0, 0, ((1, 2),)), 0.1)
+    before = outgoing.loss_at
+    outgoing.lose_all()
+    assert before is not None
+    assert outgoing.loss_at is None
+
+
 def test_data_is_released_when_no_link_can_be_at_work_on_it_whatever_the_far_end_says() -> None:
     opener, _ = pair()
     released: list[bytes] = []
