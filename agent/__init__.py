@@ -2,7 +2,8 @@
 
     service -> source | destination -> hypervisor       what is asked, one end of a migration, who does it
     channels                                            where this host's channels begin and end, and by which gateway
-    relay -> calls | pages                              one channel: a socket of libvirt or QEMU <-> a link to a gateway
+    preparing, admission, refusals                      what a destination takes in: VMs, channels, calls
+    relay -> calls | pages, farewell                    one channel: a socket of libvirt or QEMU <-> a link to a gateway
     traffic                                             all channels of a migration, and the gate at their end
     disk_proof -> disk_hash                             whether what is stored is what was stored at the switch-over
     journal                                             what a killed agent left on this host

@@ -8,7 +8,7 @@
     client     connect() and Client, which stand here too: what the command line can do, for Python
     errors     the error tree; every error of the client is one of it
     v1         the contract: messages and services, generated from v1/*.proto
-    channel    offsets, acknowledgements and digests of the streams between agents
+    channel    a stream between agents: its life; sending (with estimator) and receiving are its two directions
     frame      how those streams stand on the wire
 
 `certs.tls` makes the credentials and options from an identity directory: import `certs` before anything that
