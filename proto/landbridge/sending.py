@@ -277,11 +277,10 @@ class Outgoing:
     def acknowledge_all(self) -> None:
         """The far end has said in another way that it has everything."""
         self.acknowledged = self.end
-        for queue in (self._segments, self._missing, self._flight, self._lost):
-            queue.clear()
+        self.forget_all()
 
     def forget_all(self) -> None:
-        """The channel is over at once: nothing is sent any more."""
+        """Nothing is sent any more."""
         for queue in (self._segments, self._missing, self._unsent, self._flight, self._lost):
             queue.clear()
         self._unsent_bytes = 0
