@@ -64,9 +64,10 @@ class Guest:
 
 
 def is_well(guest: Guest) -> bool:
-    """Whether it runs at one of its homes, and nowhere else, with nothing wrong so far."""
+    """Whether it runs at one of its homes, and nowhere else, is heard, and nothing was wrong so far."""
     try:
-        return guest.host in HOMES and not guest.lab.guests.check(guest.name).problems
+        verdict = guest.lab.guests.check(guest.name)
+        return guest.host in HOMES and not verdict.problems and not verdict.is_silent
     except (AssertionError, LabError):
         return False
 
@@ -279,9 +280,19 @@ def assert_sound(guest: Guest, passes: int = 2) -> None:
         assert not verdict.problems, verdict.sentence()
         return all(n >= b + passes for n, b in zip(now, begun, strict=True))
 
-    processes.wait_until(
-        verified, seconds=30, otherwise=f"{guest.name} does not verify itself: {begun}, {_passes(guest)}"
-    )
+    try:
+        processes.wait_until(verified, seconds=30, otherwise=f"{guest.name} does not verify itself")
+    except LabError as error:
+        raise AssertionError(f"{error}, at {begun} when asked, at {_passes(guest)} now: {_evidence(guest)}") from None
+
+
+def _evidence(guest: Guest) -> str:
+    """Of a guest that runs and is not heard: what its judge, libvirt and QEMU say of it."""
+    there = guest.node(guest.host)
+    asked = ("info status", "info cpus", "info registers", "info block", "info block-jobs", "info chardev", "info irq")
+    told = [guest.lab.guests.check(guest.name).sentence(), there.virsh("domstate", "--reason", guest.name)]
+    told += [f"{each}: {there.virsh('qemu-monitor-command', '--hmp', guest.name, each, check=False)}" for each in asked]
+    return "\n".join(told)
 
 
 def _passes(guest: Guest) -> tuple[int, int]:
