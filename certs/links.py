@@ -75,8 +75,7 @@ class Target:
     def wrap(self, raw: socket.socket) -> ssl.SSLSocket:
         """TLS on a connection to it; the handshake is still to be made."""
         name = tls.server_name(self.role, self.site, self.local.identity.trust_domain, self.host or None)
-        context = self.local.client_context(self.site)
-        return context.wrap_socket(raw, server_hostname=name, do_handshake_on_connect=False)
+        return tls.wrap(self.local.client_context(self.site), raw, server_name=name)
 
 
 class TlsConnection:
@@ -293,10 +292,7 @@ class Listener:
             raw.setblocking(False)
             _tune(raw, is_tunnel=self._is_tunnel, holds_back=self._holds_back)
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
-                context = self._local.server_context()
-                connection = await _shake_hands(
-                    context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
-                )
+                connection = await _shake_hands(tls.wrap(self._local.server_context(), raw))
         except TimeoutError:
             self._refuse(address, "it did not finish its handshake in time")
             raw.close()

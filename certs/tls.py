@@ -87,6 +87,21 @@ def probe_context() -> ssl.SSLContext:
 Connection: TypeAlias = ssl.SSLSocket
 
 
+def wrap(
+    context: ssl.SSLContext, raw: socket.socket, *, server_name: str | None = None, shakes_hands: bool = False
+) -> ssl.SSLSocket:
+    """TLS on a connection; without `server_name`, as the end that was called. With `shakes_hands`, the handshake is made as well.
+
+    Raises OSError if the other end has hung up, and `raw` is still the caller's to close: the ssl module finds that out only when it has
+    taken its descriptor, which nobody could close then.
+    """
+    raw.getpeername()
+    is_called = server_name is None
+    return context.wrap_socket(
+        raw, server_side=is_called, server_hostname=server_name, do_handshake_on_connect=shakes_hands
+    )
+
+
 def receiver_context(ca: Path, certificate: Path | None = None, key: Path | None = None) -> ssl.SSLContext:
     """For dialling a server that is none of ours, such as a receiver of syslog: it shows a certificate below `ca` (PEM), and its name.
 

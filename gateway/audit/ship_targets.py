@@ -137,7 +137,7 @@ class SyslogTls:
         context = tls.receiver_context(self._ca, self._certificate, self._key)
         plain_socket = socket.create_connection(self._address, self._patience)
         try:
-            return context.wrap_socket(plain_socket, server_hostname=self._server_name)
+            return tls.wrap(context, plain_socket, server_name=self._server_name, shakes_hands=True)
         except BaseException:
             plain_socket.close()
             raise

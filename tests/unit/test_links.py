@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import select
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -351,6 +353,18 @@ async def test_a_server_that_speaks_no_tls_is_unreachable(identities: Identities
         await dial(target)
     server.close()
     await settled()
+
+
+async def test_of_a_listener_that_hangs_up_at_once_no_socket_is_left(identities: Identities) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as raw:
+        accepted, _ = server.accept()
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        accepted.close()  # which resets the connection
+        target = Attached(None, server.getsockname()[1]).target(identities.of("a", Role.HOST))
+        await until(lambda: bool(select.select([raw], [], [], 0)[0]))
+        with pytest.raises(OSError, match="not connected"):
+            target.wrap(raw)
+        assert raw.fileno() >= 0, "whose it is now, nobody knows"
 
 
 async def test_nobody_at_all_is_unreachable_with_the_address(identities: Identities) -> None:
