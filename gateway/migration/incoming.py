@@ -178,9 +178,9 @@ class Incoming:
         """Let the VM run here; where it was before, only say so: it may have moved on, and must not start with this host again."""
         row = await self._own(request.migration, site)
         agent = self._inventory.agent(row.migration.destination_host)
-        # Whoever asks is heard, and tells how it ends.
-        row.migration.updated_at.GetCurrentTime()
         if State(row.migration.state) not in ACTIVATED:
+            # Whoever asks is heard, and tells how it ends.
+            row.migration.updated_at.GetCurrentTime()
             return await agent.ask(agent.stub.Activate, request, FACTS)
         with contextlib.suppress(LandbridgeError):  # its host may be gone, too, or know nothing any more
             again = agent_pb2.ActivateRequest(migration=request.migration)

@@ -12,7 +12,7 @@ import itertools
 import os
 import pwd
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +27,7 @@ from agent.config import IdentitySettings as AgentIdentity
 from agent.config import ListenSettings as AgentListen
 from agent.hypervisor.base import MoveRequest, Presence
 from agent.hypervisor.fake import FakeHypervisor
+from agent.source import SourceMove
 from certs.authority import ISSUED, create, issue, make_issuer
 from certs.identity import Identity, Role, Site
 from certs.living import LivingIdentity
@@ -48,6 +49,7 @@ from gateway.remote import Remote
 from gateway.store import Store
 from landbridge.config import Address
 from landbridge.v1 import gateway_pb2 as api
+from landbridge.v1.agent_pb2 import Stage
 from landbridge.v1.audit_pb2 import GetReceiptRequest
 from landbridge.v1.authorization_pb2 import ApprovalRequest, PolicyStatus
 from landbridge.v1.gateway_pb2_grpc import GatewayStub
@@ -519,6 +521,22 @@ class TwoSites:
         gateways = [gateway for site in (self.fra, self.ams) for gateway in (site.gateway, site.second_gateway)]
         await asyncio.gather(*(gateway.stop() for gateway in gateways))
         await asyncio.gather(self.fra.agent.stop(), self.ams.agent.stop())
+
+
+@contextlib.contextmanager
+def losing_power_at_the_release(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Event]:
+    """The source's agent notes nothing from the moment in which it would note that it has released the VM; the event is that moment."""
+    advance, went_down = SourceMove.advance, asyncio.Event()
+
+    def until_released(self: SourceMove, stage: Stage.ValueType, error: str = "") -> None:
+        if stage == Stage.STAGE_RELEASED:
+            went_down.set()
+        elif not went_down.is_set():
+            advance(self, stage, error)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SourceMove, "advance", until_released)
+        yield went_down
 
 
 async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:

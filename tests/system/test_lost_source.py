@@ -17,7 +17,7 @@ from gateway.migration.states import State
 from landbridge.errors import Conflict
 from landbridge.v1.agent_pb2 import Stage
 from landbridge.v1.types_pb2 import VmState
-from tests.system.sites import SiteUnderTest, TwoSites, eventually
+from tests.system.sites import SiteUnderTest, TwoSites, eventually, losing_power_at_the_release
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -34,17 +34,8 @@ def lose(two: TwoSites, monkeypatch: pytest.MonkeyPatch) -> Lose:
     """The fault. What the host does after it is undone: it was set to start the VM, which had been written to its disk before."""
 
     async def begin() -> tuple[str, str]:
-        advance, went_down = SourceMove.advance, asyncio.Event()
-
-        def until_released(self: SourceMove, stage: Stage.ValueType, error: str = "") -> None:
-            if stage == Stage.STAGE_RELEASED:
-                went_down.set()
-            elif not went_down.is_set():
-                advance(self, stage, error)
-
         vm = two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
-        with monkeypatch.context() as patched:
-            patched.setattr(SourceMove, "advance", until_released)
+        with losing_power_at_the_release(monkeypatch) as went_down:
             id_ = await two.fra.operator.migrate("web-01", "ams")
             await eventually(went_down.is_set)
             await eventually(lambda: two.fra.hypervisor.presence(vm) is Presence.SHUT_OFF)

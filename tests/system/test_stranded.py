@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from agent.hypervisor.base import Presence
-from agent.source import SourceMove
 from gateway.audit.entry import Recorded
 from gateway.audit.files import Directory, Still
 from gateway.audit.reading import last
@@ -24,9 +23,9 @@ from gateway.migration.incoming import Incoming
 from gateway.migration.states import ENDED, State
 from landbridge.errors import Conflict, PermissionDenied, Unreachable, UsageError
 from landbridge.v1 import gateway_pb2 as api
-from landbridge.v1.agent_pb2 import ActivateRequest, ActivateResponse, Stage
+from landbridge.v1.agent_pb2 import ActivateRequest, ActivateResponse
 from landbridge.v1.types_pb2 import Migration, Policy, ProofOutcome, VmState
-from tests.system.sites import PATIENCE, Operator, SiteUnderTest, TwoSites, eventually
+from tests.system.sites import PATIENCE, Operator, SiteUnderTest, TwoSites, eventually, losing_power_at_the_release
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -260,17 +259,8 @@ async def test_disks_that_were_to_be_compared_are_said_not_to_be_proved_once_the
 
 async def burn_before_the_release_was_noted(two: TwoSites, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     """Likewise, and its host lost power first: what it knows is that it was about to hand the VM over."""
-    advance, went_down = SourceMove.advance, asyncio.Event()
-
-    def until_released(self: SourceMove, stage: Stage.ValueType, error: str = "") -> None:
-        if stage == Stage.STAGE_RELEASED:
-            went_down.set()
-        elif not went_down.is_set():
-            advance(self, stage, error)
-
     vm = two.fra.hypervisor.add_vm("web-01", disk=DISK, memory=MEMORY)
-    with monkeypatch.context() as patched:
-        patched.setattr(SourceMove, "advance", until_released)
+    with losing_power_at_the_release(monkeypatch) as went_down:
         id_ = await two.fra.operator.migrate("web-01", "ams")
         await asyncio.wait_for(went_down.wait(), PATIENCE)
         await eventually(lambda: two.fra.hypervisor.presence(vm) is Presence.SHUT_OFF)
