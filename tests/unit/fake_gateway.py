@@ -42,6 +42,8 @@ ID = "3f2a91c4d07e4b62a1589c0e7d41f6b3"
 REQUESTED_S = 1_763_870_000  # 2025-11-23T03:53:20Z
 
 Step = Migration | Callable[[], None]
+# What the fixture `run` is: words in; an exit code, what was written, and what was written to stderr.
+Run = Callable[..., tuple[int, str, str]]
 
 _ENDED = {
     types.MIGRATION_STATE_COMPLETED,

@@ -5,20 +5,19 @@ import certs  # noqa: F401 - holds the TLS floor, for which it must be imported 
 
 # isort: split
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent import futures
 
 import grpc
 import pytest
 from google.protobuf.message import Message
 
-from gateway.cli import connection, main
+from gateway.cli import connection
 from landbridge.client import Client
 from landbridge.errors import Conflict, LandbridgeError, to_status
 from landbridge.v1 import enrolment_pb2 as pb
 from landbridge.v1.enrolment_pb2_grpc import IdentitiesServicer, add_IdentitiesServicer_to_server
-
-Run = Callable[..., tuple[int, str, str]]
+from tests.unit.fake_gateway import Run
 
 
 class FakeIdentities(IdentitiesServicer):
@@ -56,16 +55,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeIdentities]:
     monkeypatch.setattr(connection, "connect", lambda _: Client({address: grpc.insecure_channel(address)}))
     yield made
     server.stop(grace=None).wait()
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*argv: str) -> tuple[int, str, str]:
-        code = main(argv)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 def test_a_host_is_removed_and_what_is_left_on_it_is_said(fake: FakeIdentities, run: Run) -> None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gateway.cli import connection, main
+from gateway.cli import connection
 from landbridge.errors import ApprovalNeeded, PolicyRefused
 from landbridge.v1 import types_pb2 as types
 from landbridge.v1.authorization_pb2 import ApprovalRequest, PolicyStatus, RequestState
 from landbridge.v1.decision_pb2 import Approval, Decision, DecisionStep, Grounds, Labels, Verdict
 from landbridge.v1.gateway_pb2 import ExplainPolicyResponse
-from tests.unit.fake_gateway import FakeGateway, completed
+from tests.unit.fake_gateway import FakeGateway, Run, completed
 from tests.unit.policies import HEAD, PERMIT
-
-Run = Callable[..., tuple[int, str, str]]
 
 KIM = "spiffe://example.org/site/fra/operator/kim"
 CAROL = "spiffe://example.org/site/fra/operator/carol"
@@ -30,16 +28,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGateway]:
     with FakeGateway() as fake:
         monkeypatch.setattr(connection, "connect", lambda _: fake.client())
         yield fake
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*argv: str) -> tuple[int, str, str]:
-        code = main(argv)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 def step(check: str, sentence: str, *, passed: bool = True, rule: str = "") -> DecisionStep:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from tests.unit.fake_gateway import (
     ID,
     MIB,
     FakeGateway,
+    Run,
     cancelled,
     completed,
     copying_disks,
@@ -35,24 +36,12 @@ from tests.unit.fake_gateway import (
     summary,
 )
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGateway]:
     with FakeGateway() as fake:
         monkeypatch.setattr(connection, "connect", lambda _: fake.client())
         yield fake
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*argv: str) -> tuple[int, str, str]:
-        code = main(argv)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 def objects(out: str) -> list[dict[str, object]]:
