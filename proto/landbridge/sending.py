@@ -7,8 +7,9 @@ an acknowledgement says what was received, as an offset and a few ranges. There 
 
     overtaken   one that was sent later has arrived, and this one is overdue: more than `loss delay` has passed since it was
                 sent (RACK, RFC 8985). The loss delay is the smoothed round trip and four deviations, as RFC 6298 computes
-                them, so that a frame which waits for TCP to mend its link is not sent twice. It needs no back-off: what has
-                overtaken tells how long the way takes now, and in a queue that keeps its order nothing is overtaken.
+                them, and at least three round trips, so that a frame which waits for TCP to mend its link is not sent twice. It
+                needs no back-off: what has overtaken tells how long the way takes now, and in a queue that keeps its order
+                nothing is overtaken.
     probed      no segment was found to have arrived for a while although something is outstanding, whatever else is heard: a
                 PROBE is sent, which keeps its place among the data. Its answer makes the segments before it overtaken.
     re-opened   the way has changed (a gateway has died, or has forgotten the channel): what was sent on the old one is lost. The
