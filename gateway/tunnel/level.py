@@ -52,6 +52,8 @@ class Level:
         self._most = most
         # By how much speeds differ from FIRST, and by how much that which is saved.
         self._speed = self._saving = 1.0
+        # Bytes of streams that are coded per second, in the last INTERVAL.
+        self.through = 0.0
         self._since = now
         self._stream = self._wire = 0
         self._busy = 0.0
@@ -92,6 +94,7 @@ class Level:
             elif 2 * self._full > self._puts:
                 self._doubt = 1.0
             self.now = self._best(rate * self._doubt, is_full=2 * self._full > self._puts)
+        self.through = self._stream / elapsed
         self._since = now
         self._stream = self._wire = self._puts = self._full = 0
         self._busy = 0.0

@@ -35,8 +35,8 @@ log = structlog.get_logger()
 # Bytes of urgent frames that may wait: those of one or two calls of libvirt. Whoever sends is held back at half of it, and what
 # comes nevertheless is dropped, as any frame may be.
 MOST_URGENT = 1 << 20
-# Frames of a channel that may be with the codec: one at work and one to go on with; and over quicker links, what these would take as it
-# is in CODING_TIME (seconds), up to what the codec encodes together and as much to go on with. Slow links wait for no codec.
+# Frames of a channel that may be with the codec: one at work and one to go on with; and more where more goes on in CODING_TIME (seconds),
+# up to what the codec encodes together and as much to go on with. That is what the links would take as it is, or what passes the codec.
 LEAST_CODING, MOST_CODING = 2, 2 * MOST_TOGETHER
 CODING_TIME = 0.04
 # Bytes of coded frames that may wait to be decoded, before the links are read no further.
@@ -204,7 +204,7 @@ class Tunnel:
             codec.encode(frame, cargo.subject, level, done)
         else:
             codec.pass_on(lambda: done(frame, None, 0.0))
-        coding.most = _most_coding(rate)
+        coding.most = _most_coding(max(rate, self._level.through))
         coding.holds = coding.frames >= coding.most
         return coding.holds or self.scheduler.is_full(channel)
 
@@ -362,7 +362,7 @@ class Tunnel:
 
 
 def _most_coding(rate: float) -> int:
-    """Frames of a channel that may be with the codec, with links that drain so many bytes per second."""
+    """Frames of a channel that may be with the codec, where so many bytes go on per second."""
     return int(min(max(rate * CODING_TIME / MAX_PAYLOAD, LEAST_CODING), MOST_CODING))
 
 

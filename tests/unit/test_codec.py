@@ -211,6 +211,19 @@ async def test_quick_links_let_more_frames_of_a_channel_wait_for_the_codec_than_
     assert most[2] < most[3] < most[4] == most[5] == 2 * MOST_TOGETHER
 
 
+async def test_where_much_passes_the_codec_more_frames_of_a_channel_may_wait_for_it(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    level = pair.fra.tunnel._level
+    monkeypatch.setattr(level, "decide", lambda *_, **__: 1)
+    level.through = 60e6
+    most = _most_coding(60e6)
+    held = [pair.fra.put(hinted(PAGES, position=n * 16 * PAGE)) for n in range(most)]
+    assert most > LEAST_CODING
+    assert held == [False] * (most - 1) + [True]
+    await until(lambda: len(pair.ams.came) == most)
+
+
 async def test_frames_that_wait_for_the_codec_are_encoded_together_if_they_are_alike(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,3 +80,12 @@ def test_without_frames_and_without_a_known_rate_nothing_changes() -> None:
     assert level.decide(10.0, 12e6, was_measured=True) == START
     level.put(0, 100)
     assert level.decide(20.0, 0.0, was_measured=False) == START
+
+
+def test_what_passes_the_codec_is_known_for_the_last_interval() -> None:
+    level = Level(0.0)
+    level.coded(3 * FRAME, FRAME, 0.1)
+    level.decide(INTERVAL, 12e6, was_measured=True)
+    assert level.through == pytest.approx(3 * FRAME / INTERVAL)
+    level.decide(2 * INTERVAL, 12e6, was_measured=True)
+    assert level.through == 0.0
