@@ -66,8 +66,11 @@ class History(Protocol):
     def read_many_from_peer(self, references: Numbers) -> Pages | None:
         """The pages that references of the other gateway mean; None if one is not held."""
 
-    def store(self, first: int, pages: Pages, digests: Numbers, keys: Numbers, domain: int) -> None:
-        """Log pages that the other gateway has sent, under its serials. Raises ProtocolError if these cannot be."""
+    def store(self, first: int, pages: Sequence[Pages], digests: Numbers, keys: Numbers, domain: int) -> None:
+        """Log pages that the other gateway has sent, under its serials. Raises ProtocolError if these cannot be.
+
+        `pages`: in stretches, one behind the other; `digests` and `keys` (n) are of all of them.
+        """
 
     def remember_many_from_peer(self, keys: Numbers, references: Numbers) -> None:
         """The last versions under the keys are what references of the other gateway mean."""

@@ -20,12 +20,13 @@ The index knows hashes only; of a page that it leads to the domain is compared, 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 import numpy as np
 
 from gateway.stream.index import Index, Slots
 from gateway.stream.log_state import MOST_CAPACITY, RingState, State
-from gateway.stream.page_log import DIGEST, DOMAIN, KEY, SERIAL, PageLog, Pages, stretches
+from gateway.stream.page_log import DIGEST, DOMAIN, KEY, SERIAL, PageLog, Pages, cut, stretches
 from gateway.stream.ring import MARGIN_SHARE, SPAN, Kept, Numbers, Ring, runs
 from landbridge.errors import ProtocolError
 from landbridge.hints import PAGE
@@ -131,13 +132,14 @@ class History:
         pages = self.read_many_from_peer(np.array([reference], np.uint64))
         return None if pages is None else memoryview(pages[0])
 
-    def store(self, first: int, pages: Pages, digests: Numbers, keys: Numbers, domain: int) -> None:
-        """Log what a frame of the other gateway carried as its serials from `first` on.
+    def store(self, first: int, pages: Sequence[Pages], digests: Numbers, keys: Numbers, domain: int) -> None:
+        """Log what frames of the other gateway carried as its serials from `first` on.
 
+        `pages`: in stretches, one behind the other; `digests` and `keys` (n) are of all of them.
         Those of another generation, too old, or there already are left alone. Raises ProtocolError if they cannot be serials.
         """
         ring = self._log.incoming
-        count = len(pages)
+        count = len(digests)
         if not 0 < first <= (1 << 62) - count:
             raise ProtocolError(f"a frame with pages {first} and following of the page log arrived, which cannot be")
         ours = ring.first <= first and first + count <= ring.first + SPAN and ring.generation.strip(b"\0")
@@ -152,7 +154,7 @@ class History:
             held = ring.are(Kept.HELD, serials)
         for start, end in runs(new):
             part = slice(start, end)
-            if self._log.write(ring, first + start, [pages[part]], digests[part], keys[part], domain):
+            if self._log.write(ring, first + start, cut(pages, part), digests[part], keys[part], domain):
                 self._enter(ring, serials[part], digests[part], keys[part], np.uint64(domain))
                 held[part] = True
         for start, end in runs(held):

@@ -384,13 +384,9 @@ class PageLog:
 
     def _put_pages(self, at: int, pages: Sequence[Pages], part: slice) -> None:
         """Write a part of them to the slots from `at` on. Raises OSError."""
-        start = 0
-        for each in pages:
-            wanted = each[max(part.start - start, 0) : max(part.stop - start, 0)]
-            if len(wanted):
-                self._put(self._pages_at + at * PAGE, wanted)
-                at += len(wanted)
-            start += len(each)
+        for each in cut(pages, part):
+            self._put(self._pages_at + at * PAGE, each)
+            at += len(each)
 
     def _put(self, offset: int, data: bytes | NDArray[np.uint8] | Numbers) -> None:
         """Write to the file. Raises OSError."""
@@ -409,6 +405,17 @@ def stretches(pages: Pages, rows: NDArray[np.intp]) -> list[Pages]:
         return [pages[rows]]
     firsts, ends = rows[[0, *gaps]].tolist(), rows[[*(gaps - 1), -1]].tolist()
     return [pages[start : end + 1] for start, end in zip(firsts, ends, strict=True)]
+
+
+def cut(pages: Sequence[Pages], part: slice) -> list[Pages]:
+    """A part of the pages that stand in stretches, one behind the other, counted among all of them; without a copy."""
+    found, start = list[Pages](), 0
+    for each in pages:
+        wanted = each[max(part.start - start, 0) : max(part.stop - start, 0)]
+        if len(wanted):
+            found.append(wanted)
+        start += len(each)
+    return found
 
 
 def _seal(ring: Ring, records: Numbers) -> Numbers:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ from gateway.stream.tally import Counts, Tally
 from landbridge.errors import OutOfStep, ProtocolError
 from landbridge.frame import Payload
 from landbridge.hints import PAGE, SIZES, Kind
+
+_T = TypeVar("_T")
 
 _NUMBER = np.dtype("<u8")
 _NO_NUMBERS = np.empty(0, np.uint64)
@@ -56,6 +58,12 @@ class Decoded:
     payload: memoryview
     first: int
     logged: int
+
+
+def _parts(frames: Sequence[_T], history: History) -> list[Sequence[_T]]:
+    """The same, so many together as may be worked on at once: the last of them may refer to what the first would overwrite."""
+    count = max(min(MOST_TOGETHER, history.margin // MOST_PAGES), 1)
+    return [frames[at : at + count] for at in range(0, len(frames), count)]
 
 
 # Encoding
@@ -87,10 +95,7 @@ class Encoder:
         of the payloads is kept. Pages of random bytes are logged as all others, though sending them as they are would take a fifth of
         the time: a guest that changes a word of one would have to send all of it again.
         """
-        # The last of them may refer to what the first would overwrite.
-        count = max(min(MOST_TOGETHER, self._history.margin // MOST_PAGES), 1)
-        parts = [frames[at : at + count] for at in range(0, len(frames), count)]
-        return [coded for part in parts for coded in self._encoded(part, (vm, domain), level)]
+        return [coded for part in _parts(frames, self._history) for coded in self._encoded(part, (vm, domain), level)]
 
     def _encoded(self, frames: Sequence[Uncoded], whose: tuple[int, int], level: int) -> list[Coded | None]:
         """The same, for so many that this can be done at once."""
@@ -182,6 +187,33 @@ def _tally(cut: Skeleton, counts: Sequence[int], sizes: Sequence[int]) -> Tally:
 # Decoding
 
 
+class _Opened(NamedTuple):
+    """What a blob says, before the log is asked."""
+
+    head: Head
+    # As they came, and what they tell.
+    runs: Payload
+    skeleton: Skeleton
+    # A What for each page.
+    what: NDArray[np.uint8]
+    rest: Payload
+    # Of REFERENCE pages; of DELTA pages, and what these differ by; of REPEAT pages.
+    references: Numbers
+    bases: Numbers
+    differences: Pages
+    repeated: Rows
+    # LITERAL and RAW pages.
+    sent: dict[int, Pages]
+
+
+class _Known(NamedTuple):
+    """Its pages, and xxh3-64 and key of each."""
+
+    pages: Pages
+    digests: Numbers
+    keys: Numbers
+
+
 class Decoder:
     """Blobs in, payloads out. Its owner is the history's."""
 
@@ -191,6 +223,25 @@ class Decoder:
 
     def decode(self, blob: memoryview) -> Decoded:
         """The payload of a blob. Raises ProtocolError, or OutOfStep; see above."""
+        return self.decode_many([blob])[0]
+
+    def decode_many(self, blobs: Sequence[memoryview]) -> list[Decoded]:
+        """The payloads of some blobs; raises as `decode`, whichever of them it is.
+
+        What they refer to is looked up, and what came is logged, for up to MOST_TOGETHER at once.
+        """
+        return [decoded for part in _parts(blobs, self._history) for decoded in self._decoded(part)]
+
+    def _decoded(self, blobs: Sequence[memoryview]) -> list[Decoded]:
+        opened = [self._open(blob) for blob in blobs]
+        known = self._known(opened)
+        self._log(opened, known)
+        return [
+            Decoded(each.skeleton.payload(pages, each.rest), each.head.first, each.head.logged)
+            for each, (pages, _, _) in zip(opened, known, strict=True)
+        ]
+
+    def _open(self, blob: memoryview) -> _Opened:
         head = Head.of(blob)
         runs, skeleton, what = self._shape(head)
         count = np.bincount(what, minlength=What.ALL).tolist()
@@ -201,26 +252,13 @@ class Decoder:
         if len(repeated) and _look_ahead(what, repeated):
             raise ProtocolError("a coded frame has pages that repeat what is not before them")
         deltas = head.column(self._zstd, Column.DELTAS, (8 + PAGE) * count[What.DELTA])
-        bases = _from_told(deltas[: 8 * count[What.DELTA]])
+        bases, differences = _from_told(deltas[: 8 * count[What.DELTA]]), _as_pages(deltas[8 * count[What.DELTA] :])
         # Expanded before the log is asked, so that a blob that breaks a rule is told from one that is out of step.
-        literals, raws = (
-            head.column(self._zstd, column, PAGE * count[kind])
-            for column, kind in ((Column.LITERALS, What.LITERAL), (Column.RAWS, What.RAW))
-        )
-        sent = {What.LITERAL: _as_pages(literals), What.RAW: _as_pages(raws)}
-        if len(references) or len(bases):
-            # Both at once, which takes hardly longer than one.
-            held = self._read(np.concatenate((references, bases)))
-            sent[What.REFERENCE], held = held[: len(references)], held[len(references) :]
-            sent[What.DELTA] = delta.difference(_as_pages(deltas[8 * count[What.DELTA] :]), held)
-        pages = _joined(what, sent)
-        if len(repeated):
-            pages[what == What.REPEAT] = pages[repeated]
-        digests = digests_of(pages)
-        if checksum_of(head.length, runs, digests, rest) != head.checksum:
-            raise OutOfStep("a coded frame came out with another checksum than it was sent with")
-        self._log(head, pages, digests, keys_of(head.vm, skeleton.keys), what, references, repeated)
-        return Decoded(skeleton.payload(pages, rest), head.first, head.logged)
+        sent = {
+            kind: _as_pages(head.column(self._zstd, column, PAGE * count[kind]))
+            for kind, column in ((What.LITERAL, Column.LITERALS), (What.RAW, Column.RAWS))
+        }
+        return _Opened(head, runs, skeleton, what, rest, references, bases, differences, repeated, sent)
 
     def _shape(self, head: Head) -> tuple[Payload, Skeleton, NDArray[np.uint8]]:
         """The runs, as they came and as they are, and what became of each page."""
@@ -232,31 +270,72 @@ class Decoder:
             raise ProtocolError("a coded frame has pages that cannot be")
         return runs, skeleton, what
 
+    def _known(self, opened: Sequence[_Opened]) -> list[_Known]:
+        """All pages, with what the log has of them. One look into it for all takes hardly longer than one for each."""
+        wanted = [part for each in opened for part in (each.references, each.bases)]
+        held = self._read(np.concatenate(wanted))
+        known, at = list[_Known](), 0
+        for each in opened:
+            middle = at + len(each.references)
+            end = middle + len(each.bases)
+            changed = delta.difference(each.differences, held[middle:end]) if middle < end else held[:0]
+            pages = _joined(each, {**each.sent, What.REFERENCE: held[at:middle], What.DELTA: changed})
+            digests = digests_of(pages)
+            if checksum_of(each.head.length, each.runs, digests, each.rest) != each.head.checksum:
+                raise OutOfStep("a coded frame came out with another checksum than it was sent with")
+            known.append(_Known(pages, digests, keys_of(each.head.vm, each.skeleton.keys)))
+            at = end
+        return known
+
     def _read(self, references: Numbers) -> Pages:
-        pages = self._history.read_many_from_peer(references)
+        pages = self._history.read_many_from_peer(references) if len(references) else np.empty((0, PAGE), np.uint8)
         if pages is None:
             raise OutOfStep("a coded frame refers to pages that the page log does not have")
         return pages
 
-    def _log(
-        self,
-        head: Head,
-        pages: Pages,
-        digests: Numbers,
-        keys: Numbers,
-        what: NDArray[np.uint8],
-        references: Numbers,
-        repeated: Rows,
-    ) -> None:
+    def _log(self, opened: Sequence[_Opened], known: Sequence[_Known]) -> None:
         """Log what came, under the sender's serials, and remember what need not come."""
-        if head.logged:
-            sent = (what >= What.DELTA).nonzero()[0][: head.logged]
-            new, digests, keys_of_new = rows_of(pages, sent), rows_of(digests, sent), rows_of(keys, sent)
-            self._history.store(head.first, new, digests, keys_of_new, head.domain)
-        if len(references) or len(repeated):
-            found = references_of(what, references, repeated, head.first, head.logged)
-            known = found.nonzero()[0]
-            self._history.remember_many_from_peer(keys[known], found[known])
+        news, remembered = list[_New](), list[tuple[Numbers, Numbers]]()
+        for each, (pages, digests, keys) in zip(opened, known, strict=True):
+            head = each.head
+            if head.logged:
+                sent = (each.what >= What.DELTA).nonzero()[0][: head.logged]
+                news.append(
+                    _New(head.first, head.domain, rows_of(pages, sent), rows_of(digests, sent), rows_of(keys, sent))
+                )
+            if len(each.references) or len(each.repeated):
+                found = references_of(each.what, each.references, each.repeated, head.first, head.logged)
+                rows = found.nonzero()[0]
+                remembered.append((keys[rows], found[rows]))
+        for new in _in_a_row(news):
+            digests, keys = (
+                _joined_numbers(parts) for parts in ([each.digests for each in new], [each.keys for each in new])
+            )
+            self._history.store(new[0].first, [each.pages for each in new], digests, keys, new[0].domain)
+        if remembered:
+            self._history.remember_many_from_peer(*map(np.concatenate, zip(*remembered, strict=True)))
+
+
+class _New(NamedTuple):
+    """Pages of a frame that are logged, and their first serial."""
+
+    first: int
+    domain: int
+    pages: Pages
+    digests: Numbers
+    keys: Numbers
+
+
+def _in_a_row(news: list[_New]) -> list[list[_New]]:
+    """The same in the order of their serials, those together that can be logged at once."""
+    together = list[list[_New]]()
+    end = domain = -1
+    for new in sorted(news, key=lambda each: each.first):
+        if (new.first, new.domain) != (end, domain):
+            together.append([])
+        together[-1].append(new)
+        end, domain = new.first + len(new.digests), new.domain
+    return together
 
 
 def _look_ahead(what: NDArray[np.uint8], repeated: Rows) -> bool:
@@ -264,8 +343,9 @@ def _look_ahead(what: NDArray[np.uint8], repeated: Rows) -> bool:
     return bool((repeated >= (what == What.REPEAT).nonzero()[0]).any() or (what[repeated] == What.REPEAT).any())
 
 
-def _joined(what: NDArray[np.uint8], sent: Mapping[int, Pages]) -> Pages:
+def _joined(opened: _Opened, sent: Mapping[int, Pages]) -> Pages:
     """All pages of a frame, of those that are there of each What; as they are, if they are of a single one."""
+    what = opened.what
     pages: Pages = np.empty((len(what), PAGE), np.uint8)
     for kind, some in sent.items():
         if len(some) == len(what):
@@ -273,6 +353,8 @@ def _joined(what: NDArray[np.uint8], sent: Mapping[int, Pages]) -> Pages:
         if len(some):
             pages[what == kind] = some
     pages[what == What.ZERO] = 0
+    if len(opened.repeated):
+        pages[what == What.REPEAT] = pages[opened.repeated]
     return pages
 
 

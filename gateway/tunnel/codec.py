@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
 
@@ -102,7 +102,21 @@ class _Encoding:
         return (self.subject, self.level) == (other.subject, other.level)
 
 
-_Task = _Encoding | tuple[_Job, _Answer]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Decoding:
+    """A frame that is to be decoded."""
+
+    frame: Frame
+    done: Received
+
+    def is_like(self, other: _Decoding) -> bool:
+        """Whether the two can be decoded together."""
+        del other
+        return True
+
+
+_Like = TypeVar("_Like", _Encoding, _Decoding)
+_Task = _Encoding | _Decoding | tuple[_Job, _Answer]
 
 
 class Codec:
@@ -145,6 +159,10 @@ class Codec:
         if self._voices:
             self._voices[-1].say(frame)
 
+    def _say_all(self, frames: list[Frame]) -> None:
+        for frame in frames:
+            self._say(frame)
+
     # The way of a frame
 
     def encode(self, frame: Frame, subject: Subject, level: int, done: Sent) -> None:
@@ -170,26 +188,33 @@ class Codec:
 
     def decode(self, frame: Frame, done: Received) -> None:
         """Undo that."""
+        self._jobs.put(_Decoding(frame, done))
 
-        def job(coder: _Coder) -> _Answer:
-            try:
-                result = coder.decode(frame)
-            except (OutOfStep, ProtocolError) as error:
-                reason, forgetting = error.message, self._forgetting(coder, error.message)
-                return lambda: self._refuse(reason, forgetting, done)
-            answers = coder.take_acknowledgements() if result else coder.say_again(time.monotonic())
-            return lambda: self._decoded(frame, result, answers, done)
+    def _decode(self, coder: _Coder, those: list[_Decoding]) -> list[_Answer]:
+        try:
+            results = coder.decode([each.frame for each in those])
+        except (OutOfStep, ProtocolError) as error:
+            if len(those) > 1:
+                # Each for itself: it is one of them, and what is before that one is good. What was logged already is there already.
+                return [answer for each in those for answer in self._decode(coder, [each])]
+            reason, forgetting = error.message, self._forgetting(coder, error.message)
+            return [lambda: self._refuse(reason, forgetting, those[0].done)]
+        said = coder.take_acknowledgements() if any(results) else []
+        if not all(results):
+            said += coder.say_again(time.monotonic())
 
-        self._jobs.put((job, lambda: self._lose(done)))
+        def answer(each: _Decoding, result: Frame | None) -> _Answer:
+            return lambda: self._decoded(each, result)
 
-    def _decoded(self, frame: Frame, result: Frame | None, answers: list[Frame], done: Received) -> None:
-        POOL.give(frame.payload)
-        for answer in answers:
-            self._say(answer)
+        decoded = [answer(*each) for each in zip(those, results, strict=True)]
+        return [lambda: self._say_all(said), *decoded] if said else decoded
+
+    def _decoded(self, each: _Decoding, result: Frame | None) -> None:
+        POOL.give(each.frame.payload)
         if result is None:
-            self._lose(done)
+            self._lose(each.done)
         else:
-            done(result)
+            each.done(result)
 
     def _lose(self, done: Received) -> None:
         self.undecoded += 1
@@ -286,21 +311,32 @@ class Codec:
             coder.history.close()
 
     def _tasks(self) -> Iterator[tuple[Callable[[_Coder], list[_Answer]], list[_Answer]]]:
-        """Jobs, in order, and what is to be done if one fails; frames that wait one behind the other are encoded by one job."""
+        """Jobs, in order, and what is to be done if one fails; frames that wait one behind the other are done by one job."""
         held = deque[_Task | None]()
         while (task := held.popleft() if held else self._jobs.get()) is not None:
-            if not isinstance(task, _Encoding):
-                job, answer = task
-                yield partial(_alone, job), [answer]
-                continue
-            those = [task]
-            while not held and len(those) < MOST_TOGETHER and not self._jobs.empty():
-                following = self._jobs.get()
-                if isinstance(following, _Encoding) and following.is_like(task):
-                    those.append(following)
-                else:
-                    held.append(following)
-            yield partial(self._encode, those=those), [partial(each.done, each.plain(), None, 0.0) for each in those]
+            match task:
+                case _Encoding():
+                    frames = self._together(task, held)
+                    yield (
+                        partial(self._encode, those=frames),
+                        [partial(each.done, each.plain(), None, 0.0) for each in frames],
+                    )
+                case _Decoding():
+                    coded = self._together(task, held)
+                    yield partial(self._decode, those=coded), [partial(self._lose, each.done) for each in coded]
+                case job, answer:
+                    yield partial(_alone, job), [answer]
+
+    def _together(self, task: _Like, held: deque[_Task | None]) -> list[_Like]:
+        """A task, with those that wait right behind it and are like it; what was taken and is not goes to `held`."""
+        those = [task]
+        while not held and len(those) < MOST_TOGETHER and not self._jobs.empty():
+            following = self._jobs.get()
+            if isinstance(following, type(task)) and following.is_like(task):
+                those.append(following)
+            else:
+                held.append(following)
+        return those
 
     def _deliver(self) -> None:
         while self._answers:
@@ -336,18 +372,18 @@ class _Coder:
             for frame, each in zip(frames, coded, strict=True)
         ]
 
-    def decode(self, frame: Frame) -> Frame | None:
-        """The frame as it was; None if it was under way while a log was begun anew. Raises OutOfStep or ProtocolError."""
-        payload = memoryview(frame.payload)
-        if len(payload) < _PREFIX.size:
-            raise ProtocolError("a coded frame ends within its head")
-        theirs, ours, kind = _PREFIX.unpack_from(payload)
-        if kind not in CODED_TYPES:
-            raise ProtocolError(f"a coded frame is of type {kind}, which is never coded")
-        if (theirs, ours) != (self.history.in_generation[:_TAG], self.history.out_generation[:_TAG]):
-            return None
-        data = self._decoder.decode(payload[_PREFIX.size :]).payload
-        return Frame(FrameType(kind), frame.channel, frame.position, data)
+    def decode(self, frames: list[Frame]) -> list[Frame | None]:
+        """The frames as they were; None for one that was under way while a log was begun anew. Raises OutOfStep or ProtocolError."""
+        tags = self.history.in_generation[:_TAG], self.history.out_generation[:_TAG]
+        heads = [_prefix_of(frame) for frame in frames]
+        good = [frame for frame, (theirs, ours, _) in zip(frames, heads, strict=True) if (theirs, ours) == tags]
+        decoded = iter(self._decoder.decode_many([memoryview(frame.payload)[_PREFIX.size :] for frame in good]))
+        return [
+            Frame(FrameType(kind), frame.channel, frame.position, next(decoded).payload)
+            if (theirs, ours) == tags
+            else None
+            for frame, (theirs, ours, kind) in zip(frames, heads, strict=True)
+        ]
 
     def take_acknowledgements(self) -> list[Frame]:
         """What to say of that which has come since this was asked last."""
@@ -371,6 +407,16 @@ class _Coder:
     def state(self) -> Frame:
         """What to tell of the log."""
         return Frame(FrameType.LOG_STATE, 0, 0, self.history.state().encode())
+
+
+def _prefix_of(frame: Frame) -> tuple[bytes, bytes, int]:
+    """The sender's log and the receiver's, and the type of frame, as a coded frame says. Raises ProtocolError."""
+    if len(frame.payload) < _PREFIX.size:
+        raise ProtocolError("a coded frame ends within its head")
+    theirs, ours, kind = _PREFIX.unpack_from(frame.payload)
+    if kind not in CODED_TYPES:
+        raise ProtocolError(f"a coded frame is of type {kind}, which is never coded")
+    return theirs, ours, kind
 
 
 def _alone(job: _Job, coder: _Coder) -> list[_Answer]:

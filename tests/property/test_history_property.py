@@ -144,7 +144,7 @@ class Gateways(RuleBasedStateMachine):
         if message.first:
             pages = list(message.pages)
             keys = np.array([page % 5 for page in pages], np.uint64)
-            end.store(message.first, PAGES[pages], DIGESTS[pages], keys, 1)
+            end.store(message.first, [PAGES[pages]], DIGESTS[pages], keys, 1)
 
     # What befalls gateways
 

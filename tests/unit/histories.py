@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gateway.stream.classify import Rows
@@ -61,10 +63,10 @@ class MemoryHistory:
     def read_many_from_peer(self, references: Numbers) -> Pages | None:
         return _stacked([self._page(reference ^ 1) for reference in references.tolist()])
 
-    def store(self, first: int, pages: Pages, digests: Numbers, keys: Numbers, domain: int) -> None:
+    def store(self, first: int, pages: Sequence[Pages], digests: Numbers, keys: Numbers, domain: int) -> None:
         if first < FIRST:
             raise ProtocolError("serials that cannot be")
-        for row, page in enumerate(pages):
+        for row, page in enumerate(np.concatenate(pages)):
             self.incoming[first + row] = page.tobytes()
             self._records[(first + row) * 2 + 1] = (domain, int(digests[row]), int(keys[row]))
             self._enter((first + row) * 2 + 1)

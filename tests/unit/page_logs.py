@@ -50,7 +50,7 @@ def append(history: History, *pages: int, keys: tuple[int, ...] = (), domain: in
 
 def store(history: History, first: int, *pages: int, keys: tuple[int, ...] = (), domain: int = DOMAIN) -> None:
     contents = some_pages(*pages)
-    history.store(first, contents, digests_of(contents), numbers(*(keys or pages)), domain)
+    history.store(first, [contents], digests_of(contents), numbers(*(keys or pages)), domain)
 
 
 def find(history: History, page: int, domain: int = DOMAIN) -> int | None:

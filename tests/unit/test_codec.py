@@ -265,6 +265,70 @@ async def test_frames_that_cannot_be_encoded_go_as_they_are_in_order(
     await pair.send(hinted(PAGES))
 
 
+async def _coded(codec: Codec, *frames: Frame) -> list[Frame]:
+    """What the codec makes of frames, without their being sent."""
+    coded = list[Frame]()
+    for frame in frames:
+        codec.encode(frame, WEB, 1, lambda result, *_: coded.append(result))
+    await until(lambda: len(coded) == len(frames))
+    return coded
+
+
+async def test_coded_frames_that_wait_are_decoded_together_in_order(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, together = _Coder.decode, list[int]()
+
+    def counted(coder: _Coder, frames: list[Frame]) -> list[Frame | None]:
+        together.append(len(frames))
+        return decode(coder, frames)
+
+    monkeypatch.setattr(_Coder, "decode", counted)
+    frames = [hinted(PAGES[n : n + 2], position=n * PAGE) for n in range(MOST_TOGETHER + 3)]
+    coded = await _coded(pair.fra.codec, *frames)
+    came = list[int]()
+    with _busy(pair.ams.codec):
+        for frame in coded[:-1]:
+            pair.ams.codec.decode(frame, lambda result: came.append(result.position if result else -1))
+        pair.ams.codec.pass_on(lambda: came.append(-2))
+        pair.ams.codec.decode(coded[-1], lambda result: came.append(result.position if result else -1))
+    await until(lambda: len(came) == len(frames) + 1)
+    assert came == [*(frame.position for frame in frames[:-1]), -2, frames[-1].position]
+    assert together == [MOST_TOGETHER, 2, 1]
+
+
+async def test_one_that_cannot_be_decoded_takes_none_of_those_before_it_along(pair: Pair) -> None:
+    frames = [hinted(PAGES[n : n + 2], position=n * PAGE) for n in range(4)]
+    coded = await _coded(pair.fra.codec, *frames)
+    broken = bytearray(coded[2].payload)
+    broken[-1] ^= 1
+    coded[2] = Frame(FrameType.CODED, 1, coded[2].position, bytes(broken))
+    came = list[Frame | None]()
+    with _busy(pair.ams.codec):
+        for frame in coded:
+            pair.ams.codec.decode(frame, came.append)
+    await until(lambda: len(came) == len(frames))
+    # Those behind it were of a log that both ends have begun anew by then.
+    assert [each and bytes(each.payload) for each in came] == [*(bytes(f.payload) for f in frames[:2]), None, None]
+    assert pair.ams.codec.undecoded == 2
+    await pair.acknowledged()
+    await pair.send(hinted(PAGES))
+
+
+async def test_frames_of_an_older_log_among_others_are_lost_alone(pair: Pair) -> None:
+    [old] = await _coded(pair.fra.codec, hinted(PAGES[:2]))
+    await pair.restart("ams")
+    pair.ams.codec.received(Frame(FrameType.LOG_FORGET, 0, 0, b"as a test wants it"))
+    await pair.acknowledged()
+    new = await _coded(pair.fra.codec, hinted(PAGES[2:4]), hinted(PAGES[4:6]))
+    came = list[Frame | None]()
+    with _busy(pair.ams.codec):
+        for frame in (new[0], old, new[1]):
+            pair.ams.codec.decode(frame, came.append)
+    await until(lambda: len(came) == 3)
+    assert [each and bytes(each.payload) for each in came] == [b"".join(PAGES[2:4]), None, b"".join(PAGES[4:6])]
+
+
 async def test_a_channel_that_is_dropped_leaves_nothing_behind(pair: Pair) -> None:
     while not pair.fra.put(hinted(PAGES)):
         pass

@@ -337,7 +337,7 @@ def test_the_index_finds_nearly_all_of_a_full_log(tmp_path: Path) -> None:
             found = all_found[young]
             assert np.isin(found, [NONE, *references]).all()
             assert np.count_nonzero(found == references) > 0.95 * len(found)
-        pair.there.store(first, pages, digests, keys, DOMAIN)
+        pair.there.store(first, [pages], digests, keys, DOMAIN)
         pair.meet()
     assert pair.here.last(DOMAIN, 1) is None
     pair.close()

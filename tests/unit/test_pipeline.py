@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ import pytest
 from gateway.stream.blob import HEAD, MOST_BLOB, MOST_PAGES, MOST_TOGETHER, Column
 from gateway.stream.classify import keys_of
 from gateway.stream.compress import LEVELS
+from gateway.stream.page_log import Pages
 from gateway.stream.pipeline import Coded, Decoder, Encoder, Uncoded
-from gateway.stream.ring import MARGIN_SHARE
+from gateway.stream.ring import MARGIN_SHARE, Numbers
 from gateway.stream.tally import Counts, Tally
 from landbridge import hints
 from landbridge.errors import OutOfStep, ProtocolError
@@ -138,6 +141,48 @@ def test_each_of_the_frames_that_are_encoded_together_is_decoded_without_the_oth
     assert [each.tally.stream.duplicate for each in coded] == [PAGE] * 4
     firsts = [ends.decoder.decode(memoryview(each.blob)).first for each in coded]
     assert firsts == list(range(FIRST, FIRST + 4))
+
+
+def test_frames_that_are_decoded_together_become_what_each_becomes_alone_and_leave_the_same_log() -> None:
+    ends, others = Ends(), Ends()
+    frames = some_frames()
+    for _ in range(3):
+        coded = together(ends.encoder, *frames)
+        assert coded == together(others.encoder, *frames)
+        blobs = [memoryview(each.blob) for each in coded]
+        # In another order than that in which they were encoded, as links bring them.
+        turned = ends.decoder.decode_many(blobs[::-1])
+        assert turned[::-1] == [others.decoder.decode(blob) for blob in blobs]
+        assert [each.payload for each in turned[::-1]] == [payload for payload, _ in frames]
+        assert ends.there.incoming == others.there.incoming
+        for end in (ends, others):
+            end.here.acknowledged(end.there)
+        frames = [(payload.replace(b"1", b"2", 30), runs) for payload, runs in frames]
+
+
+def test_what_is_decoded_together_and_follows_in_the_log_is_logged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends, stored = Ends(), list[tuple[int, int]]()
+    store = MemoryHistory.store
+
+    def counted(history: MemoryHistory, first: int, pages: Sequence[Pages], digests: Numbers, *rest: Any) -> None:
+        stored.append((first - FIRST, len(digests)))
+        store(history, first, pages, digests, *rest)
+
+    monkeypatch.setattr(MemoryHistory, "store", counted)
+    coded = together(ends.encoder, *(pages([n], [text(n)]) for n in range(5)))
+    one, two, _, four, five = (memoryview(each.blob) for each in coded)
+    ends.decoder.decode_many([five, two, four, one])
+    assert stored == [(0, 2), (3, 2)]
+
+
+def test_one_that_does_not_fit_among_those_that_are_decoded_together_is_an_error_of_all() -> None:
+    ends = Ends()
+    coded = together(ends.encoder, *some_frames())
+    blobs = [bytearray(each.blob) for each in coded]
+    blobs[3][12] ^= 1
+    with pytest.raises(OutOfStep, match="another checksum"):
+        ends.decoder.decode_many([memoryview(blob) for blob in blobs])
+    assert ends.there.incoming == {}
 
 
 def test_no_more_frames_are_encoded_at_once_than_the_log_has_room_for() -> None:
