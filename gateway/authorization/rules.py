@@ -34,7 +34,7 @@ from gateway.authorization import patterns
 from gateway.authorization.patterns import Person, Where
 from gateway.authorization.request import Labels
 from gateway.authorization.roles import OperatorRole
-from landbridge.config import Settings
+from landbridge.config import Settings, said_of
 from landbridge.errors import ConfigError, IdentityError
 
 # Characters of a policy file, and entries of one list in it: more is a mistake, or somebody who wants to keep the gateway busy.
@@ -351,10 +351,9 @@ def parse(text: str, name: str) -> Rules:
         first = error.errors(include_url=False)[0]
         place = _place(first["loc"], document)
         line = _line(text, place)
-        said = first["msg"].removeprefix("Value error, ")
-        where = f"line {line}, {_key(place)}" if place else f"line {line}"
+        said = said_of(f"line {line}, {_key(place)}" if place else f"line {line}", first)
         more = f" (and {error.error_count() - 1} more mistakes)" if error.error_count() > 1 else ""
-        raise ConfigError(f"the policy {name} is wrong at {where}: {said}{more}") from error
+        raise ConfigError(f"the policy {name} is wrong at {said}{more}") from error
 
 
 def _place(loc: Sequence[str | int], document: object) -> list[str | int]:

@@ -118,9 +118,13 @@ def load(path: Path, model: type[Model]) -> Model:
         raise ConfigError(f"the configuration {path} is wrong at {named}{more}") from error
 
 
-def _sentence(mistake: ErrorDetails) -> str:
-    place = ".".join(str(part) for part in mistake["loc"]) or "the file"
+def said_of(place: str, mistake: ErrorDetails) -> str:
+    """A mistake that pydantic has found, in our words, to go on behind "is wrong at"."""
     if mistake["type"] == "value_error":
         return f"{place}: {mistake['ctx']['error']}"
-    said = re.sub("^(?:Input|String) should", "must", mistake["msg"])
+    said = re.sub("^(?:Input|String|Tuple) should", "must", mistake["msg"]).replace(" after validation", "")
     return f"{place} {_MISTAKES.get(mistake['type'], said)}"
+
+
+def _sentence(mistake: ErrorDetails) -> str:
+    return said_of(".".join(str(part) for part in mistake["loc"]) or "the file", mistake)

@@ -233,7 +233,7 @@ def test_tests_as_json(run: Run, tmp_path: Path) -> None:
         (None, "cannot be read: No such file or directory."),
         (b"\xff", "is not UTF-8 text"),
         (b"[", "is not TOML"),
-        (HEAD.encode() + b"colour = 1", "is wrong at line 17, sites.nyc.colour: Extra inputs are not permitted."),
+        (HEAD.encode() + b"colour = 1", "is wrong at line 17, sites.nyc.colour is no key that is known here."),
     ],
 )
 def test_a_file_that_is_wrong_is_one_sentence(run: Run, tmp_path: Path, text: bytes | None, said: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from gateway.authorization import rules as module
@@ -46,8 +48,8 @@ expect = "allowed"
     ("text", "line", "key", "said"),
     [
         (HEAD.replace('"fra"', '"FRA"', 1), 1, "", "'FRA' is no valid site name"),
-        (HEAD.replace('site = "fra"', "", 1), 1, "site", "Field required"),
-        (HEAD.replace('"example.org"', "5", 1), 2, "trust_domain", "valid string"),
+        (HEAD.replace('site = "fra"', "", 1), 1, "site", "is missing"),
+        (HEAD.replace('"example.org"', "5", 1), 2, "trust_domain", "must be text, in quotes"),
         (HEAD.replace("[sites.ams]", '[sites."ams"]').replace('"NL"', '"a=b"'), 13, "sites.ams.country", "'a=b' is no"),
         (
             HEAD.replace("[sites.ams]", "[sites.'ams']").replace('country = "NL"', "'country' = 7"),
@@ -57,8 +59,8 @@ expect = "allowed"
         ),
         (HEAD + FREEZE.replace('"Europe/Berlin"', "7"), 19, "freezes[1].timezone", "'7' is no time zone known here"),
         (HEAD + FREEZE.replace('"Europe/Berlin"', '""'), 19, "freezes[1].timezone", "'' is no time zone known here"),
-        ("colour = 1\n" + HEAD, 1, "colour", "Extra inputs are not permitted"),
-        (HEAD + 'boss = ["x"]', 17, "sites.nyc.boss", "Extra inputs"),
+        ("colour = 1\n" + HEAD, 1, "colour", "is no key that is known here"),
+        (HEAD + 'boss = ["x"]', 17, "sites.nyc.boss", "is no key that is known here"),
         (HEAD.replace("auditor", "boss"), 7, "roles.boss", "'viewer', 'operator', 'approver', 'auditor' or 'admin'"),
         (HEAD.replace('"bob"]', '"B b"]', 1), 5, "roles.operator[2]", "'B b' names nobody"),
         (HEAD.replace('"NL"', '"nl"'), 13, "sites.ams.country", "'nl' is no country"),
@@ -88,7 +90,7 @@ expect = "allowed"
         (HEAD + FREEZE + 'days = ["mon"]', 17, "freezes[1]", "with days, begins and ends are times"),
         (HEAD + NIGHTS.replace('days = ["mon"]\n', ""), 17, "freezes[1]", "say on which days"),
         (HEAD + NIGHTS.replace('"mon"', '"monday"'), 20, "freezes[1].days[1]", "'monday' is no day: write mon, tue"),
-        (HEAD + NIGHTS.replace('"mon"', ""), 20, "freezes[1].days", "at least 1 item"),
+        (HEAD + NIGHTS.replace('"mon"', ""), 20, "freezes[1].days", "must have at least 1 item, not 0"),
         (HEAD + FREEZE + FREEZE, 1, "", "two of [[freezes]] are called"),
         (HEAD + EYES.replace("2", "0"), 19, "four_eyes[1].approvals", "greater than or equal to 1"),
         (HEAD + EYES.replace("2", "17"), 19, "four_eyes[1].approvals", "less than or equal to 16"),
@@ -118,8 +120,8 @@ expect = "allowed"
             "'scc-eu'",
         ),
         (HEAD + '[[transfers]]\nname = "a"\npurpose = "x"\n' * 2, 1, "", "two of [[transfers]] are called"),
-        (HEAD + '[break_glass]\nwho = "alice"', 18, "break_glass.who", "valid tuple"),
-        (HEAD + "[[vms]]\nnames = []", 18, "vms[1].names", "at least 1 item"),
+        (HEAD + '[break_glass]\nwho = "alice"', 18, "break_glass.who", "must be a list, in [ ]"),
+        (HEAD + "[[vms]]\nnames = []", 18, "vms[1].names", "must have at least 1 item, not 0"),
         (HEAD + CASE.replace('"allowed"', '"yes"'), 23, "tests[1].expect", "'allowed', 'refused' or 'approval'"),
         (HEAD + CASE + "at = 2026-12-24T18:00:00", 17, "tests[1]", "write it with its offset"),
         (HEAD + CASE + "at = 1999-12-24T18:00:00Z", 17, "tests[1]", "`at` is an instant"),
@@ -130,11 +132,11 @@ expect = "allowed"
 def test_a_mistake_is_one_sentence_with_its_line_and_key(text: str, line: int, key: str, said: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse(text, "policy.toml")
-    where = f"line {line}, {key}: " if key else f"line {line}: "
-    assert error.value.message.startswith(f"the policy policy.toml is wrong at {where}")
+    where = f"line {line}, {key}" if key else f"line {line}"
+    assert re.match(f"the policy policy.toml is wrong at {re.escape(where)}:? ", error.value.message)
     assert said in error.value.message
     assert "\n" not in error.value.message
-    assert "Value error" not in error.value.message
+    assert all(word not in error.value.message for word in ("Value error", "Input", "String", "Tuple"))
     assert "(and 0 more" not in error.value.message
 
 
