@@ -14,8 +14,8 @@ from tests.bench import codec
 from tests.bench.codec import Code, Hint, Plan, Row
 from tests.bench.memory_stream import among_zeros, changed, frames, in_a_row, random_pages, stream
 
-GOOD = Code("zeros", 400.0, 280.0, 0.7, 240.0, 500.0, 0.4, 0.2)
-SHORT = Code("zeros", 400.0, 276.0, 0.69, 240.0, 500.0, 0.4, 0.2)
+GOOD = Code("zeros", 400.0, 280.0, 0.7, 240.0, 500.0, 400.0, 0.4, 0.2)
+SHORT = Code("zeros", 400.0, 276.0, 0.69, 240.0, 500.0, 400.0, 0.4, 0.2)
 
 
 def test_a_row_says_whether_it_meets_its_target() -> None:
