@@ -121,7 +121,7 @@ class Sorted:
         self._digests = digests
         self.what = np.full(len(pages), What.LITERAL, np.uint8)
         self._references = self._bases = _NO_NUMBERS
-        self._repeated = _NO_ROWS
+        self._repeated = self._slight = _NO_ROWS
         self._differences = pages[:0]
         is_mixed = self._find_repeats()
         equal, last = history.known_many(domain, self._digests, keys, pages)
@@ -169,10 +169,12 @@ class Sorted:
         if bases is None:
             return
         differences = delta.difference(rows_of(self._pages, known), bases)
-        small = delta.are_small(differences).nonzero()[0]
+        changed = delta.changed_words(differences)
+        small = (changed <= delta.MOST_CHANGED).nonzero()[0]
         self._differences = rows_of(differences, small)
         self._bases = references[known[small]]
         self.what[known[small]] = What.DELTA
+        self._slight = known[changed <= delta.SLIGHTLY_CHANGED]
 
     def _find_random(self, *, is_mixed: bool) -> None:
         """Find the pages that would spoil how well the others compress."""
@@ -186,31 +188,48 @@ class Sorted:
 
     def log(self) -> list[Share]:
         """Log what is sent, and remember what need not be; what that leaves for each frame."""
-        sent = (self.what >= What.DELTA).nonzero()[0]
+        rows, counts = self._worth_logging()
         first = None
-        if len(sent):
-            digests, keys = rows_of(self._digests, sent), rows_of(self._keys, sent)
-            first = self._history.append(self._pages, sent, digests, keys, self._domain)
-        logged = 0 if first is None else len(sent)
+        if len(rows):
+            digests, keys = rows_of(self._digests, rows), rows_of(self._keys, rows)
+            first = self._history.append(self._pages, rows, digests, keys, self._domain)
+        if first is None:
+            rows, counts, first = rows[:0], [0] * len(counts), 0
         if len(self._references) or len(self._repeated):
-            found = references_of(self.what, self._references, self._repeated, first or 0, logged)
+            found = references_of(self.what, self._references, self._repeated, first, rows)
             known = found.nonzero()[0]
             self._history.remember_many(self._keys[known], found[known])
-        return self._shares(first)
+        return self._shares(first, counts)
 
-    def _shares(self, first: int | None) -> list[Share]:
-        """Divide all by frames; `first`: the first serial, None if nothing was logged."""
+    def _worth_logging(self) -> tuple[Rows, list[int]]:
+        """Which pages are to be logged, and how many of each frame: the first so many of those that are sent.
+
+        Those behind the last that is new, or has changed by more than a few words, are not. A guest that writes the same pages again and
+        again would fill the log with versions that hardly differ, and both gateways would do little else.
+        """
+        sent = (self.what >= What.DELTA).nonzero()[0]
+        bounds = [0, *np.searchsorted(sent, self._ends).tolist()]
+        if not len(self._slight):
+            return sent, [end - start for start, end in itertools.pairwise(bounds)]
+        is_worth = np.ones(len(self.what), np.bool_)
+        is_worth[self._slight] = False
+        # One behind the last of each frame, or its beginning.
+        behind = np.maximum.accumulate(np.where(is_worth[sent], np.arange(1, len(sent) + 1), 0))
+        upto = [max(start, int(behind[end - 1])) if end > start else start for start, end in itertools.pairwise(bounds)]
+        parts = [sent[start:end] for start, end in zip(bounds, upto, strict=False)]
+        return np.concatenate(parts), list(map(len, parts))
+
+    def _shares(self, first: int, logged: Sequence[int]) -> list[Share]:
+        """Divide all by frames; `first`: the first serial, `logged`: how many pages of each frame have one."""
         whole, shares = self.what.tobytes(), []
         start, at = 0, [0] * What.ALL
-        for end in self._ends:
+        for end, count in zip(self._ends, logged, strict=True):
             what = whole[start:end]
             counts = [what.count(kind) for kind in range(What.ALL)]
             upto = list(map(add, at, counts))
-            sent = 0 if first is None else sum(counts[What.DELTA :])
-            logged_from = first + sum(at[What.DELTA :]) if first is not None and sent else 0
             columns = self._columns(start, end, counts, list(map(slice, at, upto)))
-            shares.append(Share(what, counts, self._digests[start:end], logged_from, sent, columns))
-            start, at = end, upto
+            shares.append(Share(what, counts, self._digests[start:end], first if count else 0, count, columns))
+            start, at, first = end, upto, first + count
         return shares
 
     def _columns(self, start: int, end: int, counts: list[int], parts: list[slice]) -> list[Payload]:
@@ -242,16 +261,16 @@ def rows_of(values: NDArray[_T], rows: Rows) -> NDArray[_T]:
     return values if len(rows) == len(values) else values[rows]
 
 
-def references_of(what: NDArray[np.uint8], references: Numbers, repeated: Rows, first: int, logged: int) -> Numbers:
+def references_of(what: NDArray[np.uint8], references: Numbers, repeated: Rows, first: int, logged: Rows) -> Numbers:
     """References of the frame's sender to its pages that were not sent, as REFERENCE or REPEAT; 0 for others, and for none.
 
-    `references`: of REFERENCE pages. `repeated`: for REPEAT pages, which one they repeat.
+    `references`: of REFERENCE pages. `repeated`: for REPEAT pages, which one they repeat. `logged`: which pages have the serials from
+    `first` on.
     """
     found = np.zeros(len(what), np.uint64)
     found[what == What.REFERENCE] = references
     if len(repeated):
-        sent = (what >= What.DELTA).nonzero()[0][:logged]
-        found[sent] = np.arange(first, first + logged, dtype=np.uint64) << np.uint64(1)
+        found[logged] = np.arange(first, first + len(logged), dtype=np.uint64) << np.uint64(1)
         found[what == What.REPEAT] = found[repeated]
-        found[sent] = 0
+        found[logged] = 0
     return found

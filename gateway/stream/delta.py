@@ -14,6 +14,8 @@ from gateway.stream.page_log import Pages
 
 # Words of 8 bytes. A guess, not measured: a changed word takes at most about 10 bytes, and a page of code, whole, about 1700.
 MOST_CHANGED = 160
+# Of a page that differs by no more words from its version in the log, that version is good enough: it is not logged anew.
+SLIGHTLY_CHANGED = 8
 
 
 def difference(pages: Pages, others: Pages) -> Pages:
@@ -21,9 +23,9 @@ def difference(pages: Pages, others: Pages) -> Pages:
     return pages ^ others
 
 
-def are_small(differences: Pages) -> NDArray[np.bool_]:
-    """Which of these XORs are worth sending instead of the page."""
+def changed_words(differences: Pages) -> NDArray[np.uint64]:
+    """How many words each of these XORs changes."""
     is_changed = differences.view(np.uint64) != 0
     # Eight of them at once, as bits.
-    found: NDArray[np.bool_] = np.bitwise_count(is_changed.view(np.uint64)).sum(axis=1) <= MOST_CHANGED
+    found: NDArray[np.uint64] = np.bitwise_count(is_changed.view(np.uint64)).sum(axis=1, dtype=np.uint64)
     return found

@@ -38,7 +38,7 @@ from landbridge.hints import PAGE, SIZES, Kind
 _T = TypeVar("_T")
 
 _NUMBER = np.dtype("<u8")
-_NO_NUMBERS = np.empty(0, np.uint64)
+_NO_NUMBERS, _NO_ROWS = np.empty(0, np.uint64), np.empty(0, np.intp)
 # SHAPE is compressed if what else is sent is less than so many times as long.
 SMALL_SHAPE = 256
 
@@ -297,21 +297,21 @@ class Decoder:
         """Log what came, under the sender's serials, and remember what need not come."""
         news, remembered = list[_New](), list[tuple[Numbers, Numbers]]()
         for each, (pages, digests, keys) in zip(opened, known, strict=True):
-            head = each.head
+            head, logged = each.head, _NO_ROWS
             if head.logged:
-                sent = (each.what >= What.DELTA).nonzero()[0][: head.logged]
-                news.append(
-                    _New(head.first, head.domain, rows_of(pages, sent), rows_of(digests, sent), rows_of(keys, sent))
-                )
+                logged = (each.what >= What.DELTA).nonzero()[0][: head.logged]
+                new = rows_of(pages, logged), rows_of(digests, logged), rows_of(keys, logged)
+                news.append(_New(head.first, head.domain, *new))
             if len(each.references) or len(each.repeated):
-                found = references_of(each.what, each.references, each.repeated, head.first, head.logged)
+                found = references_of(each.what, each.references, each.repeated, head.first, logged)
                 rows = found.nonzero()[0]
                 remembered.append((keys[rows], found[rows]))
-        for new in _in_a_row(news):
+        for row in _in_a_row(news):
             digests, keys = (
-                _joined_numbers(parts) for parts in ([each.digests for each in new], [each.keys for each in new])
+                _joined_numbers([each.digests for each in row]),
+                _joined_numbers([each.keys for each in row]),
             )
-            self._history.store(new[0].first, [each.pages for each in new], digests, keys, new[0].domain)
+            self._history.store(row[0].first, [each.pages for each in row], digests, keys, row[0].domain)
         if remembered:
             self._history.remember_many_from_peer(*map(np.concatenate, zip(*remembered, strict=True)))
 

@@ -13,6 +13,7 @@ import pytest
 from gateway.stream.blob import HEAD, MOST_BLOB, MOST_PAGES, MOST_TOGETHER, Column
 from gateway.stream.classify import keys_of
 from gateway.stream.compress import LEVELS
+from gateway.stream.delta import SLIGHTLY_CHANGED
 from gateway.stream.page_log import Pages
 from gateway.stream.pipeline import Coded, Decoder, Encoder, Uncoded
 from gateway.stream.ring import MARGIN_SHARE, Numbers
@@ -267,18 +268,50 @@ def test_a_page_is_not_looked_for_in_another_domain() -> None:
     assert ends.coded(*pages([2], contents), domain=DOMAIN + 1).tally.stream.duplicate == 0
 
 
-def test_pages_with_one_changed_word_take_twenty_bytes_each() -> None:
+def one_word_changed(page: bytes) -> bytes:
+    """One in which nothing was changed before, unless by chance."""
+    at = chance.randrange(512) * 8
+    return page[:at] + chance.randbytes(8) + page[at + 8 :]
+
+
+def test_pages_with_one_more_changed_word_take_ten_bytes_more_until_they_are_logged_anew() -> None:
     ends = Ends()
     numbers, contents = chance.sample(range(1 << 24), 64), [noise() if i % 2 else text(i) for i in range(64)]
     ends.sent(*pages(numbers, contents))
-    for _ in range(3):
-        for i, each in enumerate(contents):
-            at = chance.randrange(512) * 8
-            contents[i] = each[:at] + chance.randbytes(8) + each[at + 8 :]
+    ends.here.appended.clear()
+    # A word may be changed twice by chance: what is about to be logged is not looked at.
+    for changed in (1, 2, 3, 4, 5, 6):
+        contents = [one_word_changed(page) for page in contents]
         coded = ends.sent(*pages(numbers, contents))
         assert coded.tally.stream.delta == 64 * PAGE
-        assert len(coded.blob) < 64 * 24
-        assert coded.tally.wire.delta < 64 * 20
+        assert len(coded.blob) < 64 * (14 + 10 * changed)
+        assert ends.here.appended == []
+    for _ in range(SLIGHTLY_CHANGED):
+        contents = [one_word_changed(page) for page in contents]
+        ends.sent(*pages(numbers, contents))
+    assert sum(ends.here.appended) >= 64
+
+
+def test_of_a_frame_pages_that_are_hardly_changed_are_logged_only_before_one_that_is_worth_it() -> None:
+    ends = Ends()
+    numbers, contents = list(range(12)), [text(number) for number in range(12)]
+    ends.sent(*pages(numbers, contents))
+    ends.here.appended.clear()
+    changed = [one_word_changed(page) for page in contents]
+    changed[4] = bytes(reversed(changed[4]))
+    ends.sent(*pages(numbers, changed))
+    assert ends.here.appended == [5]
+    coded = together(
+        ends.encoder,
+        pages(numbers[:3], [one_word_changed(page) for page in changed[:3]]),
+        pages([20, *numbers[5:8]], [noise(), *(one_word_changed(page) for page in changed[5:8])]),
+        pages(numbers[8:10], [one_word_changed(page) for page in changed[8:10]]),
+        pages([21], [noise()]),
+    )
+    assert ends.here.appended == [5, 2]
+    decoded = ends.decoder.decode_many([memoryview(each.blob) for each in coded])
+    assert [each.logged for each in decoded] == [0, 1, 0, 1]
+    assert decoded[3].first == decoded[1].first + 1
 
 
 def test_scattered_pages_do_not_send_their_addresses_twice() -> None:
