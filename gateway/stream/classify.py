@@ -204,8 +204,8 @@ class Sorted:
     def _worth_logging(self) -> tuple[Rows, list[int]]:
         """Which pages are to be logged, and how many of each frame: the first so many of those that are sent.
 
-        Those behind the last that is new, or has changed by more than a few words, are not. A guest that writes the same pages again and
-        again would fill the log with versions that hardly differ, and both gateways would do little else.
+        Those behind the last that is new, or has changed by more than a few words, are not: a guest that writes the same pages again and
+        again would fill the log with versions that hardly differ.
         """
         sent = (self.what >= What.DELTA).nonzero()[0]
         bounds = [0, *np.searchsorted(sent, self._ends).tolist()]

@@ -97,9 +97,10 @@ class _Encoding:
         """The frame as it goes if it is not coded."""
         return Frame(self.frame.type, self.frame.channel, self.frame.position, self.frame.payload)
 
-    def is_like(self, other: _Encoding) -> bool:
-        """Whether the two can be encoded together."""
-        return (self.subject, self.level) == (other.subject, other.level)
+    @property
+    def shared(self) -> tuple[object, ...]:
+        """What those have in common that can be encoded together."""
+        return self.subject, self.level
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,10 +110,10 @@ class _Decoding:
     frame: Frame
     done: Received
 
-    def is_like(self, other: _Decoding) -> bool:
-        """Whether the two can be decoded together."""
-        del other
-        return True
+    @property
+    def shared(self) -> tuple[object, ...]:
+        """Any can be decoded together."""
+        return ()
 
 
 _Like = TypeVar("_Like", _Encoding, _Decoding)
@@ -328,11 +329,11 @@ class Codec:
                     yield partial(_alone, job), [answer]
 
     def _together(self, task: _Like, held: deque[_Task | None]) -> list[_Like]:
-        """A task, with those that wait right behind it and are like it; what was taken and is not goes to `held`."""
+        """A task, with those that wait right behind it and can be done with it; what was taken and is not goes to `held`."""
         those = [task]
         while not held and len(those) < MOST_TOGETHER and not self._jobs.empty():
             following = self._jobs.get()
-            if isinstance(following, type(task)) and following.is_like(task):
+            if isinstance(following, type(task)) and following.shared == task.shared:
                 those.append(following)
             else:
                 held.append(following)

@@ -315,6 +315,25 @@ async def test_one_that_cannot_be_decoded_takes_none_of_those_before_it_along(pa
     await pair.send(hinted(PAGES))
 
 
+async def test_frames_that_no_memory_is_left_to_decode_are_lost_and_the_codec_goes_on(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coded = await _coded(pair.fra.codec, *(hinted(PAGES[n : n + 2], position=n * PAGE) for n in range(3)))
+    came = list[Frame | None]()
+
+    def broken(*_: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Coder, "decode", broken)
+        for frame in coded:
+            pair.ams.codec.decode(frame, came.append)
+        await until(lambda: len(came) == len(coded))
+    assert came == [None] * len(coded)
+    assert pair.ams.codec.undecoded == len(coded)
+    await pair.send(hinted(PAGES))
+
+
 async def test_frames_of_an_older_log_among_others_are_lost_alone(pair: Pair) -> None:
     [old] = await _coded(pair.fra.codec, hinted(PAGES[:2]))
     await pair.restart("ams")

@@ -285,6 +285,7 @@ def test_pages_with_one_more_changed_word_take_ten_bytes_more_until_they_are_log
         coded = ends.sent(*pages(numbers, contents))
         assert coded.tally.stream.delta == 64 * PAGE
         assert len(coded.blob) < 64 * (14 + 10 * changed)
+        assert coded.tally.wire.delta < 64 * (10 + 10 * changed)
         assert ends.here.appended == []
     for _ in range(SLIGHTLY_CHANGED):
         contents = [one_word_changed(page) for page in contents]

@@ -133,7 +133,7 @@ def test_a_mistake_is_one_sentence_with_its_line_and_key(text: str, line: int, k
     with pytest.raises(ConfigError) as error:
         parse(text, "policy.toml")
     where = f"line {line}, {key}" if key else f"line {line}"
-    assert re.match(f"the policy policy.toml is wrong at {re.escape(where)}:? ", error.value.message)
+    assert re.match(f"the policy policy.toml is wrong at {re.escape(where)}(:| is| must) ", error.value.message)
     assert said in error.value.message
     assert "\n" not in error.value.message
     assert all(word not in error.value.message for word in ("Value error", "Input", "String", "Tuple"))
