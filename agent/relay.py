@@ -95,12 +95,14 @@ class Carrier:
 
     @property
     def has_arrived(self) -> bool:
-        """Whether the far end's stream has ended, unaltered, and the local socket has all of it."""
-        return self.channel.incoming.has_all_been_delivered
+        """Whether the far end's stream has ended, unaltered, and the local socket has all of it; QEMU's, and has taken it in."""
+        return self.channel.incoming.has_all_been_delivered and not (self.pages is not None and self.pages.is_awaited)
 
     @property
     def is_broken(self) -> bool:
-        """Whether it has ended before the far end's stream had arrived."""
+        """Whether it has ended before the far end's stream had arrived, or QEMU could not take that in."""
+        if self.pages is not None and (self.pages.has_failed or (self._has_read_all and self.pages.is_awaited)):
+            return True
         return self.channel.state is ChannelState.RESET and not self.has_arrived
 
     # The local socket
@@ -165,6 +167,7 @@ class Carrier:
             try:
                 if self._content.from_local(buffer, held + count, now):
                     self._write_local()
+                    self._traffic.look_at_gate()
             except LandbridgeError as error:
                 # What libvirt said on this host cannot be followed: better no move than one that nobody understands.
                 self.lost(error.message)
@@ -173,7 +176,10 @@ class Carrier:
                 self._tail_timer = self._loop.call_later(TAIL_PATIENCE, self._guarded, self._tail_waited, self._reads)
         else:
             self._has_read_all = True
-            if not self._far_end_closed and self.channel.state is ChannelState.OPEN:
+            is_early = not self._far_end_closed or (
+                self.pages is not None and (self.pages.is_awaited or self.pages.has_failed)
+            )
+            if is_early and self.channel.state is ChannelState.OPEN:
                 self._traffic.closed_here.add(self.kind)
             POOL.give(buffer)
             self._send_tail(now)

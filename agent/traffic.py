@@ -34,7 +34,7 @@ class Traffic:
     written: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     # Why the first channel was lost, if one was: the cause behind libvirt's "lost connection".
     failure: str | None = None
-    # The kinds of channels whose local socket was closed on this host while the far end still had it open.
+    # The kinds of channels whose local socket was closed on this host while the far end still had it open, or was to be answered.
     closed_here: set[str] = field(default_factory=set)
     # Every channel so far.
     carriers: list[Carrier] = field(default_factory=list)

@@ -77,6 +77,11 @@ class Hinter:
         return self._stream is None or self._stream.understood
 
     @property
+    def is_over(self) -> bool:
+        """Whether the socket is known to have said all of a migration."""
+        return isinstance(self._stream, QemuStream) and self._stream.is_over
+
+    @property
     def lost_at(self) -> int | None:
         """Where it stopped to be understood, in bytes of what the one has said whom `why` names."""
         return None if self._stream is None else self._stream.lost_at

@@ -56,6 +56,11 @@ class QemuStream:
         """Whether the stream can be followed up to here."""
         return self.lost_at is None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether this is the main channel, and QEMU has said all that it has to say; False where that cannot be known."""
+        return self.understood and isinstance(self._reader, SaveVm) and self._reader.is_over
+
     def feed(self, data: bytes | memoryview) -> tuple[list[Run], int]:
         """The runs in a piece of the stream, at offsets from its beginning; and how many bytes at its end to give again."""
         if not self.understood:

@@ -6,7 +6,8 @@
     memory    the records of section `ram`: be64 address and flags, then what the flags say
 
 What a device's state is made of only the device knows. So whatever follows the first FULL section cannot be told apart; with it
-memory is over, unless it stands in a PACKAGED command, of which the length is known: then pages follow (post-copy).
+memory is over, unless it stands in a PACKAGED command, of which the length is known: then pages follow (post-copy). What stands
+behind all devices, `description` finds.
 (QEMU: migration/savevm.c, migration/ram.c)
 """
 
@@ -17,6 +18,7 @@ from enum import IntEnum
 
 import numpy as np
 
+from agent.stream.description import Description
 from agent.stream.piece import BYTE, HALF, LONG, WORD, NotUnderstoodError, Piece
 from landbridge import hints
 from landbridge.hints import PAGE, SIZES, Kind, Run
@@ -103,6 +105,9 @@ class SaveVm:
         # The number of the section that is memory, once it has begun.
         self._section = -1
         self._ended = False
+        # Whether QEMU has said all that it has to say.
+        self.is_over = False
+        self._description = Description()
         # Names of blocks, and their lengths in bytes.
         self._blocks: dict[bytes, int] = {}
         # Bytes of memory whose blocks are still to be listed.
@@ -214,8 +219,9 @@ class SaveVm:
         self._step = self._rest
         return self._rest(piece, at)
 
-    def _rest(self, piece: Piece, _at: int) -> int:
+    def _rest(self, piece: Piece, at: int) -> int:
         """The state of devices, and whatever else comes up to the end."""
+        self.is_over = self._ended and self._description.is_whole(piece.data[at:])
         return piece.end
 
     # Memory

@@ -17,9 +17,13 @@ from tests.integration.story import (
     kill_qemu,
     moving,
 )
+from tests.lab import WanSettings, processes
 from tests.lab.hosts import IMAGES
 
 pytestmark = pytest.mark.lab
+
+# So long a round trip that what is said last at the source has not come when it is known that it was said.
+DISTANT = WanSettings(rate=400, rtt=400)
 
 
 def test_a_killed_libvirtd_at_the_destination_leaves_the_vm_at_the_source(guest: Guest) -> None:
@@ -42,6 +46,22 @@ def test_a_killed_qemu_at_the_destination_leaves_the_vm_at_the_source(guest: Gue
         kill_qemu(guest, move.destination)
         move.end()
     assert_ended(move, "failed", cause="QEMU|ended")
+    assert_holds(move, at=move.source)
+    assert_moves_again(guest)
+
+
+def test_a_qemu_that_ends_before_it_has_taken_in_the_last_of_memory_leaves_the_vm_at_the_source(guest: Guest) -> None:
+    with moving(guest, DISTANT) as move:
+        move.in_memory_phase()
+        source = guest.node(move.source)
+        processes.wait_until(
+            lambda: "completed" in source.virsh("qemu-monitor-command", "--hmp", guest.name, "info migrate"),
+            seconds=30,
+            otherwise="QEMU at the source waits for the one at the destination",
+        )
+        kill_qemu(guest, move.destination)
+        move.end()
+    assert_ended(move, "failed", cause=f"QEMU ended on host {move.destination}")
     assert_holds(move, at=move.source)
     assert_moves_again(guest)
 

@@ -9,6 +9,8 @@ from landbridge.frame import RECORD, FrameType
 from landbridge.link import POOL
 from tests.unit.channels import bytes_of, frames_of, pair
 from tests.unit.test_nbd_flush import FLAGS, edited, said
+from tests.unit.test_return_path import PONG, SHUT, message
+from tests.vectors import load
 
 # QEMU's stream: one block of memory, and the one page in it, with its head.
 BLOCK = (
@@ -19,12 +21,12 @@ PAGE = (0 | 8).to_bytes(8, "big") + b"\6pc.ram" + bytes(range(256)) * 16
 STREAM = BLOCK + PAGE
 
 
-def read(pages: Pages, said: bytes) -> None:
+def read(pages: Pages, said: bytes, *, is_answered: bool = False) -> None:
     """Have the socket say something, as whoever reads it does: into a large buffer, behind the tail."""
     room = POOL.take(4 * RECORD)
     length = len(pages.tail) + len(said)
     room[:length] = pages.tail + said
-    assert pages.from_local(room, length, 0.0) is False
+    assert pages.from_local(room, length, 0.0) is is_answered
 
 
 def opened(kind: str = "ram", *, hides_flushes: bool = False) -> tuple[Pages, Channel]:
@@ -107,3 +109,104 @@ def test_where_flushes_are_not_hidden_what_is_said_of_them_passes() -> None:
     read(pages, said(FLAGS))
     assert b"".join(content for _, content in bytes_of(frames_of(channel))) == said(FLAGS)
     assert not pages.has_hidden_flushes
+
+
+# What the destination's QEMU answers.
+
+WHOLE = load("qemu", "plain")
+
+
+def say_all(pages: Pages, channel: Channel, *, is_answered: bool) -> None:
+    """Have a source's QEMU say all of a migration; the last byte comes alone."""
+    for at in range(0, len(WHOLE) - 1, 2 * RECORD):
+        read(pages, WHOLE[at : min(at + 2 * RECORD, len(WHOLE) - 1)])
+        frames_of(channel)
+    assert pages.next_for_local() is None
+    read(pages, WHOLE[-1:], is_answered=is_answered)
+    frames_of(channel)
+
+
+def at_source() -> tuple[Pages, Channel]:
+    """Where QEMU was answered as its stream began."""
+    pages, channel = opened()
+    pages.from_channel(PONG, 0.0)
+    pages.written(len(PONG))
+    return pages, channel
+
+
+def test_a_source_that_has_said_all_is_answered_at_once_and_what_it_is_answered_later_is_delivered() -> None:
+    pages, channel = at_source()
+    say_all(pages, channel, is_answered=True)
+    assert pages.next_for_local() == SHUT
+    pages.written(3)
+    assert pages.next_for_local() == SHUT[3:]
+    pages.written(5)
+    assert pages.next_for_local() is None
+    assert channel.incoming.delivered == len(PONG)
+    assert not pages.is_awaited
+    pages.from_channel(SHUT[:5], 0.0)
+    pages.from_channel(SHUT[5:], 0.0)
+    assert pages.next_for_local() is None
+    assert channel.incoming.delivered == len(PONG + SHUT)
+
+
+def test_the_answer_stands_behind_what_was_not_written_yet() -> None:
+    pages, channel = opened()
+    pages.from_channel(PONG, 0.0)
+    for at in range(0, len(WHOLE), 2 * RECORD):
+        read(pages, WHOLE[at : at + 2 * RECORD], is_answered=at + 2 * RECORD >= len(WHOLE))
+        frames_of(channel)
+    seen = b""
+    while (data := pages.next_for_local()) is not None:
+        seen += data
+        pages.written(len(data))
+    assert seen == PONG + SHUT
+
+
+def test_a_source_that_waits_for_no_answer_gets_none() -> None:
+    pages, channel = opened()
+    say_all(pages, channel, is_answered=False)
+    assert pages.next_for_local() is None
+
+
+def test_nothing_is_put_into_half_a_message() -> None:
+    pages, channel = opened()
+    pages.from_channel(PONG[:-1], 0.0)
+    pages.written(len(PONG) - 1)
+    say_all(pages, channel, is_answered=False)
+    assert pages.next_for_local() is None
+
+
+def test_a_source_that_goes_on_is_not_answered_twice() -> None:
+    pages, channel = at_source()
+    say_all(pages, channel, is_answered=True)
+    pages.written(len(SHUT))
+    read(pages, b"{}")
+    assert pages.next_for_local() is None
+
+
+def test_a_destination_is_awaited_until_it_has_answered() -> None:
+    _, channel = pair()
+    pages = Pages(channel, "ram", hides_flushes=False)
+    seen = [pages.is_awaited]
+    for said_next in (PONG, SHUT[:-1]):
+        read(pages, said_next)
+        seen.append(pages.is_awaited)
+    read(pages, SHUT[-1:], is_answered=True)
+    seen.append(pages.is_awaited)
+    assert (seen, pages.has_failed) == ([False, True, True, False], False)
+    assert b"".join(content for _, content in bytes_of(frames_of(channel))) == PONG + SHUT
+
+
+def test_a_destination_that_could_not_take_it_in_has_failed() -> None:
+    _, channel = pair()
+    pages = Pages(channel, "ram", hides_flushes=False)
+    read(pages, PONG + message(1, bytes(3) + b"\1"), is_answered=True)
+    assert (pages.is_awaited, pages.has_failed) == (False, True)
+
+
+def test_of_disks_nothing_is_awaited() -> None:
+    _, channel = pair()
+    pages = Pages(channel, "disk", hides_flushes=False)
+    read(pages, PONG)
+    assert (pages.is_awaited, pages.has_failed) == (False, False)

@@ -24,8 +24,12 @@ from landbridge.sending import UNSENT
 from tests.unit.locals import Local
 from tests.unit.rpc_made import prepared
 from tests.unit.test_libvirt_rpc import EVENT, PREPARE, message
+from tests.unit.test_return_path import PONG as ANSWERED
+from tests.unit.test_return_path import SHUT
+from tests.unit.test_return_path import message as answer
 from tests.unit.test_rpc_end import CALL, CANCELLING_CALL
 from tests.unit.wires import SECONDS, End, Plain, no_exceptions, nothing_left, settled, sockets, until, wire
+from tests.vectors import load
 
 OPENING = b"which channel it is"
 PING, PONG = keepalive(Keepalive.PING), keepalive(Keepalive.PONG)
@@ -664,6 +668,45 @@ async def test_a_qemu_that_goes_away_cancels_the_call(host: Host) -> None:
     gated.ram.local.close()
     gated.ram.far.send(data(b"pages"))
     assert await gated.rpc.local.receive(len(CALL)) == CANCELLING_CALL
+
+
+async def test_the_guest_arrives_only_when_qemu_has_taken_its_memory_in(host: Host) -> None:
+    gated = await Gated.on(host)
+    await gated.ram.local.send(ANSWERED)
+    for side in (gated.ram, gated.disk):
+        side.far.send(fin(b""))
+    await until(lambda: gated.ram.carrier.channel.incoming.has_all_been_delivered)
+    await settled()
+    assert gated.rpc.local.has_nothing()
+    await gated.ram.local.send(SHUT)
+    assert await gated.rpc.local.receive(len(CALL)) == CALL
+
+
+@pytest.mark.parametrize("last", [b"", SHUT[:-1], answer(1, b"\0\0\0\1")], ids=["nothing", "half of it", "no"])
+async def test_a_qemu_that_does_not_take_its_memory_in_cancels_the_call_and_is_noted(host: Host, last: bytes) -> None:
+    gated = await Gated.on(host)
+    await gated.ram.local.send(ANSWERED)
+    for side in (gated.ram, gated.disk):
+        side.far.send(fin(b""))
+    await until(lambda: gated.ram.carrier.channel.incoming.has_all_been_delivered)
+    await gated.ram.local.send(last)
+    gated.ram.local.close()
+    assert await gated.rpc.local.receive(len(CALL)) == CANCELLING_CALL
+    await until(gated.ram.carrier.ended.is_set)
+    assert host.traffic.closed_here == {"ram"}
+
+
+async def test_a_source_that_has_said_all_is_answered_while_the_other_end_still_takes_it_in(host: Host) -> None:
+    side = await host.source()
+    side.far.send(data(ANSWERED))
+    assert await side.local.receive(len(ANSWERED)) == ANSWERED
+    stream = load("qemu", "plain")
+    await side.local.send(stream)
+    assert await side.local.receive(len(SHUT)) == SHUT
+    side.local.sock.shutdown(socket.SHUT_WR)
+    side.far.send(data(SHUT, len(ANSWERED)), fin(ANSWERED + SHUT))
+    assert await side.local.is_closed()
+    await until(lambda: side.carrier.channel.incoming.has_all_been_delivered)
 
 
 async def test_without_a_stream_of_memory_nothing_has_arrived_and_the_call_is_cancelled(host: Host) -> None:
