@@ -25,6 +25,7 @@ from agent.hypervisor.base import MoveRequest, Presence, VmChange, VmEvent
 from agent.journal import Record
 from agent.move import ENDED, HostContext, Move, call, end
 from agent.paused_instance import PausedInstance
+from agent.standstill import Standstill
 from agent.stream.libvirt_rpc import Message
 from agent.stream.rpc_calls import FinishWatch
 from agent.traffic import Traffic
@@ -73,6 +74,7 @@ class SourceMove(Move):
         # What has happened here that ends the move; empty if nothing.
         self._trouble = ""
         self._proof = SourceProof(host, record)
+        self._standstill = Standstill(self.traffic)
 
     @classmethod
     def prepare(cls, host: HostContext, request: PrepareRequest) -> SourceMove:
@@ -227,8 +229,19 @@ class SourceMove(Move):
             if self.stage != Stage.STAGE_SWITCHING:
                 with contextlib.suppress(LandbridgeError):
                     await self._look(loop.time())
+            self._mind_standstill(loop.time())
             self.changed()  # for how long the other host has been silent changes by itself
             await asyncio.sleep(PROGRESS_INTERVAL)
+
+    def _mind_standstill(self, now: float) -> None:
+        stands_still = self.stage == Stage.STAGE_SWITCHING or self.record.paused
+        if self._aborting is None and self._standstill.is_in_vain(now, stands_still=stands_still):
+            self._trouble = (
+                f"host {self._sockets.way.destination_host} is heard, and yet nothing has gone on for "
+                f"{self._standstill.limit:.0f} s while the guest stood still; see there whether QEMU, libvirtd or the storage hangs"
+            )
+            log.warning("move.in_vain", migration=self.record.migration, vm=self.record.vm)
+            self._aborting = asyncio.create_task(self._stop(), name=f"end of {self.record.migration}")
 
     async def _look(self, now: float) -> None:
         progress = await call(self.host.hypervisor.progress, self.record.vm_uuid)

@@ -64,6 +64,11 @@ class Traffic:
         """Bytes that this host has sent more than once."""
         return sum(carrier.channel.outgoing.repeated_bytes for carrier in self.carriers)
 
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that the other host's sockets have taken, and that have come from there."""
+        return sum(each.channel.outgoing.acknowledged + each.channel.incoming.received for each in self.carriers)
+
     def unhinted(self, kind: str) -> tuple[int, str]:
         """Bytes of a kind of channel without a hint, and why the first that was not understood was not."""
         hinters = [each.pages.hinter for each in self.carriers if each.kind == kind and each.pages is not None]

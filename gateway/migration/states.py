@@ -92,7 +92,8 @@ TRANSITIONS: dict[State, dict[Input, State]] = {
         Input.CANCEL: State.RESOLVING,
     },
     State.COPYING_MEMORY: _MOVING | {Input.SUSPENDED: State.SWITCHING, Input.CANCEL: State.RESOLVING},
-    # No CANCEL: the source decides within a second or two, and only then can be told what became of the VM.
+    # No CANCEL: the source decides within a second or two, and only then can be told what became of the VM. Where the destination hangs,
+    # it gives up by itself (`agent.standstill`).
     State.SWITCHING: _MOVING | {Input.RESUMED: State.COPYING_MEMORY},
     State.RESOLVING: {
         Input.SOURCE_HAS_IT: State.CLEANING,

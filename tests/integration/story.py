@@ -37,6 +37,8 @@ SLOW_MEMORY = WanSettings(rate=90, rtt=10)
 ENDED = frozenset({"completed", "failed", "cancelled", "settled"})
 # Seconds after which a service manager starts a killed process again.
 RESTART_AFTER = 2.0
+# Seconds, where an outage is to be longer than the limit: longer than it takes to notice a dead link, and no more.
+SHORT_LIMIT = 15.0
 # Seconds for what may take a link's silence limit and the gateways' patience.
 LONG = 60.0
 
@@ -223,6 +225,17 @@ def reconfigure(
         wait_for_site(lab, site)
 
 
+@contextlib.contextmanager
+def with_short_limit(guest: Guest) -> Iterator[None]:
+    """An outage may last SHORT_LIMIT."""
+    reconfigure(guest.lab, outage=SHORT_LIMIT)
+    try:
+        yield
+    finally:
+        guest.lab.wan.heal()
+        reconfigure(guest.lab)
+
+
 def kill_libvirtd(lab: Lab, host: str) -> None:
     """Kill a host's libvirtd; its QEMUs live on."""
     record = processes.find(lab.directory / "processes", f"libvirtd-{host}")
@@ -233,9 +246,18 @@ def kill_libvirtd(lab: Lab, host: str) -> None:
 
 def kill_qemu(guest: Guest, host: str) -> None:
     """Kill the QEMU that runs or awaits the guest on a host."""
+    _send(guest, host, signal.SIGKILL)
+
+
+def stop_qemu(guest: Guest, host: str) -> None:
+    """Have it hang."""
+    _send(guest, host, signal.SIGSTOP)
+
+
+def _send(guest: Guest, host: str, number: signal.Signals) -> None:
     record = guest.node(host).qemu(guest.name)
     assert record is not None, f"no QEMU for {guest.name} on {host}"
-    processes.send(record, signal.SIGKILL)
+    processes.send(record, number)
 
 
 # What must hold afterwards

@@ -6,6 +6,8 @@ import pytest
 
 from tests.integration.story import (
     FAST,
+    LONG,
+    SHORT_LIMIT,
     SLOW_DISK,
     SLOW_MEMORY,
     Guest,
@@ -16,6 +18,8 @@ from tests.integration.story import (
     kill_libvirtd,
     kill_qemu,
     moving,
+    stop_qemu,
+    with_short_limit,
 )
 from tests.lab import WanSettings, processes
 from tests.lab.hosts import IMAGES
@@ -64,6 +68,18 @@ def test_a_qemu_that_ends_before_it_has_taken_in_the_last_of_memory_leaves_the_v
     assert_ended(move, "failed", cause=f"QEMU ended on host {move.destination}")
     assert_holds(move, at=move.source)
     assert_moves_again(guest)
+
+
+@pytest.mark.timeout(240)
+def test_a_qemu_that_hangs_while_the_guest_stands_still_leaves_the_vm_at_the_source(guest: Guest) -> None:
+    with with_short_limit(guest), moving(guest, DISTANT) as move:
+        move.wait_for("switching")
+        stop_qemu(guest, move.destination)
+        move.end(SHORT_LIMIT + LONG)
+    why = f"host {move.destination} is heard, and yet nothing has gone on for {SHORT_LIMIT:.0f} s"
+    assert_ended(move, "failed", cause=why)
+    assert_holds(move, at=move.source)
+    guest.lab.guests.stop(guest.name)  # it may have lost its sockets in the switch-over: see `agent.relay.LOST_GRACE`
 
 
 def test_a_full_storage_pool_at_the_destination_leaves_the_vm_at_the_source(guest: Guest) -> None:

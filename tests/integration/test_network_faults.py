@@ -23,6 +23,7 @@ from tests.integration.story import (
     GUEST,
     LONG,
     RESTART_AFTER,
+    SHORT_LIMIT,
     Guest,
     Move,
     assert_can_move_again,
@@ -34,6 +35,7 @@ from tests.integration.story import (
     moving,
     reconfigure,
     wait_for_site,
+    with_short_limit,
 )
 from tests.lab import Lab, LabError, WanSettings, processes
 from tests.lab.network import node
@@ -49,8 +51,6 @@ SLOW: dict[Phase, WanSettings] = {"disk": WanSettings(rate=8, rtt=10), "memory":
 COPYING = {"disk": "copying_disks", "memory": "copying_memory"}
 # Seconds of one step of loss or round trip: several in a phase, each longer than a few round trips.
 STEP = 1.5
-# Seconds, where an outage is to be longer than the limit: longer than it takes to notice a dead link, and no more.
-SHORT_LIMIT = 15.0
 # Links of a tunnel, as the product has it.
 LINKS = 4
 # Bytes that an agent keeps until they are acknowledged: the most that one fault may cause to be sent again.
@@ -258,17 +258,6 @@ def with_standby(guest: Guest) -> Iterator[None]:
     try:
         yield
     finally:
-        reconfigure(guest.lab)
-
-
-@contextlib.contextmanager
-def with_short_limit(guest: Guest) -> Iterator[None]:
-    """An outage may last SHORT_LIMIT."""
-    reconfigure(guest.lab, outage=SHORT_LIMIT)
-    try:
-        yield
-    finally:
-        guest.lab.wan.heal()
         reconfigure(guest.lab)
 
 
