@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tests.lab import GuestSettings, Lab, LabError, WanSettings, processes
 from tests.lab.hosts import IMAGES, HostNode
@@ -238,26 +238,38 @@ def with_short_limit(guest: Guest) -> Iterator[None]:
 
 def kill_libvirtd(lab: Lab, host: str) -> None:
     """Kill a host's libvirtd; its QEMUs live on."""
-    record = processes.find(lab.directory / "processes", f"libvirtd-{host}")
-    assert record is not None
+    record = _libvirtd(lab, host)
     processes.send(record, signal.SIGKILL)
     processes.wait_until(lambda: not record.is_alive(), seconds=10, otherwise="libvirtd does not end")
 
 
 def kill_qemu(guest: Guest, host: str) -> None:
     """Kill the QEMU that runs or awaits the guest on a host."""
-    _send(guest, host, signal.SIGKILL)
+    processes.send(_qemu(guest, host), signal.SIGKILL)
 
 
-def stop_qemu(guest: Guest, host: str) -> None:
-    """Have it hang."""
-    _send(guest, host, signal.SIGSTOP)
+@contextlib.contextmanager
+def hanging(guest: Guest, host: str, program: Literal["QEMU", "libvirtd"]) -> Iterator[None]:
+    """Have a host's libvirtd stand still, or the QEMU that awaits the guest there; it may have been killed afterwards."""
+    record = _qemu(guest, host) if program == "QEMU" else _libvirtd(guest.lab, host)
+    processes.send(record, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        if record.is_alive():
+            processes.send(record, signal.SIGCONT)
 
 
-def _send(guest: Guest, host: str, number: signal.Signals) -> None:
+def _qemu(guest: Guest, host: str) -> processes.Record:
     record = guest.node(host).qemu(guest.name)
     assert record is not None, f"no QEMU for {guest.name} on {host}"
-    processes.send(record, number)
+    return record
+
+
+def _libvirtd(lab: Lab, host: str) -> processes.Record:
+    record = processes.find(lab.directory / "processes", f"libvirtd-{host}")
+    assert record is not None
+    return record
 
 
 # What must hold afterwards

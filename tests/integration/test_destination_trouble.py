@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from tests.integration.story import (
@@ -15,10 +17,10 @@ from tests.integration.story import (
     assert_ended,
     assert_holds,
     assert_moves_again,
+    hanging,
     kill_libvirtd,
     kill_qemu,
     moving,
-    stop_qemu,
     with_short_limit,
 )
 from tests.lab import WanSettings, processes
@@ -71,11 +73,15 @@ def test_a_qemu_that_ends_before_it_has_taken_in_the_last_of_memory_leaves_the_v
 
 
 @pytest.mark.timeout(240)
-def test_a_qemu_that_hangs_while_the_guest_stands_still_leaves_the_vm_at_the_source(guest: Guest) -> None:
+@pytest.mark.parametrize("program", ["QEMU", "libvirtd"])
+def test_what_hangs_while_the_guest_stands_still_leaves_the_vm_at_the_source(
+    guest: Guest, program: Literal["QEMU", "libvirtd"]
+) -> None:
     with with_short_limit(guest), moving(guest, DISTANT) as move:
         move.wait_for("switching")
-        stop_qemu(guest, move.destination)
-        move.end(SHORT_LIMIT + LONG)
+        with hanging(guest, move.destination, program):
+            move.wait_for("resolving", "cleaning", "failed", seconds=SHORT_LIMIT + LONG)
+        move.end(LONG)
     why = f"host {move.destination} is heard, and yet nothing has gone on for {SHORT_LIMIT:.0f} s"
     assert_ended(move, "failed", cause=why)
     assert_holds(move, at=move.source)
