@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from tests.bench import wan
 from tests.bench.direct import METHODS
-from tests.bench.wan import Move, Moves, Row, as_lines, as_object, best_direct, chosen, read, row_of
+from tests.bench.wan import NOT_WELL, Move, Moves, Row, as_lines, as_object, best_direct, chosen, read, row_of
 from tests.bench.workloads import BEST, LANDBRIDGE, WORKLOADS
 from tests.lab.settings import LabError
 
@@ -117,6 +117,51 @@ def test_direct_figures_of_an_earlier_run_are_read_and_ours_are_not(tmp_path: Pa
     path.write_text("no JSON\n")
     with pytest.raises(LabError, match=r"run\.json is not what --json has printed"):
         read(path)
+
+
+class Moving:
+    """Instead of a lab, and of the bench in it."""
+
+    def __init__(self, *outcomes: Move) -> None:
+        self.outcomes = list(outcomes)
+
+    def up(self, _settings: object) -> None:
+        pass
+
+    def down(self) -> None:
+        pass
+
+    def measure(self, _workload: object, method: str, *, stay: bool) -> Move:
+        assert not stay
+        move = self.outcomes.pop(0)
+        assert move.method == method
+        return move
+
+
+def moved(monkeypatch: pytest.MonkeyPatch, *outcomes: Move) -> list[Move]:
+    """The moves that are told of a workload of which these come, one after the other."""
+    moving = Moving(*outcomes)
+    monkeypatch.setattr(wan, "Lab", lambda _: moving)
+    monkeypatch.setattr(wan, "Bench", lambda _: moving)
+    moves: Moves = {}
+    told = list(wan.measurements([RATE_1000], tuple({each.method: None for each in outcomes}), moves, "wan"))
+    assert isinstance(told[-1], Row)
+    assert moves == known(*outcomes)
+    assert not moving.outcomes
+    return [each for each in told if isinstance(each, Move)]
+
+
+def broken(method: str) -> Move:
+    return Move("rate-1000", method, failure=f"{NOT_WELL}: silent for 122 s")
+
+
+def test_another_guest_is_moved_directly_if_one_is_dead_and_through_landbridge_never(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, two = [SLOW, broken("xbzrle"), FAST, broken(LANDBRIDGE)], [broken("plain")] * 3
+    assert moved(monkeypatch, *one) == one
+    assert moved(monkeypatch, *two) == two
+    assert moved(monkeypatch, aborted("rate-1000", "plain")) == [aborted("rate-1000", "plain")]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, moves: Moves, *argv: str) -> tuple[int, str]:
