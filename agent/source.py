@@ -238,7 +238,8 @@ class SourceMove(Move):
         if self._aborting is None and self._standstill.is_in_vain(now, stands_still=stands_still):
             self._trouble = (
                 f"host {self._sockets.way.destination_host} is heard, and yet nothing has gone on for "
-                f"{self._standstill.limit:.0f} s while the guest stood still; see there whether QEMU, libvirtd or the storage hangs"
+                f"{self._standstill.limit:.0f} s while the guest stood still; "
+                "see whether QEMU, libvirtd or the storage hangs, there or here"
             )
             log.warning("move.in_vain", migration=self.record.migration, vm=self.record.vm)
             self._aborting = asyncio.create_task(self._stop(), name=f"end of {self.record.migration}")
