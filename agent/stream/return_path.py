@@ -19,9 +19,10 @@ from enum import IntEnum
 
 
 class Answer(IntEnum):
-    """MIG_RP_MSG_..., as far as it is treated in a way of its own."""
+    """MIG_RP_MSG_..., as far as they are treated in a way of their own."""
 
     SHUT = 1
+    PONG = 2
 
 
 HEAD = struct.Struct(">HH")
@@ -33,7 +34,7 @@ class ReturnPath:
     """Reads what the destination's QEMU says. Never raises, whatever the bytes are."""
 
     def __init__(self) -> None:
-        # Whether anything was said: else the source does not wait for an answer.
+        # Whether a PONG was said: else the source does not wait for an answer.
         self.is_open = False
         # Of SHUT; None while that was not said.
         self.status: int | None = None
@@ -53,7 +54,6 @@ class ReturnPath:
 
     def read(self, data: bytes | bytearray | memoryview) -> None:
         """Take what was said next."""
-        self.is_open = self.is_open or len(data) > 0
         at = 0
         while at < len(data):
             if self._skip:
@@ -81,5 +81,6 @@ class ReturnPath:
         elif (kind, length) == (Answer.SHUT, STATUS.size):
             return  # its status follows
         else:
+            self.is_open = self.is_open or kind == Answer.PONG
             self._skip = length
         self._head.clear()

@@ -54,12 +54,14 @@ def test_an_error_is_one(status: int) -> None:
 def test_another_message_may_stand_only_between_two() -> None:
     told = PONG + message(9, bytes(300)) + message(5, b"")
     ends = {len(PONG), len(PONG) + 304, len(told)}
+    assert not read(told[len(PONG) :]).may_be_answered
     assert {at for at in range(len(told) + 1) if read(told[:at]).may_be_answered} == ends
     assert not read(told + SHUT).may_be_answered
 
 
 def test_a_shut_of_another_length_says_nothing() -> None:
     assert read(message(1, bytes(8)) + message(1, b"")).status is None
+    assert not read(bytes(8)).is_awaited
     assert read(message(1, bytes(8)) + SHUT).status == 0
 
 
