@@ -34,7 +34,8 @@ from landbridge.receiving import Data, EndOfData
 
 log = structlog.get_logger()
 
-# Seconds to have a new channel accepted by the destination.
+# Seconds to have a migration's first channel accepted by the destination. Once that host was reached, a line that is cut just
+# as another channel opens is an outage like any other.
 ACCEPT_TIMEOUT = 20.0
 # Seconds that libvirt gets to stop a move in good order after a channel was lost. If QEMU's connections break before it is
 # told to stop, while the guest stands still for the switch-over, QEMU 7.2 goes on with a filter node that nobody owns on
@@ -368,7 +369,7 @@ class Carrier:
         now = self._loop.time()
         if not self.is_waiting:
             return
-        if self.channel.opened_by_us and not self.channel.has_been_open:
+        if self.channel.opened_by_us and not self._traffic.has_reached_other_host:
             if now - self._began_at > ACCEPT_TIMEOUT:
                 why = f": {self.trouble}" if self.trouble else ""
                 self.lost(f"{self.name} was not accepted within {ACCEPT_TIMEOUT:.0f} s{why}")

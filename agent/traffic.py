@@ -60,6 +60,11 @@ class Traffic:
         return longest if longest > SILENCE else None
 
     @property
+    def has_reached_other_host(self) -> bool:
+        """Whether a channel was accepted so far, by the other agent or by this one."""
+        return any(carrier.channel.has_been_open for carrier in self.carriers)
+
+    @property
     def repeated_bytes(self) -> int:
         """Bytes that this host has sent more than once."""
         return sum(carrier.channel.outgoing.repeated_bytes for carrier in self.carriers)

@@ -544,6 +544,34 @@ async def test_one_that_was_accepted_has_the_outage_limit_even_if_it_has_carried
     assert host.traffic.failure is None
 
 
+async def test_one_that_opens_while_the_line_is_down_has_the_outage_limit_once_another_was_accepted(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "ACCEPT_TIMEOUT", 0.02)
+    await host.source("rpc")
+    side = host.side("ram", opens=True)
+    side.connect()
+    for _ in range(2):
+        side.far.link.abort("the gateway was killed")
+        await until(lambda: side.carrier.link is None)
+        side.relink()
+        assert (await side.far.next_of(FrameType.OPEN)).payload == OPENING
+        await asyncio.sleep(0.1)
+    assert host.traffic.failure is None
+
+
+async def test_and_is_given_up_when_that_is_over(host: Host) -> None:
+    host.traffic.outage_limit = 0.5
+    rpc = await host.source("rpc")
+    side = host.side("ram", opens=True)
+    side.connect()
+    while not side.carrier.ended.is_set():
+        rpc.far.send(ack(0))
+        await asyncio.sleep(0.1)
+    says = host.traffic.failure or ""
+    assert says.startswith("nothing was heard on the ram channel to host far for")
+
+
 @pytest.mark.parametrize("opens", [True, False])
 async def test_a_channel_of_which_nothing_is_heard_is_given_up_when_the_outage_limit_is_over(
     host: Host, opens: bool
