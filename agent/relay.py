@@ -22,7 +22,9 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from agent.calls import Calls
+from agent.disk import DestinationDisk, SourceDisk
 from agent.farewell import Farewell
+from agent.memory import Memory
 from agent.pages import Pages
 from agent.traffic import Traffic
 from landbridge.channel import Channel, ChannelState, Event, Reset
@@ -47,6 +49,16 @@ TICK = 0.5
 TAIL_PATIENCE = 0.005
 
 
+def _content(channel: Channel, kind: str, traffic: Traffic) -> Calls | Pages:
+    match kind:
+        case "rpc":
+            return Calls(channel, traffic)
+        case "disk":
+            return SourceDisk(channel) if channel.opened_by_us else DestinationDisk(channel)
+        case _:
+            return Memory(channel)
+
+
 class Carrier:
     """Carries one channel. Owned by the event loop; all of it happens in callbacks."""
 
@@ -59,8 +71,7 @@ class Carrier:
         self.name = name
         self.link: Link | None = None
         # What it carries: messages of libvirt's, or a stream of QEMU's.
-        hides_flushes = kind == "disk" and traffic.is_stored is not None
-        self._content = Calls(channel, traffic) if kind == "rpc" else Pages(channel, kind, hides_flushes=hides_flushes)
+        self._content = _content(channel, kind, traffic)
         self.calls = self._content if isinstance(self._content, Calls) else None
         self.pages = self._content if isinstance(self._content, Pages) else None
         # Set when the local socket has ended, in both directions; and when nothing more is to be said to the other agent.
@@ -128,6 +139,8 @@ class Carrier:
         """Call what the event loop calls. A defect in it ends the channel: asyncio would call it again, and the move would hang."""
         try:
             callback(*arguments)
+        except LandbridgeError as error:
+            self.lost(error.message)
         except Exception as error:  # a defect: whatever it raises
             log.exception("channel.defect", channel=self.name)
             self.lost(
@@ -185,6 +198,9 @@ class Carrier:
             POOL.give(buffer)
             self._send_tail(now)
             self.channel.send_eof(now)
+            if self.pages is not None:
+                self.pages.local_ended()
+                self._write_local()
             self._end_if_done()
         self._after()
 
@@ -236,7 +252,7 @@ class Carrier:
         self._after()
 
     def _end_local_writing(self) -> None:
-        if self.calls is not None and self.calls.is_held:
+        if self._content.is_held:
             return  # what is held is still to be written
         self._has_written_all = True
         if self._local is not None:

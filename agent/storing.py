@@ -1,7 +1,7 @@
 """Before a VM may arrive: what its disk channels have brought is on stable storage at the destination.
 
 The source's QEMU would see to that, by flushes over the WAN for which the guest waits. It is told that it need not
-(`stream.nbd_flush`), and this host flushes instead, through the same server of NBD, and before libvirt's FINISH call may pass, which
+(`stream.nbd_export`), and this host flushes instead, through the same server of NBD, and before libvirt's FINISH call may pass, which
 ends that server. It begins as soon as the last disk channel is over, while the rest of the memory is still on its way. If the disks
 cannot be flushed, the VM does not arrive, and goes on at the source.
 """

@@ -77,6 +77,12 @@ class Hinter:
         return self._stream is None or self._stream.understood
 
     @property
+    def nbd(self) -> NbdStream:
+        """Of a disk, what has read both its ends."""
+        assert isinstance(self._stream, NbdStream), "memory does not travel with NBD"  # noqa: S101 - a defect of the caller's
+        return self._stream
+
+    @property
     def is_over(self) -> bool:
         """Whether the socket is known to have said all of a migration."""
         return isinstance(self._stream, QemuStream) and self._stream.is_over

@@ -17,6 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from enum import IntEnum
+from typing import NamedTuple
 
 from landbridge import hints
 from landbridge.errors import ProtocolError
@@ -65,7 +66,9 @@ REPLY = struct.Struct("!IIQ")
 CHUNK_LENGTH = struct.Struct("!I")
 EXTENDED_REPLY = struct.Struct("!IHHQQQ")
 SIMPLE_MAGIC, CHUNK_MAGIC, EXTENDED_MAGIC = 0x67446698, 0x668E33EF, 0x6E8A278C
-OFFSET_DATA = 1
+DONE = 1 << 0
+NO_CONTENT, OFFSET_DATA, ERROR_CHUNK = 0, 1, 1 << 15
+ERROR_NUMBER = struct.Struct("!I")
 DATA_OFFSET = struct.Struct("!Q")
 MOST_OFFSET = 1 << 63
 
@@ -84,6 +87,28 @@ class Command(IntEnum):
 
 
 _COMMANDS = frozenset(Command)
+
+
+class Request(NamedTuple):
+    """One request: its header as it was read, and from which byte of what the client has said to which it goes, payload and all."""
+
+    flags: int
+    command: Command
+    cookie: int
+    offset: int
+    length: int
+    start: int
+    end: int
+
+
+class Reply(NamedTuple):
+    """An answer, or the last chunk of one, without data: the error, 0 if there was none, and which bytes of the server's it is."""
+
+    error: int
+    cookie: int
+    start: int
+    end: int
+
 
 # Requests to read that may wait for a simple reply; QEMU sends 16 at most (MAX_NBD_REQUESTS).
 MOST_READS = 4096
@@ -123,9 +148,18 @@ class _Direction:
         self._space, self._offset, self._left = space, offset, length
 
     @property
-    def is_inside(self) -> bool:
-        """Whether part of a header has come."""
-        return bool(self._head)
+    def begun(self) -> int:
+        """Bytes that have come of a header that is not complete."""
+        return len(self._head)
+
+    @property
+    def is_between(self) -> bool:
+        """Whether a header begins with the next byte."""
+        return not (self._head or self._skip or self._left)
+
+    def awaits(self, *steps: Step) -> bool:
+        """Whether one of these is to read the next header."""
+        return self._then in steps
 
     def feed(self, data: Data) -> None:
         """Read the next bytes: sets `runs` and `tail`. Raises ProtocolError; what was found before stays in `runs`."""
@@ -201,14 +235,42 @@ class NbdStream:
         self._has_zeroes = True
         self._asked: int | None = None
         self._option_length = self._name_length = 0
-        # What was agreed.
-        self._is_structured = self._is_extended = False
+        # What was agreed: answers to requests to read in chunks; and headers with lengths of 64 bits.
+        self.is_structured = self.is_extended = False
         self._space = 0
         self._request, self._request_magic = REQUEST, REQUEST_MAGIC
         # The chunk whose length or offset comes next.
         self._chunk_type = self._data_length = 0
         # Requests to read that wait for a simple reply, by their cookies: offset and length.
         self._reads: dict[int, tuple[int, int]] = {}
+        # Where the reply begins whose chunk's length is expected, and its cookie and flags.
+        self._reply = Reply(0, 0, 0, 0)
+        self._chunk_flags = 0
+        # Called with each request as its header is complete, and with each reply.
+        self.on_request: Callable[[Request], None] | None = None
+        self.on_reply: Callable[[Reply], None] | None = None
+
+    @property
+    def client_position(self) -> int:
+        """Bytes of the client's that were read, without a tail."""
+        return self._client.position
+
+    @property
+    def server_position(self) -> int:
+        """The same, of the server's."""
+        return self._server.position
+
+    @property
+    def undecided(self) -> int:
+        """How many of the server's last bytes may still become a reply."""
+        if self._server.awaits(self._take_chunk_length):
+            return self._server.position - self._reply.start
+        return self._server.begun
+
+    @property
+    def is_between_replies(self) -> bool:
+        """Whether a server's reply may begin with its next byte."""
+        return self._server.is_between and self._server.awaits(self._take_reply, self._extended_reply)
 
     def feed_client(self, data: Data) -> tuple[list[Run], int]:
         """Read the next bytes that the client has sent.
@@ -308,11 +370,11 @@ class NbdStream:
             case Option.STARTTLS:
                 raise ProtocolError("the session goes on encrypted")
             case Option.STRUCTURED_REPLY:
-                self._is_structured = True
+                self.is_structured = True
             case Option.EXTENDED_HEADERS:
-                self._is_extended = True
+                self.is_extended = True
             case Option.GO:
-                if self._client.is_inside:
+                if self._client.begun:
                     raise ProtocolError("the client did not wait for this answer")
                 self._expect_request()
                 self._expect_reply()
@@ -324,23 +386,30 @@ class NbdStream:
     # Transmission: what the client says
 
     def _expect_request(self) -> None:
-        self._request = EXTENDED_REQUEST if self._is_extended else REQUEST
-        self._request_magic = EXTENDED_REQUEST_MAGIC if self._is_extended else REQUEST_MAGIC
+        self._request = EXTENDED_REQUEST if self.is_extended else REQUEST
+        self._request_magic = EXTENDED_REQUEST_MAGIC if self.is_extended else REQUEST_MAGIC
         self._client.expect(self._request.size, self._take_request)
 
     def _take_request(self, data: Data, at: int) -> None:
         magic, flags, command, cookie, offset, length = self._request.unpack_from(data, at)
         _check(magic, self._request_magic, "a request")
+        payload = 0
         if command == Command.WRITE:
+            payload = length
             self._client.extent(self._space, offset, length)
         elif command not in _COMMANDS:
             raise ProtocolError(f"request {command} is unknown, and so is how long it is")
-        elif self._is_extended and flags & PAYLOAD_LENGTH:
+        elif self.is_extended and flags & PAYLOAD_LENGTH:
+            payload = length
             self._client.skip(length)
-        elif command == Command.READ and not (self._is_structured or self._is_extended):
+        elif command == Command.READ and not (self.is_structured or self.is_extended):
             self._remember(cookie, offset, length)
         elif command == Command.DISCONNECT:
             self._client.expect(1, self._after_disconnect)
+        if self.on_request is not None:
+            end = self._client.position
+            start = end - self._request.size
+            self.on_request(Request(flags, Command(command), cookie, offset, length, start, end + payload))
 
     def _remember(self, cookie: int, offset: int, length: int) -> None:
         if cookie in self._reads or len(self._reads) == MOST_READS:
@@ -353,41 +422,63 @@ class NbdStream:
     # Transmission: what the server says
 
     def _expect_reply(self) -> None:
-        if self._is_extended:
+        if self.is_extended:
             self._server.expect(EXTENDED_REPLY.size, self._extended_reply)
         else:
-            self._server.expect(REPLY.size, self._reply)
+            self._server.expect(REPLY.size, self._take_reply)
 
-    def _reply(self, data: Data, at: int) -> None:
+    def _take_reply(self, data: Data, at: int) -> None:
         magic, error, cookie = REPLY.unpack_from(data, at)
-        if magic == CHUNK_MAGIC and self._is_structured:
+        end = self._server.position
+        self._reply = Reply(error, cookie, end - REPLY.size, end)
+        if magic == CHUNK_MAGIC and self.is_structured:
             # Flags and type stand where an error would be.
-            self._chunk_type = error & 0xFFFF
+            self._chunk_flags, self._chunk_type = error >> 16, error & 0xFFFF
             self._server.expect(CHUNK_LENGTH.size, self._take_chunk_length)
             return
         _check(magic, SIMPLE_MAGIC, "a reply")
         read = self._reads.pop(cookie, None)
         if read is not None and not error:
             self._server.extent(self._space, *read)
+        self._replied(error)
 
     def _take_chunk_length(self, data: Data, at: int) -> None:
         (length,) = CHUNK_LENGTH.unpack_from(data, at)
-        self._chunk(self._chunk_type, length)
+        self._reply = self._reply._replace(end=self._server.position)
+        self._chunk(self._chunk_flags, self._chunk_type, length)
 
     def _extended_reply(self, data: Data, at: int) -> None:
-        magic, _flags, kind, _cookie, _offset, length = EXTENDED_REPLY.unpack_from(data, at)
+        magic, flags, kind, cookie, _offset, length = EXTENDED_REPLY.unpack_from(data, at)
         _check(magic, EXTENDED_MAGIC, "a reply")
-        self._chunk(kind, length)
+        end = self._server.position
+        self._reply = Reply(0, cookie, end - EXTENDED_REPLY.size, end)
+        self._chunk(flags, kind, length)
 
-    def _chunk(self, kind: int, length: int) -> None:
+    def _chunk(self, flags: int, kind: int, length: int) -> None:
         if kind == OFFSET_DATA:
             if length < DATA_OFFSET.size:
                 raise ProtocolError(f"a chunk of data has {length} bytes, less than its offset")
             self._data_length = length - DATA_OFFSET.size
             self._server.expect(DATA_OFFSET.size, self._chunk_data)
-        else:
-            self._server.skip(length)
-            self._expect_reply()
+            return
+        if kind & ERROR_CHUNK and length >= ERROR_NUMBER.size:
+            self._data_length = length - ERROR_NUMBER.size
+            self._server.expect(ERROR_NUMBER.size, self._chunk_error)
+            return
+        self._server.skip(length)
+        self._expect_reply()
+        if kind == NO_CONTENT and flags & DONE and not length:
+            self._replied(0)
+
+    def _chunk_error(self, data: Data, at: int) -> None:
+        (error,) = ERROR_NUMBER.unpack_from(data, at)
+        self._server.skip(self._data_length)
+        self._expect_reply()
+        self._replied(error)
+
+    def _replied(self, error: int) -> None:
+        if self.on_reply is not None:
+            self.on_reply(self._reply._replace(error=error))
 
     def _chunk_data(self, data: Data, at: int) -> None:
         (offset,) = DATA_OFFSET.unpack_from(data, at)

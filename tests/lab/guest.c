@@ -39,6 +39,8 @@
 #include <linux/fs.h>
 
 enum { PAGE = 4096, WORDS = PAGE / 8, CHUNK = 16 * PAGE };
+/* Writes of the disk are spread evenly, as those of a database that commits, and not in bursts. */
+enum { DISK_TICKS = 100 };
 enum { TICKS_PER_SECOND = 50, TICK_NS = 1000000000 / TICKS_PER_SECOND };
 
 static char cmdline[4096];
@@ -312,10 +314,10 @@ static void *run_disk(void *argument)
 	uint64_t *buffer = NULL, random = scatter(setting("seed", 1) + 7);
 	if (posix_memalign((void **)&buffer, PAGE, CHUNK) != 0)
 		return NULL;
-	unsigned long pass_ticks = setting("pass_seconds", 3) * 10, owed_writes = 0, owed_reads = 0;
+	unsigned long pass_ticks = setting("pass_seconds", 3) * DISK_TICKS, owed_writes = 0, owed_reads = 0;
 	for (size_t chunk = 0;;) {
-		usleep(100000);
-		for (owed_writes += disk->rate; owed_writes >= 10; owed_writes -= 10)
+		usleep(1000000 / DISK_TICKS);
+		for (owed_writes += disk->rate; owed_writes >= DISK_TICKS; owed_writes -= DISK_TICKS)
 			write_block(disk, buffer, next_random(&random) % (disk->chunks * 16));
 		for (owed_reads += disk->chunks; owed_reads >= pass_ticks; owed_reads -= pass_ticks) {
 			verify_chunk(disk, buffer, chunk);

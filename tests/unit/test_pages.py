@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from agent.memory import Memory
 from agent.pages import Pages
 from landbridge import hints
 from landbridge.channel import Channel
 from landbridge.frame import RECORD, FrameType
 from landbridge.link import POOL
 from tests.unit.channels import bytes_of, frames_of, pair
-from tests.unit.test_nbd_flush import FLAGS, edited, said
 from tests.unit.test_return_path import PONG, SHUT, message
 from tests.vectors import load
 
@@ -29,12 +29,11 @@ def read(pages: Pages, said: bytes, *, is_answered: bool = False) -> None:
     assert pages.from_local(room, length, 0.0) is is_answered
 
 
-def opened(kind: str = "ram", *, hides_flushes: bool = False) -> tuple[Pages, Channel]:
-    """Between a socket and a channel that is open; at the destination, if it hides flushes."""
-    opener, acceptor = pair()
-    channel = acceptor if hides_flushes else opener
+def opened() -> tuple[Pages, Channel]:
+    """Between the socket of a source's QEMU and a ram channel that is open."""
+    channel, _ = pair()
     frames_of(channel)
-    return Pages(channel, kind, hides_flushes=hides_flushes), channel
+    return Memory(channel), channel
 
 
 def sent(channel: Channel) -> list[tuple[int, bytes, int]]:
@@ -91,24 +90,6 @@ def test_what_was_lost_is_neither_written_nor_sent() -> None:
     pages.send_tail(0.0)
     assert pages.next_for_local() is None
     assert bytes_of(frames_of(channel)) == []
-
-
-def test_the_promise_to_flush_is_taken_out_of_however_few_bytes_are_read() -> None:
-    pages, channel = opened("disk", hides_flushes=True)
-    answer, came = said(FLAGS), b""
-    for at in range(0, len(answer), 7):
-        read(pages, answer[at : at + 7])
-        came += b"".join(content for _, content in bytes_of(frames_of(channel)))
-    assert came == edited(answer)[0] != answer
-    assert pages.has_hidden_flushes
-
-
-def test_where_flushes_are_not_hidden_what_is_said_of_them_passes() -> None:
-    _, channel = pair()
-    pages = Pages(channel, "disk", hides_flushes=False)
-    read(pages, said(FLAGS))
-    assert b"".join(content for _, content in bytes_of(frames_of(channel))) == said(FLAGS)
-    assert not pages.has_hidden_flushes
 
 
 # What the destination's QEMU answers.
@@ -187,7 +168,7 @@ def test_a_source_that_goes_on_is_not_answered_twice() -> None:
 
 def test_a_destination_is_awaited_until_it_has_answered() -> None:
     _, channel = pair()
-    pages = Pages(channel, "ram", hides_flushes=False)
+    pages = Memory(channel)
     seen = [pages.is_awaited]
     for said_next in (PONG, SHUT[:-1]):
         read(pages, said_next)
@@ -200,13 +181,6 @@ def test_a_destination_is_awaited_until_it_has_answered() -> None:
 
 def test_a_destination_that_could_not_take_it_in_has_failed() -> None:
     _, channel = pair()
-    pages = Pages(channel, "ram", hides_flushes=False)
+    pages = Memory(channel)
     read(pages, PONG + message(1, bytes(3) + b"\1"), is_answered=True)
     assert (pages.is_awaited, pages.has_failed) == (False, True)
-
-
-def test_of_disks_nothing_is_awaited() -> None:
-    _, channel = pair()
-    pages = Pages(channel, "disk", hides_flushes=False)
-    read(pages, PONG)
-    assert (pages.is_awaited, pages.has_failed) == (False, False)

@@ -22,6 +22,7 @@ from landbridge.link import Link
 from landbridge.receiving import CEILING
 from landbridge.sending import UNSENT
 from tests.unit.locals import Local
+from tests.unit.nbd_made import DISCONNECT, STRUCTURED, WRITE, beginning, request
 from tests.unit.rpc_made import prepared
 from tests.unit.test_libvirt_rpc import EVENT, PREPARE, message
 from tests.unit.test_return_path import PONG as ANSWERED
@@ -495,6 +496,27 @@ async def test_a_program_that_goes_away_with_bytes_on_the_way_resets_the_channel
     side.far.send(data(b"too late"))
     assert "the disk socket of the other host was closed" in reason_of(await side.far.next_of(FrameType.RESET))
     assert host.traffic.closed_here == {"disk"}
+
+
+async def test_a_qemu_that_ends_with_writes_under_way_has_not_taken_the_disk_in(host: Host) -> None:
+    side, position = await host.destination("disk"), 0
+    for is_client, what in beginning(STRUCTURED):
+        if is_client:
+            side.far.send(data(what, position))
+            position += len(what)
+            assert await side.local.receive(len(what)) == what
+        else:
+            await side.local.send(what)
+            await side.far.next_of(FrameType.DATA)
+    write = request(STRUCTURED, WRITE, 1, 0, 4096, bytes(4096))
+    side.far.send(data(write + request(STRUCTURED, DISCONNECT, 2, 0, 0), position))
+    assert await side.local.receive(len(write)) == write
+    assert side.carrier.pages is not None
+    assert side.carrier.pages.is_held
+    side.local.close()
+    assert "the disk socket of the other host was closed" in reason_of(await side.far.next_of(FrameType.RESET))
+    assert host.traffic.closed_here == {"disk"}
+    assert host.traffic.is_whole() is False
 
 
 async def test_a_channel_that_is_reset_before_its_socket_is_connected_closes_it_then(host: Host) -> None:

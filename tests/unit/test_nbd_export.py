@@ -1,4 +1,4 @@
-"""What a server of NBD says of its export, without the promise to flush."""
+"""What a server of NBD says of its export, with one promise less and one more."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from agent.stream.nbd import (
     OPTION_REPLY_MAGIC,
     Option,
 )
-from agent.stream.nbd_flush import SEND_FLUSH, FlushHider
+from agent.stream.nbd_export import SEND_FLUSH, WRITE_BEHIND, ExportFlags
 from tests.unit.nbd_reading import joined
 from tests.vectors.nbd_sessions import load
 
@@ -53,32 +53,45 @@ def said(flags: int) -> bytes:
     )
 
 
-def edited(data: bytes, cuts: list[int] | None = None) -> tuple[bytes, FlushHider]:
-    hider, out, cuts = FlushHider(), b"", sorted({0, *(cuts or ()), len(data)})
+def edited(data: bytes, cuts: list[int] | None = None, add: int = 0) -> tuple[bytes, ExportFlags]:
+    export, out, cuts = ExportFlags(clear=SEND_FLUSH, add=add), b"", sorted({0, *(cuts or ()), len(data)})
     for start, end in itertools.pairwise(cuts):
         piece = bytearray(data[start:end])
-        hider.edit(memoryview(piece))
+        export.edit(memoryview(piece))
         out += piece
-    return out, hider
+    return out, export
 
 
 @given(st.lists(st.integers(0, len(said(FLAGS))), max_size=20))
 def test_only_the_promise_is_taken_out_however_the_bytes_are_cut(cuts: list[int]) -> None:
-    out, hider = edited(said(FLAGS), cuts)
+    out, export = edited(said(FLAGS), cuts)
     assert out == said(FLAGS & ~SEND_FLUSH)
-    assert hider.has_hidden
+    assert export.said & SEND_FLUSH
 
 
 def test_byte_by_byte() -> None:
-    out, hider = edited(said(FLAGS), list(range(len(said(FLAGS)))))
+    out, export = edited(said(FLAGS), list(range(len(said(FLAGS)))))
     assert out == said(FLAGS & ~SEND_FLUSH)
-    assert hider.has_hidden
+    assert export.said & SEND_FLUSH
+
+
+@given(st.lists(st.integers(0, len(said(FLAGS))), max_size=20))
+def test_one_promise_is_taken_out_and_the_other_end_takes_ours_out_again(cuts: list[int]) -> None:
+    out, export = edited(said(FLAGS), cuts, WRITE_BEHIND)
+    assert out == said(FLAGS & ~SEND_FLUSH | WRITE_BEHIND)
+    assert export.said == FLAGS
+    other = ExportFlags(clear=WRITE_BEHIND)
+    there = bytearray(out)
+    other.edit(there)
+    assert there == said(FLAGS & ~SEND_FLUSH)
+    assert other.said & WRITE_BEHIND
+    assert other.is_over
 
 
 def test_a_server_that_promises_nothing_is_left_as_it_is() -> None:
-    out, hider = edited(said(FLAGS & ~SEND_FLUSH))
+    out, export = edited(said(FLAGS & ~SEND_FLUSH))
     assert out == said(FLAGS & ~SEND_FLUSH)
-    assert not hider.has_hidden
+    assert not export.said & SEND_FLUSH
 
 
 def test_an_export_that_says_more_than_its_flags_is_read_to_its_end() -> None:
@@ -99,9 +112,9 @@ def test_an_export_that_says_more_than_its_flags_is_read_to_its_end() -> None:
     ids=["no NBD", "no answer", "encrypted", "refused", "too short"],
 )
 def test_whatever_else_is_said_passes_as_it_is(data: bytes) -> None:
-    out, hider = edited(data)
+    out, export = edited(data)
     assert out == data
-    assert not hider.has_hidden
+    assert not export.said & SEND_FLUSH
 
 
 @given(st.binary(max_size=200))
@@ -113,12 +126,12 @@ def test_any_bytes_behind_a_greeting_keep_their_length_and_raise_nothing(data: b
 @pytest.mark.parametrize("name", ["mirror", "copy_there", "odd"])
 def test_of_a_session_that_was_recorded_from_qemu_one_bit_is_changed(name: str) -> None:
     server = joined(load(name), client=False)
-    out, hider = edited(server)
-    assert hider.has_hidden
+    out, export = edited(server)
+    assert export.said & SEND_FLUSH
     (changed,) = [at for at, (before, after) in enumerate(zip(server, out, strict=True)) if before != after]
     assert server[changed] ^ out[changed] == SEND_FLUSH
     assert edited(server, list(range(0, len(server), 7)))[0] == out
-    assert not edited(out)[1].has_hidden
+    assert not edited(out)[1].said & SEND_FLUSH
 
 
 def test_an_export_that_is_asked_for_in_the_old_way_is_left_as_it_is() -> None:
