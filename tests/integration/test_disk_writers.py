@@ -22,25 +22,28 @@ from tests.lab import Lab, WanSettings
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
-# 100 blocks/s, so that ten are written within a round trip; of 256 blocks, so that many are written again before they have arrived.
-BUSY = dataclasses.replace(GUEST, disk_rate=100, disk_fill=1)
+# 100 blocks/s, so that ten are written within a round trip.
+BUSY = dataclasses.replace(GUEST, disk_rate=100)
+# The same, of 256 blocks, so that many are written again before they have arrived.
+HOT = dataclasses.replace(BUSY, disk_fill=1)
 LINE = WanSettings(rate=100, rtt=100)
 # So slow that a move is in its disk phase for some seconds.
-SLOW = WanSettings(rate=1, rtt=100)
+SLOW = WanSettings(rate=8, rtt=100)
 
 
 @pytest.fixture
-def writer(lab: Lab) -> Iterator[Guest]:
+def writer(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Guest]:
     """Such a guest."""
     lab.set_wan(FAST)
     guest = Guest(lab, "db")
-    lab.guests.start(guest.name, HOMES[0], BUSY)
+    lab.guests.start(guest.name, HOMES[0], getattr(request, "param", BUSY))
     yield guest
     lab.wan.heal()
     lab.set_wan(FAST)
     lab.guests.stop(guest.name)
 
 
+@pytest.mark.parametrize("writer", [HOT], ids=["hot"], indirect=True)
 def test_it_arrives_and_its_disk_is_stored_as_it_was(writer: Guest) -> None:
     with moving(writer, LINE, "--verify-disks") as move:
         ended = move.end()
