@@ -42,8 +42,8 @@ import click
 from gateway.cli import words
 from tests.bench import direct
 from tests.bench.direct import METHODS
+from tests.bench.limited import Counter, beats_of, by_landbridge, by_libvirt
 from tests.bench.workloads import BEST, LANDBRIDGE, WORKLOADS, Bound, Workload
-from tests.lab.judge import BEAT
 from tests.lab.lab import Lab
 from tests.lab.settings import LabError, LabSettings, WanSettings
 
@@ -51,7 +51,6 @@ LINE = WanSettings(rate=100, rtt=50, loss=0.05)
 # Seconds.
 LIMIT = 150.0
 VERDICT_PATIENCE = 120.0
-CANCEL_PATIENCE = 120.0
 RATE_WINDOW = 5.0
 # Guests that are moved directly, if they are not well afterwards.
 MOST_TRIES = 3
@@ -199,9 +198,9 @@ class Bench:
     def _move(self, empty: Move, workload: Workload, vm: str, site: str, other: str) -> Move:
         began, before = time.monotonic(), self._beats(vm)
         if empty.method == LANDBRIDGE:
-            outcome = self._by_landbridge(vm, site, other, workload.policy)
+            outcome = by_landbridge(self._lab, vm, (site, other), workload.policy, LIMIT)
         else:
-            outcome = direct.move(self._lab, vm, workload.guest, empty.method, LIMIT)
+            outcome = by_libvirt(self._lab, vm, workload.guest, METHODS[empty.method], LIMIT)
         ended = time.monotonic()
         moving = [beat for beat in self._beats(vm) if beat[0] >= began]
         measured = replace(
@@ -226,25 +225,8 @@ class Bench:
             verdict=verdict.sentence(),
         )
 
-    def _by_landbridge(self, vm: str, site: str, other: str, policy: tuple[str, ...]) -> direct.Outcome:
-        lab = self._lab
-        carried, began = lab.wan.bytes_carried(), time.monotonic()
-        try:
-            done = lab.landbridge(site, "migrate", vm, "--to", f"{other}/{other}-1", *policy, timeout=LIMIT)
-        except subprocess.TimeoutExpired:
-            outcome = direct.Outcome(False, time.monotonic() - began, lab.wan.bytes_carried() - carried)
-            newest = json.loads(lab.landbridge(site, "migrations", "--json").stdout.partition("\n")[0])
-            lab.landbridge(site, "cancel", newest["id"], timeout=CANCEL_PATIENCE)
-            return outcome
-        outcome = direct.Outcome(True, time.monotonic() - began, lab.wan.bytes_carried() - carried)
-        if done.returncode != 0:
-            raise LabError(f"`landbridge migrate` of {vm} failed: {done.stderr.strip()}")
-        return outcome
-
     def _beats(self, vm: str) -> list[tuple[float, int]]:
-        """When each beat was heard, and how many pages the guest had written by then."""
-        lines = self._lab.guests.log(vm).read_text(errors="replace").splitlines()
-        return [(float(line.split(" ", 1)[0]), int(match[4])) for line in lines if (match := BEAT.search(line))]
+        return beats_of(self._lab.guests.log(vm).read_text(errors="replace"), Counter.PAGES_WRITTEN)
 
 
 def _rate(beats: list[tuple[float, int]]) -> float | None:
