@@ -88,12 +88,13 @@ class DestinationDisk(Pages):
         self._undecided = b""
         # Bytes of the source's that QEMU has, that it may be given, and that were read here.
         self._given = self._allowed = self._read = 0
-        self._has_ended = False
+        # Whether QEMU has ended, and whether it was given something after that.
+        self._has_ended = self._is_in_vain = False
         self.hinter.nbd.on_request, self.hinter.nbd.on_reply = self._requested, self._ordering.reply
 
     @property
     def _is_behind(self) -> bool:
-        return bool(self._export.said) and _tells_reads(self)
+        return self._export.is_known and _tells_reads(self)
 
     def _requested(self, request: Request) -> None:
         if self._is_behind:
@@ -107,7 +108,12 @@ class DestinationDisk(Pages):
     @property
     def is_awaited(self) -> bool:  # type: ignore[override]
         """Whether QEMU has not written all that it was given."""
-        return self._ordering.is_awaited
+        return self._ordering.is_awaited or self._is_in_vain
+
+    @property
+    def is_held(self) -> bool:
+        """See `Pages`: nor does QEMU hear of the end before it has written all, for then it would not answer any more."""
+        return super().is_held or (self._ordering.is_awaited and not self._has_ended)
 
     def from_local(self, room: memoryview, length: int, now: float) -> bool:
         """See `Pages`. Raises HypervisorError if a write has failed, ProtocolError if they are not understood any more."""
@@ -157,6 +163,7 @@ class DestinationDisk(Pages):
     def written(self, count: int) -> None:
         """See `Pages`."""
         self._given += count
+        self._is_in_vain = self._is_in_vain or self._has_ended
         super().written(count)
 
     def local_ended(self) -> None:

@@ -49,7 +49,7 @@ class Pages:
 
     @property
     def is_held(self) -> bool:
-        """Whether something that has come is not written yet."""
+        """Whether QEMU may not be told of the end yet: something that has come is not written."""
         return bool(self._for_local)
 
     def from_local(self, room: memoryview, length: int, now: float) -> bool:

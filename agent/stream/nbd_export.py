@@ -40,8 +40,9 @@ class ExportFlags:
 
     def __init__(self, *, clear: int, add: int = 0) -> None:
         """`clear` and `add` are flags."""
-        # The flags as they came, 0 while they have not come. Whether nothing is edited any more.
+        # The flags as they came, and whether they have. Whether nothing is edited any more.
         self.said = 0
+        self.is_known = False
         self.is_over = False
         self._clear, self._add = clear, add
         # Bytes that pass before the next header, and how many bytes of flags come then; and the bytes that follow those.
@@ -79,6 +80,7 @@ class ExportFlags:
         self.said = self.said & ~(0xFF << shift) | data[at] << shift
         data[at] = (data[at] & ~(self._clear >> shift) | self._add >> shift) & 0xFF
         if not self._flags_left:
+            self.is_known = True
             self._skip = self._after_flags
 
     def _expect(self, size: int, then: Callable[[bytes], None]) -> None:

@@ -36,6 +36,9 @@ from agent.stream.nbd import (
 
 # With a request for zeroes: to be refused rather than done slowly. The client goes by the answer.
 FAST_ZERO = 1 << 4
+# Bytes of zeroes, or of a hole, that are answered before they are done. How little they are on the line says nothing of how long the
+# destination's storage takes for them; and where a disk is empty, a mirror asks for 16 MiB at once.
+MOST_ZEROES = 1 << 20
 # Writes that may be under way before the next one waits until all are done: for each one, all of them are looked at.
 MOST_WRITES = 256
 
@@ -43,10 +46,10 @@ MOST_WRITES = 256
 def is_behind(request: Request) -> bool:
     """Whether it is answered before it is done."""
     match request.command:
-        case Command.WRITE | Command.TRIM:
+        case Command.WRITE:
             return True
-        case Command.WRITE_ZEROES:
-            return not request.flags & FAST_ZERO
+        case Command.TRIM | Command.WRITE_ZEROES:
+            return request.length <= MOST_ZEROES and not request.flags & FAST_ZERO
         case _:
             return False
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agent.disk import LOOK_AHEAD, MOST_UNREAD, DestinationDisk, SourceDisk
 from agent.pages import Pages
 from agent.stream.nbd_export import SEND_FLUSH
-from agent.stream.nbd_writes import FAST_ZERO, MOST_WRITES
+from agent.stream.nbd_writes import FAST_ZERO, MOST_WRITES, MOST_ZEROES
 from landbridge.errors import HypervisorError, ProtocolError
 from landbridge.frame import RECORD
 from landbridge.link import POOL
@@ -56,11 +56,11 @@ class Hosts:
         self.client_reads = True
         self._now = 0.0
 
-    def haggle(self) -> Hosts:
-        """Agree on the mode, with an export that is to be flushed."""
+    def haggle(self, flags: int = 1 | SEND_FLUSH) -> Hosts:
+        """Agree on the mode, with such an export."""
         for is_client, data in beginning(self.mode):
             # The flags of the export that nbd_made gives: HAS_FLAGS.
-            said = data.replace(struct.pack("!QH", 1 << 30, 1), struct.pack("!QH", 1 << 30, 1 | SEND_FLUSH))
+            said = data.replace(struct.pack("!QH", 1 << 30, 1), struct.pack("!QH", 1 << 30, flags))
             (self.client_says if is_client else self.server_says)(said)
         self.for_client = self.for_server = b""
         return self
@@ -161,6 +161,19 @@ def test_zeroes_and_holes_are_answered_too(hosts: Hosts) -> None:
     for cookie, command in ((1, WRITE_ZEROES), (2, TRIM)):
         hosts.client_says(request(hosts.mode, command, cookie, cookie * BLOCK, BLOCK))
         assert hosts.read_client() == answer(hosts.mode, cookie, cookie * BLOCK)
+
+
+@pytest.mark.parametrize("command", [WRITE_ZEROES, TRIM])
+def test_more_zeroes_than_are_soon_written_are_waited_for(hosts: Hosts, command: int) -> None:
+    little, much = (request(hosts.mode, command, 1, 0, length) for length in (MOST_ZEROES, MOST_ZEROES + BLOCK))
+    hosts.client_says(little)
+    assert hosts.read_client() == answer(hosts.mode, 1)
+    hosts.client_says(much)
+    assert (hosts.read_client(), hosts.read_server()) == (b"", little)
+    hosts.server_says(done(hosts.mode, 1))
+    assert (hosts.read_client(), hosts.read_server()) == (b"", much)
+    hosts.server_says(done(hosts.mode, 1))
+    assert hosts.read_client() == done(hosts.mode, 1)
 
 
 def test_whoever_asks_for_zeroes_only_if_they_are_cheap_waits_for_the_answer(hosts: Hosts) -> None:
@@ -272,9 +285,32 @@ def test_a_write_that_fails_ends_the_channel_with_the_reason(hosts: Hosts) -> No
 def test_when_qemu_has_ended_nothing_is_held_from_it(hosts: Hosts) -> None:
     hosts.client_says(write(hosts.mode, 1, 0) + request(hosts.mode, DISCONNECT, 2, 0, 0))
     hosts.read_server()
+    hosts.server_says(done(hosts.mode, 1)[:-1])
     hosts.destination.local_ended()
     assert hosts.destination.next_for_local() is not None
     assert hosts.destination.is_awaited
+
+
+def test_a_qemu_that_has_ended_has_not_written_what_it_is_given_then(hosts: Hosts) -> None:
+    hosts.destination.local_ended()
+    hosts.client_says(write(hosts.mode, 1, 0))
+    assert hosts.read_server() == write(hosts.mode, 1, 0)
+    assert hosts.destination.is_awaited
+
+
+def test_the_end_is_told_once_all_is_written(hosts: Hosts) -> None:
+    hosts.client_says(write(hosts.mode, 1, 0))
+    seen = [hosts.destination.is_held]
+    hosts.server_says(done(hosts.mode, 1))
+    assert [*seen, hosts.destination.is_held] == [True, False]
+
+
+def test_an_export_without_any_promise_is_written_behind_as_well() -> None:
+    hosts = Hosts().haggle(flags=0)
+    hosts.client_says(write(STRUCTURED, 1, 0))
+    hosts.server_says(done(STRUCTURED, 1))
+    assert hosts.read_client() == answer(STRUCTURED, 1)
+    assert not hosts.destination.has_hidden_flushes
 
 
 # Where it was not agreed on.
