@@ -101,12 +101,12 @@ class DestinationDisk(Pages):
             self._ordering.request(request)
 
     @property
-    def has_hidden_flushes(self) -> bool:  # type: ignore[override]
+    def has_hidden_flushes(self) -> bool:
         """See `Pages`."""
         return bool(self._export.said & SEND_FLUSH)
 
     @property
-    def is_awaited(self) -> bool:  # type: ignore[override]
+    def is_awaited(self) -> bool:
         """Whether QEMU has not written all that it was given."""
         return self._ordering.is_awaited or self._is_in_vain
 

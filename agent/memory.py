@@ -19,12 +19,12 @@ class Memory(Pages):
         self._has_answered = False
 
     @property
-    def is_awaited(self) -> bool:  # type: ignore[override]
+    def is_awaited(self) -> bool:
         """Whether the destination's QEMU is still to say what became of the memory that it was given."""
         return self._answers.is_awaited and not self._has_answered
 
     @property
-    def has_failed(self) -> bool:  # type: ignore[override]
+    def has_failed(self) -> bool:
         """Whether it has said that it could not take it in."""
         return bool(self._answers.status)
 

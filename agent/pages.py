@@ -25,13 +25,6 @@ class _Piece(NamedTuple):
 class Pages:
     """Between QEMU's socket and its channel. Owned by the event loop."""
 
-    # Whether the source's QEMU was told that it need not flush: then somebody else must.
-    has_hidden_flushes = False
-    # Whether the destination's QEMU is still to say what became of what it was given; and whether it has said that it could not
-    # take that in.
-    is_awaited = False
-    has_failed = False
-
     def __init__(self, channel: Channel, kind: str) -> None:
         """`kind` of the channel: "ram" or "disk"."""
         self.hinter = Hinter(kind, is_client=channel.opened_by_us)
@@ -46,6 +39,21 @@ class Pages:
     def room(self) -> int:
         """Bytes that may be read from the socket."""
         return self._channel.room - len(self.tail)
+
+    @property
+    def has_hidden_flushes(self) -> bool:
+        """Whether the source's QEMU was told that it need not flush: then somebody else must."""
+        return False
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the destination's QEMU is still to say what became of what it was given."""
+        return False
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has said that it could not take that in."""
+        return False
 
     @property
     def is_held(self) -> bool:
