@@ -2,11 +2,11 @@
 
 QEMU calls a copy complete, and libvirt goes on to the memory, in a moment in which nothing of it is under way. A request to write is under
 way until it is answered, a round trip over the WAN at least: of a guest that writes to its disk more often than that, there is no such
-moment, and its migration never comes to its memory. And QEMU has at most 16 requests under way, which fills no long line.
+moment, and its migration does not come to its memory.
 
     source's QEMU      request  ──>  Answering: answered once the agent has all of it  ──>  channel
-    destination's QEMU request  <──  Ordering: in the order in which they would have come  <──  channel
-                       answer   ──>  Ordering: kept; an error ends the channel
+    destination's QEMU request  <──  Ordering: held while it depends on what is under way   <──  channel
+                       answer   ──>  Ordering: not passed on; an error ends the channel
 
 What NBD demands stays true. A server may do requests that are under way together in any order, so a client sends none that depends on
 another before that one is answered; which the source's QEMU believes. So the destination's agent holds a request that touches what is

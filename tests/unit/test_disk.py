@@ -36,6 +36,8 @@ from tests.unit.nbd_made import (
     request,
 )
 from tests.unit.nbd_reading import joined
+from tests.unit.test_nbd_export import FLAGS, edited
+from tests.unit.test_nbd_export import said as haggled
 from tests.vectors.nbd_sessions import load
 
 MODES = (STRUCTURED, EXTENDED)
@@ -311,6 +313,25 @@ def test_an_export_without_any_promise_is_written_behind_as_well() -> None:
     hosts.server_says(done(STRUCTURED, 1))
     assert hosts.read_client() == answer(STRUCTURED, 1)
     assert not hosts.destination.has_hidden_flushes
+
+
+# Haggling.
+
+
+def test_of_the_flags_however_they_come_qemu_sees_neither_the_promise_to_flush_nor_ours() -> None:
+    hosts, server_said = Hosts(), haggled(FLAGS)
+    for at in range(0, len(server_said), 7):
+        hosts.server_says(server_said[at : at + 7])
+    assert hosts.read_client() == edited(server_said)[0] != server_said
+    assert hosts.destination.has_hidden_flushes
+
+
+@pytest.mark.parametrize("disk", [SourceDisk, DestinationDisk])
+def test_where_nothing_was_written_nothing_is_awaited(disk: type[Pages]) -> None:
+    hosts = Hosts()
+    pages = hosts.source if disk is SourceDisk else hosts.destination
+    (hosts.client_says if disk is SourceDisk else hosts.server_says)(b"anything")
+    assert (pages.is_awaited, pages.has_failed) == (False, False)
 
 
 # Where it was not agreed on.
